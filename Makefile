@@ -1,0 +1,45 @@
+# Everything runs in an environment of its own, .venv, made from pinned versions on the first call.
+# PYTHON=python3.12 make test picks another interpreter.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
+  command -v $(python) >/dev/null 2>&1 && $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  2>/dev/null && echo $(python))))
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint types pins clean
+
+help: ## show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
+
+$(READY): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "==> making .venv with $$($(PYTHON) --version) (once; a minute or two)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simulator or (with a key) the live service
+	@$(BIN)/python -m demo
+
+test: $(READY) ## run the test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff: style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy
+	@$(BIN)/mypy
+
+pins: ## renew requirements/dev.txt from pyproject.toml (needs uv)
+	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
+	  pyproject.toml --group dev --output-file requirements/dev.txt
+
+clean: ## remove everything that the targets above made
+	rm -rf .venv .cache .demo build dist .mypy_cache .pytest_cache .ruff_cache

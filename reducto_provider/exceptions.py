@@ -1,0 +1,81 @@
+"""The errors of this package, one per cause.
+
+All are ``AirflowException``s, so that sensors treat them alike in every mode. Those that no retry can mend are
+``AirflowFailException``s as well: Airflow then fails the task at once instead of spending its retries. Each takes
+its message as the only positional argument and so survives pickling.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+
+class ReductoError(AirflowException):
+    """
+    Base of all errors of this package.
+
+    :param retry_after: seconds that the service asked to wait before the next request, if it did.
+    """
+
+    passing: ClassVar[bool] = False
+    """Whether the cause may pass by itself: the hook tries again, and a poll may go on."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ReductoConfigurationError(ReductoError, AirflowFailException):
+    """The Airflow connection, or what an author gave, can't be used; the message names the field."""
+
+
+class ReductoAuthenticationError(ReductoError, AirflowFailException):
+    """401: the key is missing or invalid, often because it is the document API's key."""
+
+
+class ReductoPermissionError(ReductoError, AirflowFailException):
+    """403: the key's owner is not a member of the organization asked for."""
+
+
+class ReductoRequestError(ReductoError, AirflowFailException):
+    """400, or another 4xx without a class of its own: the service refuses the request as it is."""
+
+
+class ReductoRateLimitError(ReductoError):
+    """429, still after all attempts."""
+
+    passing = True
+
+
+class ReductoServerError(ReductoError):
+    """5xx, still after all attempts."""
+
+    passing = True
+
+
+class ReductoTransportError(ReductoError):
+    """No whole answer came: refused, reset, timed out, cut short; still after all attempts."""
+
+    passing = True
+
+
+class ReductoResponseError(ReductoError):
+    """An answer came that breaks the contract (wrong range, not JSON, a redirect): never taken for data."""
+
+
+class ReductoCreditsUnavailableError(ReductoError, AirflowFailException):
+    """Credits are needed, but the service sends none for this account."""
+
+
+class ReductoExportError(ReductoError):
+    """Files could not be written; days that were there before are untouched."""
+
+
+class ReductoWindowClosedError(ReductoError, AirflowFailException):
+    """The window is over and the threshold was not exceeded: waiting on is in vain."""
+
+
+class ReductoTriggerEventError(ReductoError):
+    """A deferred task was resumed with an event that its trigger can't have sent."""

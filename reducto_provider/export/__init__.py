@@ -1,0 +1,1 @@
+"""A report becomes files. Knows paths and bytes, not Airflow's tasks."""

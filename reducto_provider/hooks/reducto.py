@@ -1,0 +1,500 @@
+"""The hook: an Airflow connection's key, requests to the Usage Export API, retries and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import ssl
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from urllib.parse import quote, urlencode, urlsplit
+
+import aiohttp
+import certifi
+import msgspec
+import requests
+import tenacity
+import urllib3
+import yarl
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.http.hooks.http import HttpHook
+from asgiref.sync import sync_to_async
+from requests.auth import AuthBase
+from requests.utils import get_environ_proxies, select_proxy
+
+from reducto_provider import __version__
+from reducto_provider.exceptions import (
+    ReductoAuthenticationError,
+    ReductoConfigurationError,
+    ReductoError,
+    ReductoPermissionError,
+    ReductoRateLimitError,
+    ReductoRequestError,
+    ReductoResponseError,
+    ReductoServerError,
+    ReductoTransportError,
+)
+from reducto_provider.hooks.settings import KEY_HINT, ReductoSettings, origin_of
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageContractError, UsageReport
+from reducto_provider.usage.window import today
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from airflow.providers.common.compat.sdk import Connection
+    from requests.adapters import HTTPAdapter
+
+ENDPOINT: Final = "/api/v1/usage/export"
+
+MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
+"""An answer longer than this, unpacked, is refused: some 1.5 million rows."""
+
+RETRY_AFTER_CAP: Final = 120.0
+"""Seconds that the service may have us wait between two attempts."""
+
+BACKOFF_INITIAL: Final = 0.5
+BACKOFF_MAX: Final = 30.0
+TEST_CONNECTION_TIMEOUT: Final = 15.0
+
+_CHUNK_BYTES = 256 * 1024
+_EXCERPT_BYTES = 2048
+_DECODE_ASIDE_BYTES = 256 * 1024  # from here on, decoding would hold up an event loop
+_USER_AGENT = f"airflow-provider-reducto/{__version__}"
+
+
+class ReductoHook(HttpHook):
+    """
+    Ask Reducto's Usage Export API.
+
+    The key goes to the connection's own host and to no other: not along a redirect, not through a session that
+    :meth:`get_conn` handed out. It can't be replaced by a netrc entry, and extras never become headers.
+
+    A question is asked up to ``max_attempts`` times (an extra of the connection) while the service answers 429 or
+    5xx or the transport fails, with jittered exponential waits, or as long as ``Retry-After`` says, at most
+    :data:`RETRY_AFTER_CAP` seconds. Every other failure is raised at once. Sync and async behave alike.
+
+    As an async context manager the hook keeps one session open for all that is asked meanwhile.
+
+    :param reducto_conn_id: the Airflow connection, of type ``reducto``.
+    :param adapter: mounted for the sync session, instead of the one that keeps TCP alive.
+    """
+
+    conn_name_attr = "reducto_conn_id"
+    default_conn_name = "reducto_default"
+    conn_type = "reducto"
+    hook_name = "Reducto"
+
+    def __init__(
+        self,
+        reducto_conn_id: str = default_conn_name,
+        *,
+        adapter: HTTPAdapter | None = None,
+        **keep_alive: Any,
+    ) -> None:
+        super().__init__(method="GET", http_conn_id=reducto_conn_id, adapter=adapter, **keep_alive)
+        self.reducto_conn_id = reducto_conn_id
+        self._settings: ReductoSettings | None = None
+        self._session: requests.Session | None = None
+        self._async_session: aiohttp.ClientSession | None = None
+        self._pace: _Pace | None = None
+
+    @property
+    def settings(self) -> ReductoSettings:
+        """
+        What the connection says, read once.
+
+        :raises ReductoConfigurationError: naming the connection's field that can't be used.
+        """
+        if self._settings is None:
+            connection = self.get_connection(self.reducto_conn_id)
+            self._settings = ReductoSettings.of(connection, connection.extra_dejson)
+        return self._settings
+
+    async def aget_settings(self) -> ReductoSettings:
+        """:attr:`settings` for an event loop, which looking a connection up must not block."""
+        if self._settings is None:
+            try:
+                connection = await get_async_connection(self.reducto_conn_id, hook=self)
+            except AirflowNotFoundException:
+                # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
+                connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)
+            self._settings = ReductoSettings.of(connection, await get_async_extra_dejson(connection))
+        return self._settings
+
+    def get_usage(self, query: UsageQuery) -> UsageReport:
+        """
+        Ask and return the checked answer.
+
+        :raises ReductoError: one class per cause, see :mod:`reducto_provider.exceptions`.
+        """
+        return self._get_usage(query, self.settings)
+
+    async def aget_usage(self, query: UsageQuery) -> UsageReport:
+        """:meth:`get_usage` for an event loop."""
+        settings = await self.aget_settings()
+        query = _with_organization(query, settings)
+        retrying = tenacity.AsyncRetrying(**self._retry_policy(settings))
+        body: bytes
+        if self._async_session is not None:
+            body = await retrying(self._afetch, query, settings, self._async_session)
+        else:
+            async with await _open_async_session(settings) as session:
+                body = await retrying(self._afetch, query, settings, session)
+        if len(body) < _DECODE_ASIDE_BYTES:
+            return self._decode(body, query, settings)
+        return await asyncio.to_thread(self._decode, body, query, settings)
+
+    async def __aenter__(self) -> Self:
+        self._async_session = await _open_async_session(await self.aget_settings())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        session, self._async_session = self._async_session, None
+        if session is not None:
+            await session.close()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for yesterday's usage, once and briefly; say what came of it in words that a person can act on."""
+        yesterday = today() - timedelta(days=1)
+        try:
+            timeout = min(self.settings.timeout, TEST_CONNECTION_TIMEOUT)
+            settings = replace(self.settings, timeout=timeout, max_attempts=1)
+            report = self._get_usage(UsageQuery(start=yesterday, end=yesterday), settings)
+        except (ReductoError, AirflowNotFoundException) as error:
+            return False, str(error)
+        used = f"{report.request_count} requests" if report.rows else "no usage"
+        return True, f"Connected to {settings.base_url}. Organization {report.org_id}: {used} on {yesterday}."
+
+    def get_conn(
+        self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
+    ) -> requests.Session:
+        """
+        The session that requests are made with. It carries the key to the connection's own host only, follows no
+        redirect, and ignores netrc; the environment's proxies and CA bundle apply.
+
+        :raises ReductoConfigurationError: if headers or options are given: they come from the connection alone.
+        """
+        if headers or extra_options:
+            raise ReductoConfigurationError(
+                "ReductoHook.get_conn() takes neither headers nor extra_options: use the connection's extras"
+            )
+        if self._session is None:
+            settings = self.settings
+            self._set_base_url(None)
+            session = self._configure_session_from_mount_adapters(requests.Session())
+            session.trust_env = False  # or netrc and the proxies of other URLs would be mixed in
+            session.auth = _BearerAuth(settings)
+            session.max_redirects = 0
+            session.headers["User-Agent"] = _USER_AGENT
+            session.verify = _verify(settings)
+            if proxy := _proxy(settings):
+                session.proxies = {settings.origin[0]: proxy}
+            self._session = session
+        return self._session
+
+    def url_from_endpoint(self, endpoint: str | None) -> str:
+        """The connection's base URL and ``endpoint``, joined by one slash."""
+        return f"{self.settings.base_url}/{(endpoint or '').lstrip('/')}"
+
+    def run(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: requests are made by :meth:`get_usage` and :meth:`aget_usage` only."""
+        _refuse("run")
+
+    def run_and_check(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, like :meth:`run`."""
+        _refuse("run_and_check")
+
+    def check_response(self, response: requests.Response) -> NoReturn:
+        """Refused, like :meth:`run`: the inherited one logs whole bodies."""
+        _refuse("check_response")
+
+    def run_with_advanced_retry(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, like :meth:`run`: attempts are a matter of the connection's ``max_attempts``."""
+        _refuse("run_with_advanced_retry")
+
+    def _set_base_url(self, connection: Connection | None) -> None:
+        # The inherited one takes a host without a scheme for http and would send the key in clear.
+        self.base_url = self.settings.base_url
+        self._base_url_initialized = True
+
+    def _get_usage(self, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
+        query = _with_organization(query, settings)
+        body: bytes = tenacity.Retrying(**self._retry_policy(settings))(self._fetch, query, settings)
+        return self._decode(body, query, settings)
+
+    def _fetch(self, query: UsageQuery, settings: ReductoSettings) -> bytes:
+        """One attempt: the body of a good answer."""
+        time.sleep(self._reserve(settings))
+        deadline = time.monotonic() + settings.timeout
+        try:
+            with self.get_conn().get(
+                _url(query, settings), timeout=settings.timeout, stream=True, allow_redirects=False
+            ) as response:
+                body = _Body(response.status_code)
+                # read1 returns what is there: a server that trickles can't stretch one read beyond the deadline.
+                while not body.full and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True)):
+                    body.add(chunk)
+                    if time.monotonic() > deadline:
+                        raise requests.Timeout(f"no whole answer within {settings.timeout:g} s")
+                answer = _Answer(response.status_code, response.headers, body.content())
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise _transport_error(error, settings) from error
+        return _good_body(answer, query, settings, self.reducto_conn_id)
+
+    async def _afetch(self, query: UsageQuery, settings: ReductoSettings, session: aiohttp.ClientSession) -> bytes:
+        """One attempt: the body of a good answer."""
+        await asyncio.sleep(self._reserve(settings))
+        try:
+            async with session.get(
+                yarl.URL(_url(query, settings), encoded=True),
+                headers={"Authorization": f"Bearer {settings.key}"},
+                timeout=aiohttp.ClientTimeout(total=settings.timeout),
+                allow_redirects=False,
+                proxy=_proxy(settings),
+            ) as response:
+                body = _Body(response.status)
+                async for chunk in response.content.iter_any():
+                    body.add(chunk)
+                    if body.full:
+                        break
+                answer = _Answer(response.status, response.headers, body.content())
+        except TimeoutError as error:
+            timeout = TimeoutError(f"no whole answer within {settings.timeout:g} s")
+            raise _transport_error(timeout, settings) from error
+        except aiohttp.ClientError as error:
+            raise _transport_error(error, settings) from error
+        return _good_body(answer, query, settings, self.reducto_conn_id)
+
+    def _decode(self, body: bytes, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
+        try:
+            return UsageReport.decode(body, query)
+        except UsageContractError as error:
+            raise ReductoResponseError(settings.hide(f"Reducto's answer can't be used: {error}")) from error
+
+    def _retry_policy(self, settings: ReductoSettings) -> dict[str, Any]:
+        """One policy for tenacity's sync and async callers."""
+
+        def log_attempt(state: tenacity.RetryCallState) -> None:
+            self.log.warning(
+                "Attempt %d of %d failed: %s; the next in %.1f s",
+                state.attempt_number,
+                settings.max_attempts,
+                _error_of(state),
+                state.upcoming_sleep,
+            )
+
+        return {
+            "stop": tenacity.stop_after_attempt(settings.max_attempts),
+            "wait": _wait,
+            "retry": tenacity.retry_if_exception(lambda error: isinstance(error, ReductoError) and error.passing),
+            "before_sleep": log_attempt,
+            "reraise": True,
+        }
+
+    def _reserve(self, settings: ReductoSettings) -> float:
+        """Seconds to wait until the connection's ``requests_per_second`` allow the next request."""
+        if self._pace is None:
+            self._pace = _Pace(settings.requests_per_second)
+        return self._pace.reserve()
+
+
+class _BearerAuth(AuthBase):
+    """The key as a bearer token, for the connection's own host only."""
+
+    def __init__(self, settings: ReductoSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if origin_of(request.url or "") != self._settings.origin:
+            raise ReductoConfigurationError(
+                f"the Reducto key is for {self._settings.base_url}: it is not sent to another host"
+            )
+        request.headers["Authorization"] = f"Bearer {self._settings.key}"
+        return request
+
+
+class _Pace:
+    """Spaces requests evenly: ``reserve`` takes the next slot and says how many seconds it is away."""
+
+    def __init__(self, per_second: float | None) -> None:
+        self._interval = 1 / per_second if per_second else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def reserve(self) -> float:
+        with self._lock:
+            now = time.monotonic()
+            slot = max(now, self._next)
+            self._next = slot + self._interval
+            return slot - now
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Body:
+    """Gathers a body within bounds: a good one may not exceed them, of any other an excerpt is enough."""
+
+    def __init__(self, status: int) -> None:
+        self._good = status == HTTPStatus.OK
+        self._limit = MAX_RESPONSE_BYTES if self._good else _EXCERPT_BYTES
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.full = False
+
+    def add(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        self.full = self._size > self._limit
+
+    def content(self) -> bytes:
+        if self.full and self._good:
+            raise ReductoResponseError(
+                f"Reducto's answer is longer than {self._limit / 2**20:g} MiB: ask for fewer days at a time"
+            )
+        return b"".join(self._chunks)[: self._limit]
+
+
+def _with_organization(query: UsageQuery, settings: ReductoSettings) -> UsageQuery:
+    return query if query.org_id or not settings.org_id else replace(query, org_id=settings.org_id)
+
+
+def _url(query: UsageQuery, settings: ReductoSettings) -> str:
+    return f"{settings.base_url}{ENDPOINT}?{urlencode(query.params(), quote_via=quote)}"
+
+
+def _proxy(settings: ReductoSettings) -> str | None:
+    return settings.proxy or select_proxy(settings.base_url, get_environ_proxies(settings.base_url))
+
+
+def _verify(settings: ReductoSettings) -> bool | str:
+    if settings.verify is not True:
+        return settings.verify
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+
+
+async def _open_async_session(settings: ReductoSettings) -> aiohttp.ClientSession:
+    verify: bool | ssl.SSLContext = True
+    if settings.origin[0] == "https":
+        # Reading the CA bundle takes long enough to hold up an event loop.
+        verify = await asyncio.to_thread(_ssl_context, _verify(settings))
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=verify),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": _USER_AGENT},
+        trust_env=False,  # or a netrc entry would replace the key
+    )
+
+
+def _ssl_context(verify: bool | str) -> ssl.SSLContext | bool:
+    if verify is False:
+        return False
+    bundle = Path(certifi.where() if verify is True else verify)
+    if bundle.is_dir():
+        return ssl.create_default_context(capath=bundle)
+    return ssl.create_default_context(cafile=bundle)
+
+
+def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, conn_id: str) -> bytes:
+    """The body of a 200, or the error that the status stands for."""
+    status = answer.status
+    if status == HTTPStatus.OK:
+        if "html" in answer.headers.get("Content-Type", "").lower():
+            raise ReductoResponseError(
+                f"an HTML page came with status 200 from {settings.base_url}: a proxy or a login page answered "
+                "instead of Reducto"
+            )
+        return answer.body
+    what = f"({status}{_excerpt(answer, settings)})"
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise ReductoAuthenticationError(f"Reducto refused the API key of connection {conn_id!r} {what}: {KEY_HINT}")
+    if status == HTTPStatus.FORBIDDEN:
+        raise ReductoPermissionError(
+            f"Reducto refused organization {query.org_id!r} for the API key of connection {conn_id!r} {what}: "
+            "its owner must be a member of that organization"
+        )
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise ReductoRateLimitError(
+            f"Reducto's rate limit is exceeded {what}: lower requests_per_second of connection {conn_id!r}, or "
+            "ask less often",
+            retry_after=_retry_after(answer),
+        )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise ReductoServerError(f"Reducto failed {what}", retry_after=_retry_after(answer))
+    if status >= HTTPStatus.BAD_REQUEST:
+        raise ReductoRequestError(f"Reducto refused the request {what}: {urlencode(query.params())}")
+    if status >= HTTPStatus.MULTIPLE_CHOICES:
+        target = urlsplit(answer.headers.get("Location", "")).netloc or "another page"
+        raise ReductoResponseError(
+            f"{settings.base_url} redirects to {target} {what}: not followed, the key is for its own host only; "
+            f"correct the host of connection {conn_id!r}"
+        )
+    raise ReductoResponseError(f"Reducto answered with a status that it does not document {what}")
+
+
+def _excerpt(answer: _Answer, settings: ReductoSettings) -> str:
+    """The service's own short message, if its answer holds one: never the whole body, never a secret."""
+    text = ""
+    with suppress(ValueError):
+        error = msgspec.json.decode(answer.body)
+        if isinstance(error, dict):
+            text = next((v for k in ("error", "message", "detail") if isinstance(v := error.get(k), str)), "")
+    text = " ".join(settings.hide(text).split())
+    text = "".join(character for character in text if character.isprintable())
+    return f": {text[:200]}" if text else ""
+
+
+def _transport_error(error: Exception, settings: ReductoSettings) -> ReductoTransportError:
+    cause = settings.hide(str(error)) or type(error).__name__
+    return ReductoTransportError(f"no answer from {settings.base_url}: {cause}")
+
+
+def _retry_after(answer: _Answer) -> float | None:
+    """Seconds from now that ``Retry-After`` asks for, given as seconds or as an HTTP date."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text[:9])
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds to the next attempt: what the service asked for, else a jittered exponential."""
+    error = _error_of(state)
+    if isinstance(error, ReductoError) and error.retry_after is not None:
+        # Never earlier than asked, and not all callers at the same moment.
+        return min(error.retry_after, RETRY_AFTER_CAP) + random.uniform(0, BACKOFF_INITIAL)  # noqa: S311
+    exponential: float = min(BACKOFF_INITIAL * 2 ** (state.attempt_number - 1), BACKOFF_MAX)
+    return exponential * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+def _refuse(method: str) -> NoReturn:
+    raise ReductoConfigurationError(
+        f"ReductoHook.{method}() is not available: it would go around the provider's checks; use get_usage()"
+    )

@@ -1,0 +1,203 @@
+"""An Airflow connection, read strictly into what the hook works with."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+from reducto_provider.exceptions import ReductoConfigurationError
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST: Final = "https://studio.reducto.ai"
+DEFAULT_TIMEOUT: Final = 60.0
+DEFAULT_MAX_ATTEMPTS: Final = 5
+
+KEY_HINT: Final = (
+    "the Usage Export API takes the personal key from the API Keys page of Reducto Studio, not the "
+    "REDUCTO_API_KEY of the document API at platform.reducto.ai"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReductoSettings:
+    """
+    What a connection of type ``reducto`` says.
+
+    :param base_url: scheme, host and perhaps port and path, without a slash at its end.
+    :param key: the Studio API key; never shown.
+    :param org_id: the organization asked for when a query names none.
+    :param timeout: seconds for one attempt, its whole answer included.
+    :param max_attempts: requests made at most for one question.
+    :param requests_per_second: never more than these, retries included; None for no limit.
+    :param verify: whether to check the service's certificate, or the path of the CA bundle to check it with.
+    :param proxy: URL of a proxy; None for what the environment says (``https_proxy``, ``no_proxy``).
+    """
+
+    base_url: str
+    key: str = field(repr=False)
+    org_id: str | None = None
+    timeout: float = DEFAULT_TIMEOUT
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    requests_per_second: float | None = None
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, connection: Connection, extra: Mapping[str, Any]) -> ReductoSettings:
+        """
+        Read a connection and its extras. An extra may be text, as connections written as URIs give it; an empty
+        one counts as left out.
+
+        :raises ReductoConfigurationError: naming the connection, the field and the remedy, never the key.
+        """
+        try:
+            if unknown := sorted(extra.keys() - _EXTRAS.keys()):
+                log.warning(
+                    "Connection %s has extras that the Reducto hook does not know: %s. It knows %s.",
+                    connection.conn_id,
+                    ", ".join(unknown),
+                    ", ".join(_EXTRAS),
+                )
+            options = {}
+            for name, parse in _EXTRAS.items():
+                if (value := extra.get(name)) not in (None, ""):
+                    options[name] = parse(f"extra {name!r}", value)
+            return cls(
+                base_url=_base_url(connection.host, connection.schema, connection.port),
+                key=_key(connection.password),
+                **options,
+            )
+        except ValueError as error:
+            raise ReductoConfigurationError(f"connection {connection.conn_id!r}: {error}") from None
+
+    @property
+    def origin(self) -> tuple[str, str, int | None]:
+        """Scheme, host and port: what the key may be sent to."""
+        return origin_of(self.base_url)
+
+    def hide(self, text: str) -> str:
+        """``text`` without the connection's secrets."""
+        secrets = [self.key]
+        if self.proxy and (password := urlsplit(self.proxy).password):
+            secrets.append(password)
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def origin_of(url: str) -> tuple[str, str, int | None]:
+    """The scheme, host and port of a URL, the port made explicit."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme)
+
+
+def _key(password: str | None) -> str:
+    if not password:
+        raise ValueError(f"password is empty: put the API key there; {KEY_HINT}")
+    # What a header can't carry, and what is easily pasted along with a key.
+    if not password.isascii() or not password.isprintable() or " " in password:
+        raise ValueError("password (the API key) holds white space or characters that no key has: paste it again")
+    return password
+
+
+def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
+    host = (host or "").strip() or DEFAULT_HOST
+    url = host if "://" in host else f"{schema or 'https'}://{host}"
+    try:
+        parts = urlsplit(url)
+        if parts.port is None and port is not None:
+            parts = parts._replace(netloc=f"{parts.netloc}:{port}")
+    except ValueError as error:
+        raise ValueError(f"host is not a URL: {error}") from None
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"host must be a host name or an https URL such as {DEFAULT_HOST}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"host must be a plain URL such as {DEFAULT_HOST}, without user, query or fragment")
+    if parts.scheme.lower() == "http" and not _is_loopback(parts):
+        log.warning("The Reducto connection uses plain http to %s: the key is sent in clear.", parts.hostname)
+    return parts.geturl().rstrip("/")
+
+
+def _is_loopback(url: SplitResult) -> bool:
+    host = url.hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be text, not {value!r}")
+    return value.strip()
+
+
+def _seconds(name: str, value: object) -> float:
+    return _number(name, value, "a number of seconds above 0")
+
+
+def _rate(name: str, value: object) -> float:
+    return _number(name, value, "a number above 0")
+
+
+def _number(name: str, value: object, allowed: str) -> float:
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            number = float(value)
+            if math.isfinite(number) and number > 0:
+                return number
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} must be {allowed}, not {value!r}")
+
+
+def _attempts(name: str, value: object) -> int:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 20:
+        return value
+    raise ValueError(f"{name} must be a whole number from 1 to 20, not {value!r}")
+
+
+def _verify(name: str, value: object) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        if Path(value).exists():
+            return value
+    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {value!r}")
+
+
+def _proxy(name: str, value: object) -> str:
+    url = _text(name, value)
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    except ValueError:  # a port that is no number
+        pass
+    # The value may hold a password: it is not repeated.
+    raise ValueError(f"{name} must be the URL of a proxy such as http://proxy:3128")
+
+
+_EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {
+    "org_id": _text,
+    "timeout": _seconds,
+    "max_attempts": _attempts,
+    "requests_per_second": _rate,
+    "verify": _verify,
+    "proxy": _proxy,
+}

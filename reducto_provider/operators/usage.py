@@ -1,0 +1,232 @@
+"""Exports usage to XCom or to files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoExportError
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.storage import check_output_path
+from reducto_provider.links.studio import ReductoStudioLink
+from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
+from reducto_provider.usage.report import json_number, plain
+from reducto_provider.usage.window import DayRange, days_of_run, today
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from reducto_provider.hooks.reducto import ReductoHook
+    from reducto_provider.usage.query import UsageQuery
+    from reducto_provider.usage.report import UsageReport
+
+DEFAULT_MAX_XCOM_BYTES = 48 * 1024
+
+
+class ReductoUsageExportOperator(BaseOperator):
+    """
+    Export the usage of one organization by one dimension: to XCom, or to files in object storage.
+
+    Without dates the days are those that the DAG run covers (:func:`reducto_provider.usage.window.days_of_run`):
+    under a daily schedule the day before. Days are UTC days and whole. A range that reaches today is exported as
+    it stands and logged as not final.
+
+    Without ``output_path`` the XCom holds ``org_id``, ``usage_start_date``, ``usage_end_date``, ``group_by``,
+    ``row_count``, ``credits``, ``request_count`` and ``rows``; an answer too large for that fails, and nothing is
+    cut off. With it, the XCom holds ``files`` instead of ``rows``: for each day its URI (None for a day without
+    usage, which has no file), rows, bytes, and whether it changed. Numbers in XCom are for people and branches; in
+    the files they are exact. ``credits`` is None for an account whose usage comes without credits.
+
+    Running it again replaces what it wrote: the same answer gives the same bytes, restated days are replaced and
+    emptied ones removed. One task exports one organization: fan out with ``.expand(org_id=...)``.
+
+    :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
+    :param usage_start_date: first day, as ``date`` or ``yyyy-mm-dd``.
+    :param usage_end_date: last day, included.
+    :param lookback_days: begin so many days earlier, to take in what was restated meanwhile.
+    :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
+    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param output_path: where files go: a URL, or an absolute path.
+    :param output_conn_id: the Airflow connection for the object store.
+    :param output_format: ``json`` (rows as the service sent them), ``jsonl`` or ``csv``.
+    :param partitioned: a dataset with a file a day below ``output_path``; False for one object at exactly
+        ``output_path``, with ``org_id`` and ``group_by`` as columns.
+    :param max_xcom_bytes: the largest result that goes to XCom with its rows.
+    :param reducto_conn_id: the Airflow connection of type ``reducto``.
+    :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
+    :raises ReductoError: one class per cause, see :mod:`reducto_provider.exceptions`.
+    """
+
+    template_fields: Sequence[str] = (
+        *QUERY_FIELDS,
+        "output_path",
+        "output_conn_id",
+        "output_format",
+        "reducto_conn_id",
+    )
+    operator_extra_links = (ReductoStudioLink(),)
+    ui_color = "#e4e0f5"
+
+    def __init__(
+        self,
+        *,
+        org_id: str | None = None,
+        usage_start_date: date | str | None = None,
+        usage_end_date: date | str | None = None,
+        lookback_days: int = 0,
+        group_by: str = "product",
+        products: str | Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
+        api_keys: str | Sequence[str] | None = None,
+        file_types: str | Sequence[str] | None = None,
+        output_path: str | None = None,
+        output_conn_id: str | None = None,
+        output_format: str = "jsonl",
+        partitioned: bool = True,
+        max_xcom_bytes: int = DEFAULT_MAX_XCOM_BYTES,
+        reducto_conn_id: str = "reducto_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.org_id = org_id
+        self.usage_start_date = usage_start_date
+        self.usage_end_date = usage_end_date
+        self.lookback_days = lookback_days
+        self.group_by = group_by
+        self.products = products
+        self.features = features
+        self.api_keys = api_keys
+        self.file_types = file_types
+        self.output_path = output_path
+        self.output_conn_id = output_conn_id
+        self.output_format = output_format
+        self.partitioned = partitioned
+        self.max_xcom_bytes = max_xcom_bytes
+        self.reducto_conn_id = reducto_conn_id
+        self._check_literals()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Ask, write, and return what goes to XCom."""
+        try:
+            query = self._query(context)
+            if self.output_path is None:
+                return self._export_to_xcom(query)
+            return self._export_to_files(query)
+        except (ValueError, ImportError) as error:
+            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
+
+    @cached_property
+    def hook(self) -> ReductoHook:
+        """The hook of ``reducto_conn_id``."""
+        from reducto_provider.hooks.reducto import ReductoHook
+
+        return ReductoHook(self.reducto_conn_id)
+
+    def _check_literals(self) -> None:
+        check_literals({name: getattr(self, name) for name in QUERY_FIELDS})
+        if is_literal(self.output_format):
+            check_format(self.output_format)
+        if self.output_path is not None and is_literal(self.output_path):
+            self._check_output_path()
+        for name, least in (("lookback_days", 0), ("max_xcom_bytes", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+
+    def _check_output_path(self) -> str:
+        path = check_output_path(self.output_path)
+        if not self.partitioned and path.endswith("/"):
+            raise ValueError(f"output_path must name a file when partitioned=False, not the folder {path!r}")
+        return path
+
+    def _query(self, context: Context) -> UsageQuery:
+        fields = {name: getattr(self, name) for name in QUERY_FIELDS}
+        if fields["usage_start_date"] is None:
+            days = days_of_run(context)
+            fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last
+        query = parse_query(**fields)
+        query = replace(query, start=query.start - timedelta(days=self.lookback_days))
+        self.log.info(
+            "Asking Reducto for the usage of %s on %s by %s",
+            query.org_id or "the connection's organization",
+            DayRange(query.start, query.end),
+            query.group_by,
+        )
+        if query.end >= (day := today()):
+            self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
+        return query
+
+    def _export_to_xcom(self, query: UsageQuery) -> dict[str, Any]:
+        report = self._ask(query)
+        rows = [
+            {
+                "date": row.date.isoformat(),
+                "group": row.group,
+                "credits": None if row.credits is None else json_number(row.credits),
+                "request_count": row.request_count,
+            }
+            for row in report.rows
+        ]
+        result = {**_summary(report), "rows": rows}
+        size = len(msgspec.json.encode(result))
+        if size > self.max_xcom_bytes:
+            raise ReductoConfigurationError(
+                f"{len(rows)} rows make {size} bytes, more than max_xcom_bytes={self.max_xcom_bytes}: set output_path "
+                "to export to files, or ask for fewer days"
+            )
+        return result
+
+    def _export_to_files(self, query: UsageQuery) -> dict[str, Any]:
+        from reducto_provider.export.dataset import PublishError, UsageDataset, publish_object
+        from reducto_provider.export.storage import Storage
+
+        file_format = check_format(self.output_format)
+        storage = Storage(self._check_output_path(), self.output_conn_id)
+        try:
+            if self.partitioned:
+                dataset = UsageDataset(storage, file_format, query.filters())
+                dataset.check()  # before a request is spent on it
+                report = self._ask(query)
+                files = dataset.publish(report, query)
+            else:
+                report = self._ask(query)
+                files = [publish_object(storage, file_format, report)]
+        except PublishError as error:
+            raise ReductoExportError(str(error)) from error
+        self.log.info(
+            "Published %d files with %d bytes at %s; %d changed",
+            sum(file.uri is not None for file in files),
+            sum(file.size for file in files),
+            storage.uri(),
+            sum(file.changed for file in files),
+        )
+        return {**_summary(report), "files": [file.as_json() for file in files]}
+
+    def _ask(self, query: UsageQuery) -> UsageReport:
+        report = self.hook.get_usage(query)
+        self.log.info(
+            "%s used %s credits in %d requests (%d rows)",
+            report.org_id,
+            "no figure of" if report.credits is None else plain(report.credits),
+            report.request_count,
+            len(report.rows),
+        )
+        return report
+
+
+def _summary(report: UsageReport) -> dict[str, Any]:
+    return {
+        "org_id": report.org_id,
+        "usage_start_date": report.start.isoformat(),
+        "usage_end_date": report.end.isoformat(),
+        "group_by": report.group_by,
+        "row_count": len(report.rows),
+        "credits": None if report.credits is None else json_number(report.credits),
+        "request_count": report.request_count,
+    }

@@ -1,0 +1,246 @@
+"""What the Usage Export API answered: decoded into typed rows and held against the contract."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, localcontext
+from functools import cached_property
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from reducto_provider.usage.query import UsageQuery
+
+log = logging.getLogger(__name__)
+
+CREDITS_SCALE: Final = 9
+"""Decimal places that credits are kept to. A service that sums binary floats sends 230.10000000000002."""
+
+_CREDITS_UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
+_CREDITS_LIMIT = Decimal(10) ** (38 - CREDITS_SCALE)  # decimal128(38, 9) holds nothing from here on
+_REQUEST_COUNT_MAX = 2**63 - 1
+# Wide enough that no sum of as many values as fit into memory is ever rounded.
+_EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
+
+
+class UsageContractError(ValueError):
+    """The answer breaks the service's contract: it is for another question, or it can't be trusted as data."""
+
+
+class CreditsUnavailableError(ValueError):
+    """Credits are needed, but the service sends none for this account, as on Reducto's newer pricing."""
+
+
+class UsageRow(msgspec.Struct, frozen=True, gc=False):
+    """
+    The usage of one UTC day by one value of the dimension that its report is grouped by.
+
+    ``group`` is kept as sent, None and empty included. ``credits`` are exact to nine decimal places, or None
+    where the service sent no figure, which is never the same as 0.
+    """
+
+    date: date
+    group: str | None
+    credits: Decimal | None
+    request_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageReport:
+    """
+    The checked answer to one question.
+
+    ``rows`` are in the order of day and group, whatever order they were sent in. A day or a group without
+    usage has no row. ``start`` and ``end`` are UTC days, both included.
+    """
+
+    org_id: str
+    start: date
+    end: date
+    group_by: str
+    rows: tuple[UsageRow, ...]
+    body: bytes = field(default=b"", repr=False, compare=False)
+
+    @classmethod
+    def decode(cls, body: bytes, query: UsageQuery) -> UsageReport:
+        """
+        Decode the answer to ``query`` and check all that the contract lets a client check.
+
+        Credits are rounded half-even to nine places, once, here; they never are a binary float.
+
+        :raises UsageContractError: naming the first offence.
+        """
+        answer = _decode_json(body)
+        _check_echo(answer, query)
+        rows = [
+            UsageRow(row.date, row.group, _credits(row.credits, index), row.request_count)
+            for index, row in enumerate(answer.data)
+        ]
+        _check_rows(rows, query)
+        rows.sort(key=_row_order)
+        return cls(
+            org_id=answer.org_id,
+            start=query.start,
+            end=query.end,
+            group_by=query.group_by,
+            rows=tuple(rows),
+            body=body,
+        )
+
+    @cached_property
+    def credits(self) -> Decimal | None:
+        """The exact sum of the rows' credits: None when any row has none, 0 when there are no rows."""
+        return sum_credits(self.rows)
+
+    @cached_property
+    def request_count(self) -> int:
+        """The sum of the rows' requests."""
+        return sum(row.request_count for row in self.rows)
+
+    def sent_rows(self) -> list[bytes]:
+        """Each of ``rows``, in their order, as the JSON text that the service sent: unknown keys included."""
+        sent = [bytes(text) for text in _SENT_DECODER.decode(self.body).data]
+        return sorted(sent, key=lambda text: _row_order(_KEY_DECODER.decode(text)))
+
+
+def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
+    """The exact sum of the credits of ``rows``: None when any row has none."""
+    total = Decimal(0)
+    with localcontext(_EXACT):
+        for row in rows:
+            if row.credits is None:
+                return None
+            total += row.credits
+    return total
+
+
+def plain(value: Decimal) -> str:
+    """A decimal as people write it: fixed-point, exact, without trailing zeros."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def json_number(value: Decimal) -> int | float:
+    """A decimal as a JSON number: whole ones exact, others as the nearest binary float."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+class _AnswerRow(msgspec.Struct, rename="camel", gc=False):
+    date: date
+    group: str | None
+    request_count: Annotated[int, msgspec.Meta(ge=0, le=_REQUEST_COUNT_MAX)]
+    credits: Any = None  # int, Decimal or offence; typed as Decimal, msgspec would take a number given as text
+
+
+class _KnownRow(_AnswerRow, rename="camel", gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _Answer(msgspec.Struct, rename="camel"):
+    org_id: str
+    start_date: date
+    end_date: date
+    group_by: str
+    data: list[_AnswerRow]
+
+
+class _KnownAnswer(_Answer, rename="camel"):
+    data: list[_KnownRow]  # type: ignore[assignment]  # narrower on purpose
+
+
+class _RowKey(msgspec.Struct):
+    date: date
+    group: str | None
+
+
+class _SentAnswer(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+class _NamesAnswer(msgspec.Struct):
+    data: list[dict[str, msgspec.Raw]]
+
+
+# float_hook hands over the literal's own text: no binary float on the way to Decimal.
+_KNOWN_DECODER = msgspec.json.Decoder(_KnownAnswer, float_hook=Decimal)
+_DECODER = msgspec.json.Decoder(_Answer, float_hook=Decimal)
+_KEY_DECODER = msgspec.json.Decoder(_RowKey)
+_SENT_DECODER = msgspec.json.Decoder(_SentAnswer)
+_NAMES_DECODER = msgspec.json.Decoder(_NamesAnswer)
+_KNOWN_NAMES = frozenset(("date", "group", "credits", "requestCount"))
+_logged_names: set[str] = set()
+
+
+def _decode_json(body: bytes) -> _Answer:
+    try:
+        body.decode()  # msgspec does not look into the text of keys that it skips
+        try:
+            return _KNOWN_DECODER.decode(body)
+        except msgspec.ValidationError:
+            answer = _DECODER.decode(body)
+            _log_unknown_names(body)
+            return answer
+    except msgspec.ValidationError as error:
+        raise UsageContractError(f"the answer does not have the documented form: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageContractError(f"the answer is not JSON, or it was cut short: {error}") from error
+    except (DecimalException, RecursionError, ValueError) as error:
+        # A literal with an exponent past any number, nesting without end, an integer of thousands of digits.
+        raise UsageContractError(f"the answer holds a value out of all bounds: {error!r}") from error
+
+
+def _log_unknown_names(body: bytes) -> None:
+    names = {name for row in _NAMES_DECODER.decode(body).data for name in row} - _KNOWN_NAMES - _logged_names
+    if names:
+        _logged_names.update(names)
+        log.info("The service sends row keys that this package does not know, left out: %s", sorted(names))
+
+
+def _check_echo(answer: _Answer, query: UsageQuery) -> None:
+    for name, asked, echoed in (
+        ("orgId", query.org_id, answer.org_id),
+        ("startDate", query.start, answer.start_date),
+        ("endDate", query.end, answer.end_date),
+        ("groupBy", query.group_by, answer.group_by),
+    ):
+        if asked is not None and asked != echoed:
+            raise UsageContractError(f"the answer is for {name} {_short(echoed)}, not for {_short(asked)} as asked")
+    if not answer.org_id.strip():
+        raise UsageContractError("the answer names no organization: its orgId is empty")
+
+
+def _credits(value: object, index: int) -> Decimal | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = Decimal(value)
+    if not isinstance(value, Decimal):
+        raise UsageContractError(f"row {index}: credits must be a number, not {_short(value)}")
+    # The comparisons look at sign and exponent only: 1E+9999999999 is never expanded.
+    if value < 0:
+        raise UsageContractError(f"row {index}: credits must not be negative: {_short(value)}")
+    if value >= _CREDITS_LIMIT or (rounded := _EXACT.quantize(value, _CREDITS_UNIT)) >= _CREDITS_LIMIT:
+        raise UsageContractError(f"row {index}: credits are beyond decimal128(38, 9): {_short(value)}")
+    return rounded.copy_abs()  # -0.0 is 0; abs() would round to the caller's context
+
+
+def _check_rows(rows: list[UsageRow], query: UsageQuery) -> None:
+    seen: set[tuple[date, str | None]] = set()
+    for index, row in enumerate(rows):
+        if not query.start <= row.date <= query.end:
+            raise UsageContractError(f"row {index}: {row.date} lies outside {query.start} to {query.end}")
+        seen.add((row.date, row.group))
+        if len(seen) == index:
+            raise UsageContractError(f"row {index}: {row.date} has the group {_short(row.group)} twice")
+
+
+def _row_order(row: UsageRow | _RowKey) -> tuple[date, bool, str]:
+    return row.date, row.group is not None, row.group or ""
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
