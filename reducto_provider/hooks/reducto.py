@@ -49,7 +49,7 @@ from reducto_provider.usage.report import UsageContractError, UsageReport
 from reducto_provider.usage.window import today
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -195,10 +195,9 @@ class ReductoHook(HttpHook):
         if self._session is None:
             settings = self.settings
             self._set_base_url(None)
-            session = self._configure_session_from_mount_adapters(requests.Session())
+            session = self._configure_session_from_mount_adapters(_Session())
             session.trust_env = False  # or netrc and the proxies of other URLs would be mixed in
             session.auth = _BearerAuth(settings)
-            session.max_redirects = 0
             session.headers["User-Agent"] = _USER_AGENT
             session.verify = _verify(settings)
             if proxy := _proxy(settings):
@@ -310,6 +309,13 @@ class ReductoHook(HttpHook):
         if self._pace is None:
             self._pace = _Pace(settings.requests_per_second)
         return self._pace.reserve()
+
+
+class _Session(requests.Session):
+    """Takes a redirect for an answer, whatever its caller says: following it could take the key along."""
+
+    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return iter(())
 
 
 class _BearerAuth(AuthBase):
