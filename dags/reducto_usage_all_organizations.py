@@ -1,0 +1,50 @@
+"""
+# Every organization's usage, every day
+
+One mapped task per organization exports the day that ended, as JSON lines, into one partitioned dataset, and takes
+the two days before along in case they were restated. The grid shows the organization's id instead of a number.
+
+Needs the connections that `reducto_organizations.yaml` names. A failed organization holds up no other; clear its
+task to export it again, which replaces what it wrote.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
+
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+with DAG(
+    dag_id="reducto_usage_all_organizations",
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+    doc_md=__doc__,
+    tags=["reducto", "example"],
+):
+    export_usage = ReductoUsageExportOperator.partial(
+        task_id="export_usage",
+        lookback_days=2,
+        output_path=OUTPUT_PATH,
+        map_index_template="{{ task.org_id }}",
+    ).expand_kwargs([{"org_id": each["id"], "reducto_conn_id": each["connection"]} for each in ORGANIZATIONS])
+
+    @task(trigger_rule="all_done")
+    def summarize(exports: list[dict]) -> dict[str, int]:
+        """Log what each organization used, and return its number of requests."""
+        requests = {}
+        for export in exports:
+            credits = "-" if export["credits"] is None else f"{export['credits']:,.1f}"
+            changed = [file["date"] for file in export["files"] if file["changed"]]
+            print(
+                f"{export['org_id']:<16} {export['usage_start_date']} to {export['usage_end_date']}: "
+                f"{credits} credits, {export['request_count']:,} requests; changed: {', '.join(changed) or 'nothing'}"
+            )
+            requests[export["org_id"]] = export["request_count"]
+        return requests
+
+    summarize(export_usage.output)

@@ -1,0 +1,68 @@
+"""
+# A DAG for each organization: its month, and its budget
+
+For every entry of `reducto_organizations.yaml` there is a DAG `reducto_usage_<id>`. On the first of a month it exports
+the month that ended as one CSV file, and starts to watch the budget of the month that begins: the sensor waits in the
+triggerer, holding no worker, until the month's usage exceeds the budget, and its owners are told, once. When the month
+ends within its budget the sensor is skipped, and so is the message.
+
+To act on an exceeded budget, replace `tell_owners`, for instance by a notifier of the Slack or SMTP provider.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
+
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+
+
+@task
+def tell_owners(reading: dict, owners: list[str]) -> str:
+    """Say who used how much. The reading is the sensor's XCom."""
+    message = (
+        f"{reading['org_id']} used {reading['value']:,} {reading['metric']} from {reading['usage_start_date']} to "
+        f"{reading['usage_end_date']}, more than its budget of {reading['threshold']:,}."
+    )
+    print(f"To {', '.join(owners)}: {message}")
+    return message
+
+
+for organization in ORGANIZATIONS:
+    with DAG(
+        dag_id=f"reducto_usage_{organization['id']}",
+        schedule="@monthly",
+        start_date=datetime(2026, 1, 1),
+        catchup=False,
+        default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+        doc_md=__doc__,
+        tags=["reducto", "example"],
+    ):
+        export_month = ReductoUsageExportOperator(
+            task_id="export_month",
+            org_id=organization["id"],
+            reducto_conn_id=organization["connection"],
+            group_by="api_key",
+            output_path=f"{OUTPUT_PATH}_monthly/{organization['id']}/"
+            "{{ (data_interval_end | default(dag_run.run_after)).strftime('%Y-%m-%d') }}.csv",
+            output_format="csv",
+            partitioned=False,
+        )
+
+        budget_exceeded = ReductoUsageThresholdSensor(
+            task_id="budget_exceeded",
+            org_id=organization["id"],
+            reducto_conn_id=organization["connection"],
+            threshold=organization["budget"],
+            metric=organization["metric"],
+            window="month",
+            deferrable=True,
+            poke_interval=timedelta(hours=1),
+            timeout=timedelta(days=32),
+        )
+
+        export_month >> budget_exceeded
+        tell_owners(budget_exceeded.output, organization["owners"])

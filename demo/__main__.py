@@ -1,0 +1,270 @@
+"""Run the example DAGs through Airflow itself and show what came of it.
+
+Airflow lives in `.demo/` with an SQLite database; nothing outside that folder is touched, and no process is left.
+Without a key the service is the simulator, on loopback; with one it is Reducto's own:
+
+    REDUCTO_API_KEY_STUDIO   the personal key from the API Keys page of Reducto Studio
+    REDUCTO_ORG_IDS          organizations to ask for, separated by commas; by default the key's own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+HOME = PROJECT / ".demo"
+DAGS = HOME / "dags"
+USAGE = HOME / "reducto_usage"
+LOG = HOME / "demo.log"
+
+BACKFILL_DAYS = 30
+LIVE_BUDGET = 1000
+
+
+def main() -> int:
+    HOME.mkdir(exist_ok=True)
+    with screen_and_log() as screen:
+        try:
+            demo(screen)
+        except Exception as error:  # noqa: BLE001  # a person sees what went wrong, and where the rest is told
+            traceback.print_exc()
+            print(f"\nfailed: {error}\nThe whole story is in {shown(LOG)}", file=screen)
+            return 1
+    return 0
+
+
+def demo(screen: TextIO) -> None:
+    key = os.environ.get("REDUCTO_API_KEY_STUDIO")
+    prepare_environment()
+    with live_service() if key else simulated_service() as host:
+        os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"] = json.dumps(
+            {"conn_type": "reducto", "host": host, "password": key or "sim-key-all"}
+        )
+        service = "the live service" if key else f"a simulator on {host}; with REDUCTO_API_KEY_STUDIO set, the real one"
+        print(f"Service   {service or host}", file=screen)
+        print(f"Airflow   {airflow_version()}, in {shown(HOME)}; all that it logs: {shown(LOG)}\n", file=screen)
+        steps = Steps(screen)
+
+        with steps("airflow db migrate"):
+            migrate_database()
+        organizations = live_organizations() if key else None
+        provide_dags(organizations)
+        bag = load_dags()
+
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        first, last = today - timedelta(days=BACKFILL_DAYS), today - timedelta(days=1)
+        last_month = (today.replace(day=1) - timedelta(days=1)).replace(day=1)
+        with steps(f"reducto_usage_backfill, {first:%Y-%m-%d} to {last:%Y-%m-%d}"):
+            backfill = run_dag(
+                bag["reducto_usage_backfill"], conf={"start": f"{first:%Y-%m-%d}", "end": f"{last:%Y-%m-%d}"}
+            )
+        with steps(f"reducto_usage_all_organizations, as scheduled {today:%Y-%m-%d}"):
+            daily = run_dag(bag["reducto_usage_all_organizations"], logical_date=today)
+        monthly = {}
+        for dag_id, dag in sorted(bag.items()):
+            if dag_id not in ("reducto_usage_backfill", "reducto_usage_all_organizations"):
+                with steps(f"{dag_id}, as scheduled {last_month:%Y-%m-%d}"):
+                    monthly[dag_id] = run_dag(dag, logical_date=last_month)
+
+    print("\nExported", file=screen)
+    show_exports(screen, backfill.xcoms["export_usage"])
+    changed = sum(file["changed"] for export in daily.xcoms["export_usage"] for file in export["files"])
+    print(f"  the daily run exported its three days again: {changed} files changed", file=screen)
+    print(f"\nBudgets of {last_month:%B %Y}, as the sensors saw them", file=screen)
+    show_budgets(screen, monthly)
+    print("\nFiles", file=screen)
+    show_files(screen)
+
+
+class Steps:
+    """Says what is being done, and, when it is done, how long it took."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._screen = screen
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        print(f"  {what} ".ljust(70, "."), end="", flush=True, file=self._screen)
+        start = time.monotonic()
+        yield
+        print(f" {time.monotonic() - start:4.1f} s", file=self._screen)
+
+
+class Run:
+    """What a DAG run came to: the states of its tasks and their XComs, mapped ones in order."""
+
+    def __init__(self, dag_run: Any) -> None:
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        with create_session() as session:
+            self.states = {ti.task_id: str(ti.state) for ti in dag_run.get_task_instances(session=session)}
+            values = session.scalars(
+                select(XComModel)
+                .where(XComModel.run_id == dag_run.run_id, XComModel.dag_id == dag_run.dag_id)
+                .where(XComModel.key == "return_value")
+                .order_by(XComModel.map_index)
+            )
+            self.xcoms: dict[str, list[Any]] = {}
+            for xcom in values:
+                self.xcoms.setdefault(xcom.task_id, []).append(XComModel.deserialize_value(xcom))
+
+
+def run_dag(dag: Any, *, logical_date: datetime | None = None, conf: dict[str, Any] | None = None) -> Run:
+    dag_run = dag.test(logical_date=logical_date, run_conf=conf)
+    run = Run(dag_run)
+    failed = sorted(task for task, state in run.states.items() if state not in ("success", "skipped"))
+    if dag_run.state != "success":
+        raise RuntimeError(f"{dag.dag_id} ended as {dag_run.state}: {', '.join(failed)}")
+    return run
+
+
+def show_exports(screen: TextIO, exports: list[dict[str, Any]]) -> None:
+    print(
+        f"  {'organization':<16}{'days':<26}{'credits':>12}{'requests':>12}{'files':>8}{'empty days':>12}", file=screen
+    )
+    for export in exports:
+        days = f"{export['usage_start_date']} to {export['usage_end_date']}"
+        credits = "-" if export["credits"] is None else f"{export['credits']:,.1f}"
+        files = [file["uri"] for file in export["files"] if file["uri"]]
+        empty = len(export["files"]) - len(files)
+        print(
+            f"  {export['org_id']:<16}{days:<26}{credits:>12}{export['request_count']:>12,}{len(files):>8}{empty:>12}",
+            file=screen,
+        )
+
+
+def show_budgets(screen: TextIO, runs: dict[str, Run]) -> None:
+    for dag_id, run in runs.items():
+        org_id = dag_id.removeprefix("reducto_usage_")
+        if readings := run.xcoms.get("budget_exceeded"):
+            reading = readings[0]
+            print(
+                f"  {org_id:<16}exceeded: {reading['value']:,} of {reading['threshold']:,} {reading['metric']}; "
+                "owners told",
+                file=screen,
+            )
+        else:
+            print(f"  {org_id:<16}kept: sensor {run.states['budget_exceeded']}, nobody told", file=screen)
+
+
+def show_files(screen: TextIO) -> None:
+    days = sorted((USAGE / "data").glob("*/*/*/*"))
+    months = sorted(HOME.glob("reducto_usage_monthly/*/*"))
+    print(f"  {shown(USAGE)}: {len(days)} files of a day, {len(months)} of a month beside it", file=screen)
+    if days:
+        print(f"  {shown(days[-1])}:", file=screen)
+        for line in days[-1].read_text().splitlines()[:3]:
+            print(f"    {line}", file=screen)
+
+
+def prepare_environment() -> None:
+    """Set up the environment that Airflow reads when it is imported: nothing of the machine's own takes part."""
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        del os.environ[name]
+    shutil.rmtree(DAGS, ignore_errors=True)
+    for results in (USAGE, HOME / "reducto_usage_monthly"):
+        shutil.rmtree(results, ignore_errors=True)
+    os.environ.update(
+        AIRFLOW_HOME=str(HOME),
+        AIRFLOW__CORE__DAGS_FOLDER=str(DAGS),
+        AIRFLOW__CORE__LOAD_EXAMPLES="False",
+        AIRFLOW__CORE__FERNET_KEY="",
+        AIRFLOW__API_AUTH__JWT_SECRET=secrets.token_urlsafe(32),
+        AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+        REDUCTO_USAGE_PATH=str(USAGE),
+    )
+
+
+@contextmanager
+def simulated_service() -> Iterator[str]:
+    from simulator import Simulator
+
+    with Simulator() as simulator:
+        yield simulator.url
+
+
+def live_service() -> Any:
+    return nullcontext("https://studio.reducto.ai")
+
+
+def live_organizations() -> list[dict[str, Any]]:
+    """The organizations to ask for, with a budget that is only there to have one."""
+    from reducto_provider.hooks.reducto import ReductoHook
+    from reducto_provider.usage.query import UsageQuery
+    from reducto_provider.usage.window import today
+
+    yesterday = today() - timedelta(days=1)
+    hook = ReductoHook()
+    organizations = []
+    for org_id in os.environ.get("REDUCTO_ORG_IDS", "").split(","):
+        report = hook.get_usage(UsageQuery(start=yesterday, end=yesterday, org_id=org_id.strip() or None))
+        organizations.append(
+            {
+                "id": report.org_id,
+                "connection": "reducto_default",
+                "budget": LIVE_BUDGET,
+                "metric": "requests" if report.credits is None else "credits",
+                "owners": ["you"],
+            }
+        )
+    return organizations
+
+
+def provide_dags(organizations: list[dict[str, Any]] | None) -> None:
+    """The example DAGs as they are; for the live service, with its own organizations."""
+    shutil.copytree(PROJECT / "dags", DAGS, ignore=shutil.ignore_patterns("__pycache__"))
+    if organizations:
+        (DAGS / "reducto_organizations.yaml").write_text(yaml.safe_dump({"organizations": organizations}))
+    sys.path.insert(0, str(DAGS))
+
+
+def migrate_database() -> None:
+    subprocess.run([Path(sys.executable).with_name("airflow"), "db", "migrate"], check=True)
+
+
+def load_dags() -> dict[str, Any]:
+    from airflow.dag_processing.dagbag import BundleDagBag
+
+    bag = BundleDagBag(dag_folder=DAGS, bundle_path=DAGS, bundle_name="dags-folder")
+    if bag.import_errors:
+        raise RuntimeError("\n".join(bag.import_errors.values()))
+    return dict(bag.dags)
+
+
+def airflow_version() -> str:
+    from importlib.metadata import version
+
+    return version("apache-airflow")
+
+
+@contextmanager
+def screen_and_log() -> Iterator[TextIO]:
+    """The screen, for what a person wants to see. Everything else that is printed goes to the log."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as screen, LOG.open("w") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        yield screen
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
