@@ -1,0 +1,52 @@
+"""A stand-in of Reducto's Usage Export API: the service's documentation made runnable.
+
+In tests, `with Simulator() as simulator:`; as a process, `python -m simulator`. To learn the service, read
+`service.py`; `usage.py` makes the figures, `faults.py` everything that can go wrong.
+"""
+
+from __future__ import annotations
+
+from simulator.faults import (
+    PASSING,
+    Altered,
+    CutShort,
+    Endless,
+    Fault,
+    Gzip,
+    Reply,
+    Reset,
+    Stall,
+    Trickle,
+    html,
+    redirect,
+    status,
+)
+from simulator.journal import LoggedRequest
+from simulator.population import ORGANIZATIONS, keys_of, many_keys
+from simulator.server import Simulator
+from simulator.usage import Organization, Record, Row, Workload
+
+__all__ = [
+    "ORGANIZATIONS",
+    "PASSING",
+    "Altered",
+    "CutShort",
+    "Endless",
+    "Fault",
+    "Gzip",
+    "LoggedRequest",
+    "Organization",
+    "Record",
+    "Reply",
+    "Reset",
+    "Row",
+    "Simulator",
+    "Stall",
+    "Trickle",
+    "Workload",
+    "html",
+    "keys_of",
+    "many_keys",
+    "redirect",
+    "status",
+]
