@@ -1,0 +1,70 @@
+"""What all tests share: an Airflow home of their own, the simulator, and connections to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports Airflow, which reads its configuration once: no home, setting or connection of the machine
+# takes part in a test.
+for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[name]
+_HOME = tempfile.TemporaryDirectory(prefix="airflow-home-")
+os.environ["AIRFLOW_HOME"] = _HOME.name
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+    os.environ.pop(name, None)
+    os.environ.pop(name.upper(), None)
+
+pytest_plugins = ["tests.real_airflow.fixtures"]
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def _simulator() -> Iterator[Any]:
+    from simulator import Simulator
+
+    with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def simulator(_simulator: Any) -> Iterator[Any]:
+    """The service on loopback, as new for each test."""
+    _simulator.clear()
+    yield _simulator
+    _simulator.clear()
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Define a connection in the environment: ``connect(host=..., password=..., extra={...}, conn_id=...)``."""
+
+    def define(conn_id: str = "reducto_default", **fields: Any) -> str:
+        connection = {"conn_type": "reducto", "password": "sim-key-all", **fields}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+        return conn_id
+
+    return define
+
+
+@pytest.fixture
+def run_dag(dag_runner: Any, simulator: Any) -> Callable[..., Any]:
+    """
+    Run a DAG on real Airflow, with ``reducto_default`` leading to the simulator.
+
+    ``connection`` overrides the connection's fields; the rest is passed on to ``DagRunner.run``.
+    """
+
+    def run(source: str, *, connection: dict[str, Any] | None = None, env: dict[str, str] | None = None, **options: Any):
+        fields = {"conn_type": "reducto", "host": simulator.url, "password": "sim-key-all", **(connection or {})}
+        return dag_runner.run(source, env={"AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(fields), **(env or {})}, **options)
+
+    return run

@@ -1,0 +1,406 @@
+"""The export operator, run by real Airflow against the simulator."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from simulator import Organization, Record, Row, many_keys, status
+from tests.real_airflow.dagtest import DagTestError
+
+RANGE = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def days_of(folder: Path, org_id: str = "org_acme", group_by: str = "product") -> dict[str, Path]:
+    files = (folder / f"data/org_id={org_id}/group_by={group_by}").glob("dt=*/*")
+    return {path.parent.name.removeprefix("dt="): path for path in sorted(files)}
+
+
+def figures(rows: list[Row]) -> list[tuple[str, str | None, Decimal, int]]:
+    return [(row.date.isoformat(), row.group, Decimal(row.credits), row.requests) for row in rows]
+
+
+def test_to_xcom(export, simulator):
+    result = export(org_id="org_acme", usage_start_date="2026-05-01", usage_end_date="2026-05-02").expect()
+
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 2))
+    assert result.xcom("export") == {
+        "org_id": "org_acme",
+        "usage_start_date": "2026-05-01",
+        "usage_end_date": "2026-05-02",
+        "group_by": "product",
+        "row_count": len(truth),
+        "credits": float(sum(row.credits for row in truth)),
+        "request_count": sum(row.requests for row in truth),
+        "rows": [
+            {"date": day, "group": group, "credits": float(credits), "request_count": count}
+            for day, group, credits, count in figures(truth)
+        ],
+    }
+
+
+@pytest.mark.parametrize("output_format", ["json", "jsonl", "csv"])
+def test_to_a_file_a_day(export, simulator, tmp_path, output_format):
+    result = export(org_id="org_acme", output_path=str(tmp_path), output_format=output_format, **RANGE).expect()
+
+    read = []
+    for day, path in days_of(tmp_path).items():
+        assert path.name == f"usage.{output_format}"
+        if output_format == "json":
+            rows = json.loads(path.read_text(), parse_float=Decimal)
+            read += [(r["date"], r["group"], round(Decimal(r["credits"]), 9), r["requestCount"]) for r in rows]
+        elif output_format == "jsonl":
+            rows = [json.loads(line, parse_float=Decimal) for line in path.read_text().splitlines()]
+            read += [(r["date"], r["group"], r["credits"], r["request_count"]) for r in rows]
+        else:
+            rows = list(csv.DictReader(path.read_text().splitlines()))
+            read += [(r["date"], r["group"], Decimal(r["credits"]), int(r["request_count"])) for r in rows]
+        assert {row[0] for row in read if row[0] == day} == {day}
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    assert read == figures(truth)
+
+    xcom = result.xcom("export")
+    assert "rows" not in xcom
+    assert xcom["row_count"] == len(truth)
+    assert [file["date"] for file in xcom["files"]] == [f"2026-05-{day:02}" for day in range(1, 32)]
+    for file in xcom["files"]:
+        path = Path(file["uri"].removeprefix("file://"))
+        assert file["bytes"] == path.stat().st_size
+        assert file["changed"] is True
+
+
+@pytest.mark.parametrize("output_format", ["json", "jsonl", "csv"])
+def test_to_one_object(export, simulator, tmp_path, output_format):
+    target = tmp_path / f"deep/down/usage.{output_format}"
+    result = export(
+        org_id="org_acme", output_path=f"file://{target}", output_format=output_format, partitioned=False, **RANGE
+    ).expect()
+
+    [file] = result.xcom("export")["files"]
+    assert file["uri"] == f"file://{target}"
+    assert file["bytes"] == target.stat().st_size
+    if output_format == "csv":
+        rows = list(csv.DictReader(target.read_text().splitlines()))
+    elif output_format == "jsonl":
+        rows = [json.loads(line) for line in target.read_text().splitlines()]
+    else:
+        rows = json.loads(target.read_text())
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    assert len(rows) == file["row_count"] == len(truth)
+    assert {(row["org_id"], row["group_by"]) for row in rows} == {("org_acme", "product")}
+    assert sum(float(row["credits"]) for row in rows) == pytest.approx(float(sum(row.credits for row in truth)))
+    assert content_of(tmp_path).keys() == {f"deep/down/usage.{output_format}"}
+
+
+def test_a_range_of_many_months(export, simulator, tmp_path):
+    export(
+        org_id="org_globex", output_path=str(tmp_path), usage_start_date="2025-09-15", usage_end_date="2026-08-14"
+    ).expect()
+
+    truth = simulator.truth("org_globex", date(2025, 9, 15), date(2026, 8, 14))
+    assert list(days_of(tmp_path, "org_globex")) == sorted({row.date.isoformat() for row in truth})
+    assert len(list(tmp_path.glob("metadata/*/*/*.json"))) == 334, "a manifest for each day, empty ones included"
+    assert len(simulator.requests) == 1
+
+
+def test_running_it_again_gives_the_same_bytes(export, tmp_path):
+    arguments = {"org_id": "org_acme", "output_path": str(tmp_path), **RANGE}
+    export(**arguments).expect()
+    before = content_of(tmp_path / "data")
+    again = export(**arguments).expect()
+
+    assert content_of(tmp_path / "data") == before
+    assert not any(file["changed"] for file in again.xcom("export")["files"])
+
+
+def test_restated_and_emptied_days_replace_what_was_there(export, simulator, tmp_path):
+    arguments = {"org_id": "org_acme", "output_path": str(tmp_path), **RANGE}
+    export(**arguments).expect()
+    before = content_of(tmp_path / "data")
+    simulator.usage.restate("org_acme", date(2026, 5, 10), factor=2)
+    simulator.usage.restate("org_acme", date(2026, 5, 20), factor=0)
+    result = export(**arguments).expect()
+
+    changed = [file for file in result.xcom("export")["files"] if file["changed"]]
+    assert [file["date"] for file in changed] == ["2026-05-10", "2026-05-20"]
+    assert changed[1] == {"uri": None, "date": "2026-05-20", "row_count": 0, "bytes": 0, "changed": True}
+    after = content_of(tmp_path / "data")
+    assert {name.split("dt=")[1][:10] for name in before.keys() ^ after.keys()} == {"2026-05-20"}
+    assert {name.split("dt=")[1][:10] for name in after if after[name] != before[name]} == {"2026-05-10"}
+    truth = simulator.truth("org_acme", date(2026, 5, 10), date(2026, 5, 10))
+    lines = days_of(tmp_path)["2026-05-10"].read_text().splitlines()
+    assert [json.loads(line, parse_float=Decimal)["credits"] for line in lines] == [row.credits for row in truth]
+
+
+def test_lookback_begins_earlier(export):
+    result = export(
+        org_id="org_acme", lookback_days=2, run={"logical_date": datetime(2026, 10, 22, tzinfo=UTC)}
+    ).expect()
+
+    assert result.xcom("export")["usage_start_date"] == "2026-10-19"
+    assert result.xcom("export")["usage_end_date"] == "2026-10-21"
+
+
+def test_today_is_exported_as_not_final(export):
+    today = datetime.now(UTC).date()
+    result = export(
+        org_id="org_acme", usage_start_date=str(today - timedelta(days=1)), usage_end_date=str(today)
+    ).expect()
+
+    assert f"Usage from {today} on is not final" in result.log
+
+
+def test_templates(export, simulator, tmp_path):
+    result = export(
+        params={"org": "org_globex", "start": "2026-05-01", "products": ["parse", "extract"], "by": "feature"},
+        org_id="{{ params.org }}",
+        usage_start_date="{{ params.start }}",
+        usage_end_date="{{ macros.ds_add(params.start, 6) }}",
+        group_by="{{ params.by }}",
+        products=["{{ params.products[0] }}", "{{ params.products[1] }}"],
+        features="{{ 'standard' }}",
+        output_path=f"{tmp_path}/{{{{ params.org }}}}",
+        output_format="{{ 'csv' }}",
+        reducto_conn_id="reducto_{{ 'default' }}",
+    ).expect()
+
+    [request] = simulator.requests
+    assert request.query == [
+        ("startDate", "2026-05-01"),
+        ("endDate", "2026-05-07"),
+        ("groupBy", "feature"),
+        ("orgId", "org_globex"),
+        ("product", "parse"),
+        ("product", "extract"),
+        ("feature", "standard"),
+    ]
+    assert result.xcom("export")["files"][0]["uri"].startswith(f"file://{tmp_path}/org_globex/data/")
+
+
+def test_a_mapped_export(run_dag, simulator):
+    organizations = ["org_acme", "org_globex", "org_initech"]
+    result = run_dag(f"""
+        from airflow.providers.common.compat.sdk import DAG
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        with DAG("fleet", schedule=None):
+            ReductoUsageExportOperator.partial(
+                task_id="export",
+                usage_start_date="2026-05-01",
+                usage_end_date="2026-05-02",
+            ).expand(org_id={organizations})
+        """).expect()
+
+    assert [xcom["org_id"] for xcom in result.xcom("export")] == organizations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"usage_start_date": "2026-05-02", "usage_end_date": "2026-05-01"}, ["2026-05-02", "after", "2026-05-01"]),
+        ({"usage_start_date": "2026-05-02"}, ["usage_start_date", "usage_end_date", "both"]),
+        ({"usage_start_date": "02.05.2026", "usage_end_date": "2026-05-03"}, ["usage_start_date", "02.05.2026"]),
+        ({"group_by": "apiKey"}, ["group_by", "apiKey", "api_key"]),
+        ({"products": ["parse", ""]}, ["products", "not empty"]),
+        ({"org_id": ""}, ["org_id", "not empty"]),
+        ({"output_format": "xml"}, ["output_format", "xml", "jsonl"]),
+        ({"output_path": "usage/files"}, ["output_path", "usage/files", "absolute"]),
+        ({"output_path": "/usage/", "partitioned": False}, ["output_path", "/usage/", "file"]),
+        ({"lookback_days": -1}, ["lookback_days", "-1"]),
+    ],
+)
+def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, words):
+    with pytest.raises(DagTestError) as error:
+        export(**arguments)
+
+    for word in words:
+        assert word in str(error.value)
+    assert not simulator.requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"usage_start_date": "{{ '2026-05-02' }}", "usage_end_date": "{{ '2026-05-01' }}"},
+            ["2026-05-02", "after", "2026-05-01"],
+        ),
+        ({"usage_start_date": "{{ '' }}", "usage_end_date": "2026-05-01"}, ["usage_start_date", "''", "yyyy-mm-dd"]),
+        ({"group_by": "{{ 'page' }}"}, ["group_by", "page", "api_key"]),
+        ({"products": "{{ ['parse'] }}"}, ["products", "render_template_as_native_obj"]),
+        ({"org_id": "{{ '' }}"}, ["org_id", "not empty"]),
+        ({"output_format": "{{ 'xml' }}", "output_path": "/nowhere"}, ["output_format", "xml", "jsonl"]),
+        ({"output_path": "{{ 'usage' }}"}, ["output_path", "'usage'", "absolute"]),
+        ({"output_path": "nosuch://bucket/usage"}, ["nosuch"]),
+        ({"output_path": "s3://bucket/usage", "output_conn_id": "missing"}, ["missing"]),
+    ],
+)
+def test_bad_rendered_input_fails_at_once_and_asks_nothing(export, simulator, arguments, words):
+    result = export(**{"org_id": "org_acme", "retries": 2, **arguments}).expect("failed")
+
+    assert len(result.errors) == 1 or "missing" in words, "no retry is spent on it"
+    for word in words:
+        assert word in result.errors[0].message
+    assert not simulator.requests
+
+
+@pytest.mark.parametrize(
+    ("connection", "words"),
+    [
+        ({"password": ""}, ["reducto_default", "password", "Studio"]),
+        ({"password": "a key"}, ["reducto_default", "password", "white space"]),
+        ({"extra": {"timeout": "soon"}}, ["reducto_default", "'timeout'", "'soon'", "seconds"]),
+        ({"extra": {"verify": "yes"}}, ["'verify'", "'yes'"]),
+        ({"host": "ftp://files.example"}, ["host", "https"]),
+    ],
+)
+def test_a_bad_connection_fails_at_once(export, simulator, connection, words):
+    result = export(org_id="org_acme", retries=2, run={"connection": connection}, **RANGE).expect("failed")
+
+    [error] = result.errors
+    assert error.type == "ReductoConfigurationError"
+    for word in words:
+        assert word in error.message
+    assert not simulator.requests
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_type"),
+    [(status(401), "ReductoAuthenticationError"), (status(403), "ReductoPermissionError")],
+)
+def test_what_no_retry_mends_spends_none(export, simulator, tmp_path, fault, error_type):
+    simulator.faults.add(fault, times=10)
+    result = export(org_id="org_acme", retries=3, output_path=str(tmp_path / "usage"), **RANGE).expect("failed")
+
+    [error] = result.errors
+    assert (error.type, error.state) == (error_type, "failed")
+    assert len(simulator.requests) == 1
+    assert not (tmp_path / "usage").exists()
+
+
+def test_a_passing_fault_is_for_airflow_to_retry(export, simulator, tmp_path):
+    simulator.faults.add(status(503), times=2)
+    result = export(
+        org_id="org_acme",
+        retries=1,
+        output_path=str(tmp_path),
+        run={"connection": {"extra": {"max_attempts": 2}}},
+        **RANGE,
+    ).expect()
+
+    assert [(error.type, error.state) for error in result.errors] == [("ReductoServerError", "up_for_retry")]
+    assert [request.status for request in simulator.requests] == [503, 503, 200]
+    assert len(days_of(tmp_path)) == 31
+
+
+def test_too_much_for_xcom_points_to_files(export):
+    result = export(org_id="org_acme", max_xcom_bytes=1000, **RANGE).expect("failed")
+
+    [error] = result.errors
+    assert error.type == "ReductoConfigurationError"
+    assert "max_xcom_bytes=1000" in error.message
+    assert "output_path" in error.message
+
+
+def test_another_format_into_the_same_dataset_is_refused(export, simulator, tmp_path):
+    arguments = {"org_id": "org_acme", "output_path": str(tmp_path), **RANGE}
+    export(**arguments).expect()
+    before = content_of(tmp_path)
+    simulator.clear()
+
+    for different in ({"output_format": "csv"}, {"products": "parse"}):
+        result = export(**arguments, **different).expect("failed")
+        assert next(iter(different)).removeprefix("output_").rstrip("s") in result.errors[0].message
+        assert "another output_path" in result.errors[0].message
+    assert content_of(tmp_path) == before
+    assert not simulator.requests
+
+
+HOSTILE_GROUPS = ["a/b", "../../x", 'say "hi"', "two\nlines", "tab\there", "🦊 ünï", "=1+1", "", None, "\u2028", "a,b;c"]
+
+
+@pytest.fixture
+def hostile(simulator):
+    """An organization whose id and groups try to get out of their places."""
+    records = [
+        Record(date(2026, 5, 1), Decimal("1.5") + index, index, product=group)
+        for index, group in enumerate(HOSTILE_GROUPS)
+    ]
+    simulator.usage.organizations["../../etc"] = Organization("../../etc", records=records)
+    simulator.keys["sim-key-all"] = (*simulator.keys["sim-key-all"], "../../etc")
+
+
+@pytest.mark.parametrize("output_format", ["json", "jsonl", "csv"])
+@pytest.mark.usefixtures("hostile")
+def test_foreign_text_stays_in_its_place(export, tmp_path, output_format):
+    root = tmp_path / "a/b/usage"
+    export(
+        org_id="../../etc",
+        output_path=str(root),
+        output_format=output_format,
+        usage_start_date="2026-05-01",
+        usage_end_date="2026-05-01",
+    ).expect()
+
+    assert all(name.startswith("a/b/usage/") for name in content_of(tmp_path))
+    path = root / f"data/org_id=..%2F..%2Fetc/group_by=product/dt=2026-05-01/usage.{output_format}"
+    text = path.read_bytes().decode()
+    if output_format == "csv":
+        groups = [row["group"] for row in csv.DictReader(text.splitlines(keepends=True))]
+        groups = [group or None for group in groups]
+        expected = [group or None for group in HOSTILE_GROUPS]
+        assert text.count('""') >= 1, "an empty group is quoted"
+    else:
+        rows = json.loads(text) if output_format == "json" else [json.loads(line) for line in text.strip().split("\n")]
+        groups = [row["group"] for row in rows]
+        expected = HOSTILE_GROUPS
+    assert sorted(groups, key=repr) == sorted(expected, key=repr)
+
+
+def test_an_unwritable_path_is_one_clear_error(export, tmp_path):
+    (tmp_path / "usage").write_text("a file where the folder should be")
+    result = export(org_id="org_acme", output_path=str(tmp_path / "usage"), **RANGE).expect("failed")
+
+    assert result.errors[0].type == "ReductoExportError"
+    assert str(tmp_path / "usage") in result.errors[0].message
+    assert (tmp_path / "usage").read_text() == "a file where the folder should be"
+
+
+def test_three_hundred_thousand_rows(export, simulator, tmp_path):
+    simulator.usage.organizations["org_large"] = many_keys("org_large", 10_000)
+    simulator.keys["sim-key-all"] = (*simulator.keys["sim-key-all"], "org_large")
+    result = export(
+        org_id="org_large",
+        group_by="api_key",
+        usage_start_date="2026-05-01",
+        usage_end_date="2026-05-30",
+        output_path=str(tmp_path),
+        run={"timeout": 120},
+    ).expect()
+
+    assert result.xcom("export")["row_count"] == 300_000
+    lines = sum(path.read_bytes().count(b"\n") for path in days_of(tmp_path, "org_large", "api_key").values())
+    assert lines == 300_000
+
+
+def test_the_key_is_nowhere(export, simulator, tmp_path):
+    simulator.keys["sim-key-canary-9f3a"] = ("org_acme",)
+    simulator.faults.add(status(500, body='{"error": "sim-key-canary-9f3a"}'), times=1)
+    result = export(
+        org_id="org_acme",
+        output_path=str(tmp_path),
+        run={"connection": {"password": "sim-key-canary-9f3a"}},
+        **RANGE,
+    ).expect()
+
+    assert simulator.requests[-1].headers["Authorization"] == "Bearer sim-key-canary-9f3a"
+    kept = [result.log, repr(result.xcoms), repr(result.task_instances), repr(content_of(tmp_path))]
+    assert not any("canary" in text for text in kept)

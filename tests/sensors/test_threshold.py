@@ -1,0 +1,254 @@
+"""The threshold sensor on real Airflow: one table of outcomes for poke, reschedule and deferrable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from simulator import Reset, Simulator, status
+
+DAG = """
+from datetime import datetime, timedelta
+from airflow.providers.common.compat.sdk import DAG
+from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+
+with DAG("wait", schedule=None, params={params!r}):
+    ReductoUsageThresholdSensor(task_id="wait", retry_delay=timedelta(seconds=0), {arguments})
+"""
+
+MODES = {
+    "poke": {"mode": "poke"},
+    "reschedule": {"mode": "reschedule"},
+    "deferrable": {"deferrable": True},
+}
+MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
+"""A window that is over."""
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+@pytest.fixture(params=MODES)
+def wait(request, run_dag) -> Callable[..., Any]:
+    """Run a DAG whose one task waits, once in each mode."""
+
+    def run(*, run: dict[str, Any] | None = None, params: dict[str, Any] | None = None, **arguments: Any) -> Any:
+        arguments = {"org_id": "org_acme", "poke_interval": 1, "timeout": 60, **MODES[request.param], **arguments}
+        written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        run = {"connection": {"extra": {"max_attempts": 1}}, **(run or {})}
+        return run_dag(DAG.format(params=params or {}, arguments=written), **run)
+
+    return run
+
+
+@contextmanager
+def after_requests(simulator: Simulator, count: int, change: Callable[[], None]) -> Iterator[None]:
+    """Make a change to the service once it has answered so many requests."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if len(simulator.requests) >= count and simulator.requests[count - 1].status is not None:
+                change()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def total(simulator: Simulator, first: date, last: date) -> Decimal:
+    return sum((row.credits for row in simulator.truth("org_acme", first, last)), Decimal(0))
+
+
+def test_exceeded_at_once(wait, simulator):
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    result = wait(threshold=100, **MAY).expect()
+
+    reading = result.xcom("wait")
+    assert datetime.fromisoformat(reading.pop("time")).tzinfo is not None
+    assert reading == {
+        "metric": "credits",
+        "value": pytest.approx(float(sum(row.credits for row in truth))),
+        "threshold": 100,
+        "exceeded": True,
+        "usage_start_date": "2026-05-01",
+        "usage_end_date": "2026-05-31",
+        "org_id": "org_acme",
+        "group_by": "product",
+        "group": None,
+    }
+    assert len(simulator.requests) == 1
+
+
+def test_to_equal_is_not_to_exceed(wait, simulator):
+    exactly = total(simulator, date(2026, 5, 1), date(2026, 5, 31))
+
+    assert wait(threshold=str(exactly), **MAY).tasks["wait"] == "skipped"
+    assert wait(threshold=str(exactly - Decimal("0.000000001")), **MAY).tasks["wait"] == "success"
+
+
+def test_exceeded_while_waiting(wait, simulator):
+    window = {"usage_start_date": str(today()), "usage_end_date": str(today() + timedelta(days=30))}
+
+    def use_more() -> None:
+        simulator.usage.add("org_acme", today(), credits=5_000_000, requests=1)
+
+    with after_requests(simulator, 2, use_more):
+        result = wait(threshold=1_000_000, **window).expect()
+
+    assert result.xcom("wait")["value"] > 5_000_000
+    assert result.xcom("wait")["usage_end_date"] == window["usage_end_date"]
+    assert len(simulator.requests) == 3
+    ends = {dict(request.query)["endDate"] for request in simulator.requests}
+    assert ends <= {str(today()), str(today() - timedelta(days=1))}, "days to come are not asked for"
+
+
+@dataclass
+class Case:
+    """What happens after the first poll, what the sensor is told, and what comes of it."""
+
+    happens: Callable[[Simulator], None] = lambda simulator: None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    state: str = "failed"
+    error: str | None = None
+    requests: int | None = None
+
+
+def fails(fault: Any, times: int = 1) -> Callable[[Simulator], None]:
+    return lambda simulator: simulator.faults.add(fault, times=times)
+
+
+def fails_then_exceeds(fault: Any, times: int) -> Callable[[Simulator], None]:
+    def happen(simulator: Simulator) -> None:
+        simulator.faults.add(fault, times=times)
+        simulator.usage.add("org_acme", today(), credits=5_000_000, requests=1)
+
+    return happen
+
+
+CASES = {
+    "401": Case(fails(status(401)), {}, "failed", "ReductoAuthenticationError", requests=2),
+    "401, soft": Case(fails(status(401)), {"soft_fail": True}, "skipped", requests=2),
+    "403": Case(fails(status(403)), {}, "failed", "ReductoPermissionError", requests=2),
+    "passing faults": Case(fails_then_exceeds(status(503), 3), {}, "success", requests=5),
+    "resets": Case(fails_then_exceeds(Reset(), 2), {}, "success", requests=4),
+    "faults that stay": Case(fails(status(500), 9), {}, "failed", "ReductoServerError", requests=6),
+    "faults that stay, soft": Case(fails(status(500), 9), {"soft_fail": True}, "skipped", requests=6),
+    "timeout": Case(arguments={"timeout": 2}, state="failed", error="AirflowSensorTimeout"),
+    "timeout, soft": Case(arguments={"timeout": 2, "soft_fail": True}, state="skipped"),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_happens_while_waiting(wait, simulator, case):
+    window = {"usage_start_date": str(today()), "usage_end_date": str(today() + timedelta(days=1))}
+    with after_requests(simulator, 1, lambda: case.happens(simulator)):
+        # What no retry mends spends none.
+        retries = 0 if case.error == "ReductoServerError" else 1
+        result = wait(threshold=1_000_000, retries=retries, **window, **case.arguments)
+
+    assert result.tasks["wait"] == case.state
+    assert [error.type for error in result.errors] == ([case.error] if case.error else [])
+    if case.requests:
+        assert len(simulator.requests) == case.requests
+
+
+@pytest.mark.parametrize(
+    ("on_closed_window", "soft_fail", "state"),
+    [("skip", False, "skipped"), ("fail", False, "failed"), ("fail", True, "skipped"), ("wait", True, "skipped")],
+)
+def test_a_window_that_is_over(wait, simulator, on_closed_window, soft_fail, state):
+    timeout = 1 if on_closed_window == "wait" else 60
+    result = wait(
+        threshold=10_000_000, on_closed_window=on_closed_window, soft_fail=soft_fail, timeout=timeout, retries=1, **MAY
+    )
+
+    assert result.tasks["wait"] == state
+    assert [error.type for error in result.errors] == (["ReductoWindowClosedError"] if state == "failed" else [])
+    if on_closed_window != "wait":
+        assert len(simulator.requests) == 1
+
+
+
+
+def test_per_group(run_dag, simulator):
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    by_group: dict[str, Decimal] = {}
+    for row in truth:
+        by_group[row.group] = by_group.get(row.group, Decimal(0)) + row.credits
+    largest = max(by_group, key=lambda group: by_group[group])
+    arguments = f"org_id='org_acme', threshold='{by_group[largest] - 1}', per_group=True, **{MAY!r}"
+    result = run_dag(DAG.format(params={}, arguments=arguments)).expect()
+
+    assert result.xcom("wait")["group"] == largest
+    assert result.xcom("wait")["value"] == pytest.approx(float(by_group[largest]))
+    arguments = arguments.replace(str(by_group[largest] - 1), str(by_group[largest]))
+    assert run_dag(DAG.format(params={}, arguments=arguments)).tasks["wait"] == "skipped"
+
+
+def test_requests_and_filters(run_dag, simulator):
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31), product="parse")
+    arguments = f"org_id='org_acme', threshold=0, metric='requests', products='parse', **{MAY!r}"
+    result = run_dag(DAG.format(params={}, arguments=arguments)).expect()
+
+    assert result.xcom("wait")["value"] == sum(row.requests for row in truth)
+
+
+def test_an_account_without_credits(wait, simulator):
+    simulator.usage.set_credits("org_acme", "null")
+    result = wait(threshold=1, retries=2, **MAY)
+
+    [error] = result.errors
+    assert error.type == "ReductoCreditsUnavailableError"
+    assert "metric='requests'" in error.message
+    assert wait(threshold=1, metric="requests", **MAY).expect().xcom("wait")["metric"] == "requests"
+
+
+@pytest.mark.parametrize("rendered", ["", "None", "a lot", "-1", "NaN", "Infinity"])
+def test_a_threshold_that_renders_to_no_number(wait, simulator, rendered):
+    result = wait(threshold="{{ params.budget }}", params={"budget": rendered}, retries=2, **MAY)
+
+    [error] = result.errors
+    assert error.type == "ReductoConfigurationError"
+    assert "threshold" in error.message
+    assert repr(rendered) in error.message
+    assert not simulator.requests
+
+
+def test_the_month_of_the_run_is_the_window(wait, simulator):
+    result = wait(
+        threshold=0, run={"logical_date": datetime(2026, 2, 14, 9, tzinfo=UTC), "connection": {}}
+    ).expect()
+
+    reading = result.xcom("wait")
+    assert (reading["usage_start_date"], reading["usage_end_date"]) == ("2026-02-01", "2026-02-28")
+
+
+def test_the_key_is_nowhere(wait, simulator):
+    simulator.keys["sim-key-canary-77aa"] = ("org_acme",)
+
+    def use_more() -> None:
+        simulator.usage.add("org_acme", today(), credits=5_000_000, requests=1)
+
+    with after_requests(simulator, 1, use_more):
+        result = wait(
+            threshold=1_000_000,
+            usage_start_date=str(today()),
+            usage_end_date=str(today()),
+            on_closed_window="wait",
+            run={"connection": {"password": "sim-key-canary-77aa"}},
+        ).expect()
+
+    assert not any("canary" in text for text in (result.log, repr(result.xcoms), repr(result.task_instances)))
