@@ -1,6 +1,7 @@
 """Run the example DAGs through Airflow itself and show what came of it.
 
-Airflow lives in `.demo/` with an SQLite database; nothing outside that folder is touched, and no process is left.
+Airflow lives in `.demo/`, or the folder given as argument, with an SQLite database; nothing outside that folder is
+touched, and no process is left.
 Without a key the service is the simulator, on loopback; with one it is Reducto's own:
 
     REDUCTO_API_KEY_STUDIO   the personal key from the API Keys page of Reducto Studio
@@ -26,7 +27,7 @@ from typing import Any, TextIO
 import yaml
 
 PROJECT = Path(__file__).parents[1]
-HOME = PROJECT / ".demo"
+HOME = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else PROJECT / ".demo"
 DAGS = HOME / "dags"
 USAGE = HOME / "reducto_usage"
 LOG = HOME / "demo.log"
@@ -36,7 +37,7 @@ LIVE_BUDGET = 1000
 
 
 def main() -> int:
-    HOME.mkdir(exist_ok=True)
+    HOME.mkdir(parents=True, exist_ok=True)
     with screen_and_log() as screen:
         try:
             demo(screen)
@@ -54,8 +55,8 @@ def demo(screen: TextIO) -> None:
         os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"] = json.dumps(
             {"conn_type": "reducto", "host": host, "password": key or "sim-key-all"}
         )
-        service = "the live service" if key else f"a simulator on {host}; with REDUCTO_API_KEY_STUDIO set, the real one"
-        print(f"Service   {service or host}", file=screen)
+        service = "the live service" if key else "a simulator; set REDUCTO_API_KEY_STUDIO to ask the live service"
+        print(f"Service   {host}, {service}", file=screen)
         print(f"Airflow   {airflow_version()}, in {shown(HOME)}; all that it logs: {shown(LOG)}\n", file=screen)
         steps = Steps(screen)
 
@@ -235,7 +236,7 @@ def provide_dags(organizations: list[dict[str, Any]] | None) -> None:
 
 
 def migrate_database() -> None:
-    subprocess.run([Path(sys.executable).with_name("airflow"), "db", "migrate"], check=True)
+    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True)
 
 
 def load_dags() -> dict[str, Any]:
@@ -263,7 +264,7 @@ def screen_and_log() -> Iterator[TextIO]:
 
 
 def shown(path: Path) -> str:
-    return str(path.relative_to(PROJECT))
+    return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,12 @@ def run_dag(dag_runner: Any, simulator: Any) -> Callable[..., Any]:
     ``connection`` overrides the connection's fields; the rest is passed on to ``DagRunner.run``.
     """
 
-    def run(source: str, *, connection: dict[str, Any] | None = None, env: dict[str, str] | None = None, **options: Any):
+    def run(
+        source: str, *, connection: dict[str, Any] | None = None, env: dict[str, str] | None = None, **options: Any
+    ):
         fields = {"conn_type": "reducto", "host": simulator.url, "password": "sim-key-all", **(connection or {})}
-        return dag_runner.run(source, env={"AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(fields), **(env or {})}, **options)
+        return dag_runner.run(
+            source, env={"AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(fields), **(env or {})}, **options
+        )
 
     return run

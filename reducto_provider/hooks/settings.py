@@ -61,15 +61,15 @@ class ReductoSettings:
         :raises ReductoConfigurationError: naming the connection, the field and the remedy, never the key.
         """
         try:
-            if unknown := sorted(extra.keys() - _EXTRAS.keys()):
+            if unknown := sorted(extra.keys() - EXTRAS.keys()):
                 log.warning(
                     "Connection %s has extras that the Reducto hook does not know: %s. It knows %s.",
                     connection.conn_id,
                     ", ".join(unknown),
-                    ", ".join(_EXTRAS),
+                    ", ".join(EXTRAS),
                 )
             options = {}
-            for name, parse in _EXTRAS.items():
+            for name, parse in EXTRAS.items():
                 if (value := extra.get(name)) not in (None, ""):
                     options[name] = parse(f"extra {name!r}", value)
             return cls(
@@ -193,7 +193,7 @@ def _proxy(name: str, value: object) -> str:
     raise ValueError(f"{name} must be the URL of a proxy such as http://proxy:3128")
 
 
-_EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {
+EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "org_id": _text,
     "timeout": _seconds,
     "max_attempts": _attempts,

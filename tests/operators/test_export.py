@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+
 from simulator import Organization, Record, Row, many_keys, status
 from tests.real_airflow.dagtest import DagTestError
 
@@ -324,7 +325,19 @@ def test_another_format_into_the_same_dataset_is_refused(export, simulator, tmp_
     assert not simulator.requests
 
 
-HOSTILE_GROUPS = ["a/b", "../../x", 'say "hi"', "two\nlines", "tab\there", "🦊 ünï", "=1+1", "", None, "\u2028", "a,b;c"]
+HOSTILE_GROUPS = [
+    "a/b",
+    "../../x",
+    'say "hi"',
+    "two\nlines",
+    "tab\there",
+    "🦊 ünï",
+    "=1+1",
+    "",
+    None,
+    "\u2028",
+    "a,b;c",
+]
 
 
 @pytest.fixture

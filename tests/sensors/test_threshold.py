@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+
 from simulator import Reset, Simulator, status
 
 DAG = """
@@ -181,8 +182,6 @@ def test_a_window_that_is_over(wait, simulator, on_closed_window, soft_fail, sta
         assert len(simulator.requests) == 1
 
 
-
-
 def test_per_group(run_dag, simulator):
     truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
     by_group: dict[str, Decimal] = {}
@@ -228,9 +227,7 @@ def test_a_threshold_that_renders_to_no_number(wait, simulator, rendered):
 
 
 def test_the_month_of_the_run_is_the_window(wait, simulator):
-    result = wait(
-        threshold=0, run={"logical_date": datetime(2026, 2, 14, 9, tzinfo=UTC), "connection": {}}
-    ).expect()
+    result = wait(threshold=0, run={"logical_date": datetime(2026, 2, 14, 9, tzinfo=UTC), "connection": {}}).expect()
 
     reading = result.xcom("wait")
     assert (reading["usage_start_date"], reading["usage_end_date"]) == ("2026-02-01", "2026-02-28")

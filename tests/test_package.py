@@ -1,0 +1,174 @@
+"""The package as others get it: the wheel, what Airflow discovers, what importing it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+import reducto_provider
+from tests.real_airflow.environment import airflow_environment, copy_database, migrated_database
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(PROJECT)],
+        check=True,
+        capture_output=True,
+    )
+    [path] = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    modules = {str(path.relative_to(PROJECT)) for path in (PROJECT / "reducto_provider").rglob("*.py")}
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert names == modules | {"reducto_provider/py.typed"}
+
+
+def test_the_wheels_metadata(wheel):
+    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = message_from_bytes(wheel.read(name))
+    assert metadata["Name"] == "airflow-provider-reducto"
+    assert metadata["Version"] == reducto_provider.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert {"s3", "gcs", "azure"} <= set(metadata.get_all("Provides-Extra"))
+    assert name.replace("METADATA", "licenses/LICENSE") in wheel.namelist()
+    entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert "[apache_airflow_provider]" in entry_points
+    assert "reducto_provider.provider_info:get_provider_info" in entry_points
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory):
+    """Run an ``airflow`` command in a home of its own."""
+    home = tmp_path_factory.mktemp("home")
+    copy_database(migrated_database(), home / "airflow.db")
+    env = airflow_environment(home)
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def json_of(output: str) -> list[dict[str, str]]:
+    return json.loads(output[output.index("[{") :])
+
+
+def test_airflow_lists_the_provider(airflow):
+    [provider] = [p for p in json_of(airflow("providers", "list", "-o", "json")) if "reducto" in p["package_name"]]
+    assert provider["version"] == reducto_provider.__version__
+
+    hooks = json_of(airflow("providers", "hooks", "-o", "json"))
+    [hook] = [hook for hook in hooks if hook["connection_type"] == "reducto"]
+    assert (hook["class"], hook["hook_name"]) == ("reducto_provider.hooks.reducto.ReductoHook", "Reducto")
+    links = airflow("providers", "links", "-o", "json")
+    assert "reducto_provider.links.studio.ReductoStudioLink" in links
+
+
+def test_a_connection_is_added_from_the_command_line(airflow):
+    extra = '{"org_id": "org_acme", "timeout": 30}'
+    added = ("connections", "add", "reducto_cli", "--conn-type", "reducto", "--conn-password", "cli-key-0815")
+    airflow(*added, "--conn-extra", extra)
+
+    [connection] = json_of(airflow("connections", "get", "reducto_cli", "-o", "json"))
+    assert connection["conn_type"] == "reducto"
+    assert "org_acme" in connection["extra_dejson"] if isinstance(connection["extra_dejson"], str) else True
+
+
+def in_a_new_process(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:reducto_provider", "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_provider_info_is_valid_and_costs_no_import():
+    output = in_a_new_process(
+        "import sys; from reducto_provider.provider_info import get_provider_info as g; g();"
+        "print(*sorted(m for m in sys.modules if m.split('.')[0] in ('airflow', 'msgspec', 'pendulum')))"
+    )
+    assert output.strip() == ""
+
+    in_a_new_process(
+        "import json, importlib.resources as r, jsonschema, airflow;"
+        "from reducto_provider.provider_info import get_provider_info;"
+        "schema = json.loads((r.files('airflow') / 'provider_info.schema.json').read_text());"
+        "jsonschema.validate(get_provider_info(), schema)"
+    )
+
+
+def test_what_provider_info_names_exists():
+    from importlib import import_module
+
+    from reducto_provider.provider_info import get_provider_info
+
+    info = get_provider_info()
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                import_module(module)
+    paths = [each["hook-class-name"] for each in info["connection-types"]] + info["extra-links"]
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        assert hasattr(import_module(module), name)
+
+
+def test_the_connection_form_has_every_extra_that_the_hook_knows():
+    from reducto_provider.hooks import settings
+    from reducto_provider.provider_info import get_provider_info
+
+    [connection_type] = get_provider_info()["connection-types"]
+    assert connection_type["conn-fields"].keys() == settings.EXTRAS.keys()
+
+
+HEAVY = {
+    *("aiohttp", "requests", "urllib3", "tenacity", "fsspec", "upath", "boto3", "botocore", "pyarrow", "pandas"),
+    "airflow.providers.http.hooks",
+}
+
+
+def test_a_dag_file_loads_nothing_heavy():
+    output = in_a_new_process(
+        "import sys\n"
+        "from airflow.sdk import DAG\n"
+        "before = set(sys.modules)\n"
+        "import reducto_provider.operators.usage, reducto_provider.sensors.usage, reducto_provider.triggers.usage\n"
+        "print(*set(sys.modules) - before)"
+    )
+    assert not HEAVY & set(output.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        str(path.relative_to(PROJECT).with_suffix("")).replace("/", ".")
+        for path in PROJECT.glob("reducto_provider/usage/*.py")
+    ],
+)
+def test_the_domain_imports_neither_airflow_nor_http(module):
+    output = in_a_new_process(
+        f"import sys, {module}\n"
+        "print(*sorted({m.split('.')[0] for m in sys.modules} & {'airflow', 'requests', 'aiohttp', 'http'}))"
+    )
+    assert output.strip() == ""
