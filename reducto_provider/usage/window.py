@@ -67,7 +67,9 @@ def days_of_run(context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE) -> D
     """
     run = context["dag_run"]
     if (key := getattr(run, "partition_key", None)) is not None:
-        return _days_of_partition(key, context.get("partition_date"), timezone)
+        # A partition's moment is midnight in the zone of its timetable, which elsewhere may be another day.
+        zone = _attribute(context["dag"].timetable, "timezone") or timezone
+        return _days_of_partition(key, context.get("partition_date"), zone)
     start, end = run.data_interval_start, run.data_interval_end
     if start is None or end is None:
         return _day_before(moment_of_run(context), timezone)
@@ -126,7 +128,7 @@ def moment_of_run(context: Mapping[str, Any]) -> datetime:
     return moment
 
 
-def _days_of_partition(key: str, moment: datetime | None, timezone: str) -> DayRange:
+def _days_of_partition(key: str, moment: datetime | None, timezone: Any) -> DayRange:
     # The key comes first: it is the day's name, as its author and the partitions downstream spell it.
     if match := re.fullmatch(r"(\d{4}-\d{2}-\d{2})([T ].*)?", key):
         day = date.fromisoformat(match[1])
@@ -176,7 +178,7 @@ def _day_before(moment: datetime, timezone: str) -> DayRange:
     return DayRange(day, day)
 
 
-def _day(moment: datetime, timezone: str) -> date:
+def _day(moment: datetime, timezone: Any) -> date:
     local = pendulum.instance(moment).in_timezone(timezone)
     return date(local.year, local.month, local.day)
 

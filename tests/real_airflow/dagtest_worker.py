@@ -1,0 +1,191 @@
+"""The process behind `dagtest`: Airflow, loaded and warmed up once, which forks for every run.
+
+A fork costs milliseconds and isolates completely: the environment, the imported modules, Airflow's caches,
+the threads that `DAG.test` leaves behind and a run that hangs all end with it.
+
+Started as a script with the folder of its Airflow and the descriptor of its end of a `multiprocessing` pipe.
+Says "ready", then answers each request (a dict) with the exit status of its fork. What the run came to lies
+in the run's own folder: `result.json` and `log.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+WARM_UP = """
+from airflow.sdk import DAG, task
+
+with DAG("warm_up"):
+    @task
+    def numbers():
+        return [1]
+
+    @task
+    def number(value, **context):
+        return value
+
+    number.expand(value=numbers())
+"""
+
+
+def main(home: Path, connection: Connection) -> None:
+    """Serve requests until the other end is closed."""
+    _log_to(home / "worker.log")
+    folder = home / "warm_up"
+    folder.mkdir(exist_ok=True)
+    (folder / "dag.py").write_text(WARM_UP)
+    _warm_up(folder)
+    connection.send("ready")
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            _serve(request)
+            # Neither the loop nor the exit handlers of the worker are the fork's to run.
+            os._exit(0)
+        connection.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _warm_up(folder: Path) -> None:
+    """Do what is slow before the forks: imports, the execution API's application, SQLAlchemy's statements."""
+    from airflow import settings
+    from airflow.sdk.execution_time.supervisor import in_process_api_server
+
+    _run_dag(folder, {})
+    # Threads and database connections must not cross a fork. The transport to the application has the
+    # former: its next use makes a new one, while the application, which took the time, stays.
+    with suppress(AttributeError):  # Airflow 3.1 makes both anew for every task: slower, and nothing to drop
+        del in_process_api_server().transport
+    settings.Session.remove()
+    settings.engine.dispose()
+
+
+def _serve(request: dict[str, Any]) -> None:
+    """Run one request in the fork."""
+    folder = Path(request["folder"])
+    os.chdir(folder)
+    _log_to(folder / "log.txt")
+    os.environ.update(request["env"])
+    tempfile.tempdir = None  # may be set in the environment, and was looked up before
+    try:
+        result = _run_dag(folder / "dags", request)
+    except BaseException:
+        result = {"error": traceback.format_exc()}
+    (folder / "result.json").write_text(json.dumps(result, default=str))
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _run_dag(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """`DAG.test` the DAG that the request names, or else the only one in the folder."""
+    os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(folder)
+
+    from airflow import settings
+
+    try:
+        from airflow.dag_processing.dagbag import BundleDagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import BundleDagBag
+
+    settings.configure_vars()  # reads the DAGs folder again
+    bag = BundleDagBag(dag_folder=folder, bundle_path=folder)
+    if bag.import_errors:
+        raise ImportError("\n".join(bag.import_errors.values()))
+    dag_id = request.get("dag_id") or (next(iter(bag.dags)) if len(bag.dags) == 1 else None)
+    if dag_id not in bag.dags:
+        raise LookupError(f"asked for dag_id={dag_id!r}; the file holds {sorted(bag.dags)}")
+
+    errors = _collect_errors()
+    # The dates are there only when given: DAG.test takes a logical date of None for a run without one.
+    dates = {name: request[name] for name in ("logical_date", "run_after") if name in request}
+    run = bag.dags[dag_id].test(run_conf=request.get("conf"), **dates)
+    return {**_outcome(run), "errors": errors}
+
+
+def _collect_errors() -> list[dict[str, Any]]:
+    """A list that fills with the errors of the tasks' tries: `DAG.test` itself only logs them."""
+    from airflow.listeners import hookimpl
+    from airflow.sdk.execution_time.task_runner import get_listener_manager  # wherever a version has it
+
+    seen: list[dict[str, Any]] = []
+
+    class Listener:
+        @hookimpl
+        def on_task_instance_failed(self, previous_state: Any, task_instance: Any, error: Any) -> None:
+            seen.append(
+                {
+                    "task_id": task_instance.task_id,
+                    "map_index": task_instance.map_index,
+                    "try_number": task_instance.try_number,
+                    "state": task_instance.state,
+                    "type": type(error).__name__,
+                    "message": str(error),
+                    "traceback": "".join(traceback.format_exception(error)),
+                }
+            )
+
+    get_listener_manager().add_listener(Listener())
+    return seen
+
+
+def _outcome(run: Any) -> dict[str, Any]:
+    """What the run left in the database."""
+    from airflow.models.asset import AssetEvent
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        rendered = {
+            (row.task_id, row.map_index): row.rendered_fields
+            for row in session.scalars(select(RenderedTaskInstanceFields))
+        }
+        return {
+            "dag_id": run.dag_id,
+            "run_id": run.run_id,
+            "state": run.state,
+            "task_instances": [
+                {
+                    "task_id": instance.task_id,
+                    "map_index": instance.map_index,
+                    "state": instance.state,
+                    "try_number": instance.try_number,
+                    "rendered_fields": rendered.get((instance.task_id, instance.map_index), {}),
+                }
+                for instance in run.get_task_instances(session=session)
+            ],
+            "xcoms": [
+                {"task_id": row.task_id, "map_index": row.map_index, "key": row.key, "value": row.value}
+                for row in session.scalars(select(XComModel))
+            ],
+            "asset_events": [
+                {"uri": event.uri, "extra": event.extra, "source_task_id": event.source_task_id}
+                for event in session.scalars(select(AssetEvent))
+            ],
+        }
+
+
+def _log_to(path: Path) -> None:
+    """Send the output of this process to a file, also that of loggers which hold the old streams."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Connection(int(sys.argv[2])))

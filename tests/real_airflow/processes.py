@@ -1,0 +1,63 @@
+"""Processes that never outlive the test session, however it ends.
+
+Airflow's processes fork, and their children change their process group, their title (and with it the visible
+environment) and sometimes their session. What they keep is the working directory, or they take one in the
+temporary folder, which lies in the same home. So all that runs *inside a folder* belongs to it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+
+def processes_in(home: Path) -> list[psutil.Process]:
+    """All living processes whose working directory is the folder or one below it, except the caller."""
+    home = home.resolve()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(home):
+                found.append(process)
+        except psutil.Error:  # it has just ended, is a zombie, or belongs to somebody else
+            continue
+    return found
+
+
+def kill_processes_in(home: Path) -> None:
+    """Kill all processes of the folder, until those that were just starting are gone as well."""
+    while processes := processes_in(home):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.01)
+
+
+class Guard:
+    """A process beside the tests that kills everything in a folder as soon as the tests let go of it.
+
+    It waits for the end of a pipe, which the operating system closes even for tests that were killed.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        # -P: this file's folder must not become a place to import from.
+        command = [sys.executable, "-P", __file__, str(home)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def close(self) -> None:
+        """Kill what is left in the folder, now."""
+        kill_processes_in(self.home)
+        self._process.kill()
+        self._process.communicate()
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    kill_processes_in(Path(sys.argv[1]))
