@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoExportError
 from reducto_provider.export.formats import check_format
@@ -17,7 +17,7 @@ from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
 from reducto_provider.usage.report import json_number, plain
-from reducto_provider.usage.window import DayRange, days_of_run, today
+from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -118,6 +118,8 @@ class ReductoUsageExportOperator(BaseOperator):
             if self.output_path is None:
                 return self._export_to_xcom(query)
             return self._export_to_files(query)
+        except NoDayEndedError as error:
+            raise AirflowSkipException(str(error)) from error
         except (ValueError, ImportError) as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
 

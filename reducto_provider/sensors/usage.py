@@ -29,7 +29,7 @@ from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
 from reducto_provider.usage.report import CreditsUnavailableError
 from reducto_provider.usage.threshold import MAX_FAILED_POLLS, METRICS, Metric, Reading, UsageThreshold, parse_threshold
-from reducto_provider.usage.window import check_window, days_of_window
+from reducto_provider.usage.window import NoDayEndedError, check_window, days_of_window
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -166,7 +166,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         try:
             match event:
                 case {"status": "exceeded", "reading": sent}:
-                    return Reading.from_json(sent).as_json()
+                    Reading.from_json(sent)  # to see that it is one; as it was sent it is what poke returns
+                    return dict(sent)
                 case {"status": "closed", "reading": sent}:
                     self._give_up(Reading.from_json(sent))
                 case {"status": "timeout", "message": str(message)}:
@@ -209,6 +210,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
                 per_group=self.per_group,
                 settle_days=self.settle_days,
             )
+        except NoDayEndedError as error:
+            raise AirflowSkipException(str(error)) from error
         except ValueError as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
 

@@ -5,6 +5,8 @@ What is literal is checked when the DAG is parsed, everything again once templat
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -66,7 +68,7 @@ def check_literals(fields: dict[str, Any]) -> None:
     anything = {"usage_start_date": date.min, "usage_end_date": date.max, "group_by": "product"}
     parse_query(
         **{
-            name: value if is_literal(value) and value is not None else anything.get(name)
+            name: anything.get(name) if not is_literal(value) or (value is None and name != "group_by") else value
             for name, value in fields.items()
         }
     )
@@ -82,11 +84,9 @@ def parse_day(field: str, value: object) -> date:
     """
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
-    if isinstance(value, str) and len(value) == 10:
-        try:
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value, re.ASCII):
+        with suppress(ValueError):
             return date.fromisoformat(value)
-        except ValueError:
-            pass
     raise ValueError(
         f"{field} must be a day as yyyy-mm-dd, not {value!r}; of a moment take the day, for instance with "
         "'{{ data_interval_start | ds }}'"

@@ -78,12 +78,20 @@ class UsageQuery:
 
 def check_text(field: str, value: object) -> str:
     """
-    Text that can be sent: not empty, and encodable.
+    Text that can be meant, and sent: not empty, not a template's None or list, encodable.
 
     :raises ValueError: naming ``field``, the value and the remedy.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{field} must be text that is not empty, not {value!r}; leave it out to set no {field}")
+    # Sent as they are, these would match nothing, and nothing would be taken for the usage.
+    if value.strip() == "None":
+        raise ValueError(f"{field} is the text {value!r}: a template rendered None; leave it out to set no {field}")
+    if (value.strip()[0], value.strip()[-1]) in (("[", "]"), ("(", ")"), ("{", "}")):
+        raise ValueError(
+            f"{field} is a list written as text, {value!r}: give the list itself, or set "
+            "render_template_as_native_obj=True on the DAG"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -93,13 +101,8 @@ def check_text(field: str, value: object) -> str:
 
 def _filter_values(field: str, values: object) -> tuple[str, ...]:
     if isinstance(values, str):
-        if values.startswith("[") and values.endswith("]"):
-            # Sent as it is, it would match nothing, and nothing would be taken for the usage.
-            raise ValueError(
-                f"{field} must be one text or several, not a list written as text, {values!r}: give the list itself, "
-                "or set render_template_as_native_obj=True on the DAG"
-            )
         values = (values,)
     if not isinstance(values, Iterable):
         raise ValueError(f"{field} must be one text or several, not {values!r}")
-    return tuple(dict.fromkeys(check_text(field, value) for value in values))
+    texts = [check_text(field, value) for value in values]
+    return tuple(dict.fromkeys(sorted(texts) if isinstance(values, set | frozenset) else texts))

@@ -147,7 +147,7 @@ class _Answer(msgspec.Struct, rename="camel"):
     data: list[_AnswerRow]
 
 
-class _KnownAnswer(_Answer, rename="camel"):
+class _KnownAnswer(_Answer, rename="camel", forbid_unknown_fields=True):
     data: list[_KnownRow]  # type: ignore[assignment]  # narrower on purpose
 
 
@@ -170,7 +170,6 @@ _DECODER = msgspec.json.Decoder(_Answer, float_hook=Decimal)
 _KEY_DECODER = msgspec.json.Decoder(_RowKey)
 _SENT_DECODER = msgspec.json.Decoder(_SentAnswer)
 _NAMES_DECODER = msgspec.json.Decoder(_NamesAnswer)
-_KNOWN_NAMES = frozenset(("date", "group", "credits", "requestCount"))
 _logged_names: set[str] = set()
 
 
@@ -193,10 +192,16 @@ def _decode_json(body: bytes) -> _Answer:
 
 
 def _log_unknown_names(body: bytes) -> None:
-    names = {name for row in _NAMES_DECODER.decode(body).data for name in row} - _KNOWN_NAMES - _logged_names
-    if names:
-        _logged_names.update(names)
-        log.info("The service sends row keys that this package does not know, left out: %s", sorted(names))
+    for place, known, found in (
+        ("rows", _AnswerRow, {name for row in _NAMES_DECODER.decode(body).data for name in row}),
+        ("answers", _Answer, set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))),
+    ):
+        names = {f"{place}: {name}" for name in found - set(known.__struct_encode_fields__)} - _logged_names
+        if names:
+            _logged_names.update(names)
+            log.warning(
+                "The service sends keys that this package does not know, left out of %s", ", ".join(sorted(names))
+            )
 
 
 def _check_echo(answer: _Answer, query: UsageQuery) -> None:

@@ -27,7 +27,7 @@ Outcome = Literal["exceeded", "closed", "waiting"]
 MAX_FAILED_POLLS: Final = 5
 """Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
 
-_THRESHOLD_LIMIT = Decimal(10) ** 29  # no total of credits reaches it
+_THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e29"))  # what credits are kept to: nothing lies between it and 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,14 @@ class Reading:
 
         :raises ValueError: for anything else.
         """
-        sent = msgspec.convert(content, _JsonReading)  # msgspec's ValidationError is a ValueError
+        sent = msgspec.convert(content, _JsonReading)
+        value, threshold = Decimal(str(sent.value)), Decimal(str(sent.threshold))
+        if not (value.is_finite() and threshold.is_finite() and sent.time.tzinfo):
+            raise ValueError(f"not a reading: {content!r}")
         return cls(
             metric=sent.metric,
-            value=Decimal(str(sent.value)),
-            threshold=Decimal(str(sent.threshold)),
+            value=value,
+            threshold=threshold,
             window=DayRange(sent.usage_start_date, sent.usage_end_date),
             org_id=sent.org_id,
             group_by=sent.group_by,
@@ -97,6 +100,7 @@ class _JsonReading(msgspec.Struct):
     metric: Metric
     value: int | float
     threshold: int | float
+    exceeded: bool
     usage_start_date: date
     usage_end_date: date
     org_id: str
@@ -185,8 +189,8 @@ def parse_threshold(value: object) -> Decimal:
     if not isinstance(value, bool) and isinstance(value, int | float | Decimal | str):
         try:
             number = Decimal(str(value).strip())
-            if 0 <= number < _THRESHOLD_LIMIT:
-                return number
+            if number == 0 or _THRESHOLD_RANGE[0] <= number < _THRESHOLD_RANGE[1]:
+                return number.copy_abs()
         except InvalidOperation:  # not a number, or NaN, which compares with nothing
             pass
     raise ValueError(f"threshold must be a number, 0 or more, not {value!r}; does its template render to one?")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,18 @@ USAGE_TIMEZONE: Final = "UTC"
 CALENDAR_WINDOWS: Final = ("month", "week", "day")
 
 _ASSET_RUN_TYPES = ("asset_triggered", "dataset_triggered")
+
+
+# The clock may be put forward by two hours; no schedule of hours has periods as long.
+_ABOUT_A_DAY = timedelta(hours=22)
+
+_DAY_KEY = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ][0-9:.]+)?")
+_MONTH_KEY = re.compile(r"\d{4}-\d{2}")
+_COARSE_KEY = re.compile(r"\d{4}|.*[QWqw]\d.*")  # a year, a quarter, a week
+
+
+class NoDayEndedError(ValueError):
+    """A run covers no day: its period lies within one that is not over."""
 
 
 class DayRange(NamedTuple):
@@ -51,7 +64,9 @@ def days_of_run(context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE) -> D
     ============================================================  ===========================================
     the run has                                                   days
     ============================================================  ===========================================
-    a partition key or date                                       that day; for a month key, that month
+    a partition key or date                                       that day; for a month key, that month; for a
+                                                                  cron with longer periods, the period that
+                                                                  begins on that day
     an interval that spans a midnight                             from its start's day up to, not including,
                                                                   its end's day
     an interval inside one day                                    that day
@@ -63,13 +78,13 @@ def days_of_run(context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE) -> D
 
     :param context: the task's context; ``dag_run`` and ``dag`` are read.
     :param timezone: whose days to count.
-    :raises ValueError: for a partition key that names neither a day nor a month.
+    :raises NoDayEndedError: when a period of about a day lies inside one day, which a change of the clock brings
+        about near midnight: that day is the next run's.
+    :raises ValueError: for a partition key that names no days.
     """
     run = context["dag_run"]
     if (key := getattr(run, "partition_key", None)) is not None:
-        # A partition's moment is midnight in the zone of its timetable, which elsewhere may be another day.
-        zone = _attribute(context["dag"].timetable, "timezone") or timezone
-        return _days_of_partition(key, context.get("partition_date"), zone)
+        return _days_of_partition(key, context.get("partition_date"), context["dag"].timetable, timezone)
     start, end = run.data_interval_start, run.data_interval_end
     if start is None or end is None:
         return _day_before(moment_of_run(context), timezone)
@@ -79,6 +94,8 @@ def days_of_run(context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE) -> D
             return _day_before(end, timezone)
         start, end = period
     first, after = _day(start, timezone), _day(end, timezone)
+    if first == after and end - start >= _ABOUT_A_DAY:
+        raise NoDayEndedError(f"no day of {timezone} ended between {start} and {end}: {first} is for the next run")
     return DayRange(first, max(first, after - timedelta(days=1)))
 
 
@@ -128,27 +145,47 @@ def moment_of_run(context: Mapping[str, Any]) -> datetime:
     return moment
 
 
-def _days_of_partition(key: str, moment: datetime | None, timezone: Any) -> DayRange:
-    # The key comes first: it is the day's name, as its author and the partitions downstream spell it.
-    if match := re.fullmatch(r"(\d{4}-\d{2}-\d{2})([T ].*)?", key):
-        day = date.fromisoformat(match[1])
-        return DayRange(day, day)
-    if match := re.fullmatch(r"(\d{4})-(\d{2})", key):
-        return _month(date(int(match[1]), int(match[2]), 1))
-    if moment is not None:
-        day = _day(moment, timezone)
-        return DayRange(day, day)
+def _days_of_partition(key: str, moment: datetime | None, timetable: Any, timezone: str) -> DayRange:
+    # A partition's moment is midnight in the zone of its timetable; in UTC that may be another day.
+    zone = _attribute(timetable, "timezone") or timezone
+    own_key = _attribute(timetable, "key_format") is not None  # then its period is known, however it is spelled
+    with suppress(ValueError):  # of a day that no calendar has
+        if _MONTH_KEY.fullmatch(key):
+            return _month(date.fromisoformat(f"{key}-01"))
+        if match := _DAY_KEY.fullmatch(key):
+            day = date.fromisoformat(match[1])
+            return DayRange(day, _last_day_of_partition(timetable, day, moment, zone))
+    if moment is not None and (own_key or not _COARSE_KEY.fullmatch(key)):
+        day = _day(moment, zone)
+        return DayRange(day, _last_day_of_partition(timetable, day, moment, zone))
     raise ValueError(
         f"the run's partition key {key!r} names neither a day (yyyy-mm-dd) nor a month (yyyy-mm): "
         "say which days with usage_start_date and usage_end_date"
     )
 
 
+def _last_day_of_partition(timetable: Any, day: date, moment: datetime | None, zone: Any) -> date:
+    """The last day of the partition that begins on ``day``: with a cron of a day or less, the same."""
+    moment = moment or pendulum.datetime(day.year, day.month, day.day, tz=zone)
+    if not _is_tick(timetable, moment):
+        return day
+    local = pendulum.instance(moment).in_timezone(zone).naive()
+    after: datetime = croniter(_attribute(timetable, "expression"), local).get_next(datetime)
+    return max(day, after.date() - timedelta(days=1))
+
+
+def _is_tick(timetable: Any, moment: datetime) -> bool:
+    """Whether a schedule by cron is due at ``moment``."""
+    return _attribute(timetable, "expression") is not None and _last_tick(timetable, _just_after(moment)) == moment
+
+
 def _last_period(timetable: Any, moment: datetime) -> tuple[datetime, datetime] | None:
     """The last complete period of a schedule that ended at or before ``moment``; None if it has no periods."""
+    if (inner := _attribute(timetable, "timetable")) is not None:  # by time or by assets
+        return _last_period(inner, moment)
     if (delta := _attribute(timetable, "delta")) is not None:
         return moment - delta, moment
-    if (end := _last_tick(timetable, moment + timedelta(seconds=1))) is None:
+    if (end := _last_tick(timetable, _just_after(moment))) is None:
         return None
     start = _last_tick(timetable, end)
     return None if start is None else (start, end)
@@ -156,16 +193,24 @@ def _last_period(timetable: Any, moment: datetime) -> tuple[datetime, datetime] 
 
 def _last_tick(timetable: Any, before: datetime) -> datetime | None:
     """The last moment before ``before`` at which a schedule by cron, or by several, is due."""
-    if (inner := _attribute(timetable, "timetable")) is not None:  # by time or by assets
-        return _last_tick(inner, before)
     if (several := _attribute(timetable, "timetables")) is not None:
         return max((tick for tick in (_last_tick(each, before) for each in several) if tick), default=None)
     if (expression := _attribute(timetable, "expression")) is None:
         return None
     zone = _attribute(timetable, "timezone")
     # Cron knows whole seconds of a wall clock; the zone, with its changes of the clock, is put on afterwards.
-    local = pendulum.instance(before).in_timezone(zone).replace(microsecond=0).naive()
-    return pendulum.instance(croniter(expression, local).get_prev(datetime), tz=zone)
+    moment = pendulum.instance(before).in_timezone(zone).replace(microsecond=0)
+    cron = croniter(expression, moment.naive())
+    tick: datetime = cron.get_prev(datetime)
+    if cron.expanded[1] == ["*"]:
+        # Due in every hour: the one that the clock repeats counts twice, which its wall-clock time can't tell.
+        return moment - (moment.naive() - pendulum.naive(*tick.timetuple()[:6]))
+    return pendulum.instance(tick, tz=zone)
+
+
+def _just_after(moment: datetime) -> datetime:
+    """A schedule is due at whole seconds: one that is due at ``moment`` is due before this."""
+    return moment + timedelta(seconds=1)
 
 
 def _attribute(timetable: Any, name: str) -> Any:

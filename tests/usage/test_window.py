@@ -1,0 +1,633 @@
+"""Which days: of runs under the timetables that Airflow has, and of windows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pendulum
+import pytest
+from airflow import sdk
+from airflow.sdk.definitions.timetables.interval import DeltaDataIntervalTimetable
+from airflow.timetables import interval as core_interval
+from airflow.timetables import trigger as core_trigger
+from airflow.timetables.base import TimeRestriction
+from dateutil.relativedelta import relativedelta
+
+from reducto_provider.usage.window import (
+    DayRange,
+    NoDayEndedError,
+    check_window,
+    days_of_run,
+    days_of_window,
+    moment_of_run,
+    today,
+)
+
+ASSET = sdk.Asset("usage")
+
+
+def utc(text: str) -> pendulum.DateTime:
+    moment = pendulum.parse(text, tz="UTC")
+    assert isinstance(moment, pendulum.DateTime)
+    return moment
+
+
+def days(first: str, last: str | None = None) -> DayRange:
+    return DayRange(date.fromisoformat(first), date.fromisoformat(last or first))
+
+
+def run_context(
+    timetable: Any, start: Any, end: Any = None, *, partition_date: Any = None, **fields: Any
+) -> dict[str, Any]:
+    """As much of a task's context as the days are read from. Without ``end``, the interval has no length."""
+    run = {
+        "data_interval_start": start,
+        "data_interval_end": end or start,
+        "logical_date": start,
+        "run_after": end or start,
+        "run_type": "scheduled",
+        "partition_key": None,
+        **fields,
+    }
+    return {
+        "dag_run": SimpleNamespace(**run),
+        "dag": SimpleNamespace(timetable=timetable),
+        "partition_date": partition_date,
+    }
+
+
+def cron(expression: str, zone: str = "UTC") -> sdk.CronTriggerTimetable:
+    return sdk.CronTriggerTimetable(expression, zone)
+
+
+class TestDaysOfRun:
+    @pytest.mark.parametrize(
+        ("start", "end", "expected"),
+        [
+            pytest.param("2026-06-17T00:00", "2026-06-18T00:00", days("2026-06-17"), id="a day"),
+            pytest.param("2026-06-17T06:00", "2026-06-18T06:00", days("2026-06-17"), id="a day from six to six"),
+            pytest.param("2026-06-11T00:00", "2026-06-18T00:00", days("2026-06-11", "2026-06-17"), id="a week"),
+            pytest.param("2026-05-01T00:00", "2026-06-01T00:00", days("2026-05-01", "2026-05-31"), id="a month"),
+            pytest.param(
+                "2028-02-01T00:00", "2028-03-01T00:00", days("2028-02-01", "2028-02-29"), id="a leap February"
+            ),
+            pytest.param("2025-12-31T00:00", "2026-01-01T00:00", days("2025-12-31"), id="the last day of a year"),
+            pytest.param("2026-06-17T22:00", "2026-06-18T02:00", days("2026-06-17"), id="hours around midnight"),
+            pytest.param("2026-06-17T23:00", "2026-06-18T00:00", days("2026-06-17"), id="the last hour of a day"),
+            pytest.param("2026-06-17T00:00", "2026-06-17T01:00", days("2026-06-17"), id="the first hour of a day"),
+            pytest.param("2026-06-17T11:00", "2026-06-17T12:00", days("2026-06-17"), id="an hour at noon"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "timetable", [None, cron("@weekly"), sdk.DeltaTriggerTimetable(timedelta(days=3))], ids=str
+    )
+    def test_an_interval_stands_for_itself(self, timetable, start, end, expected):
+        assert days_of_run(run_context(timetable, utc(start), utc(end))) == expected
+
+    @pytest.mark.parametrize(
+        ("expression", "moment", "expected"),
+        [
+            ("@daily", "2026-06-18T00:00", days("2026-06-17")),
+            ("@daily", "2026-06-18T12:30", days("2026-06-17")),
+            ("@daily", "2026-06-18T23:59:59.999999", days("2026-06-17")),
+            ("@daily", "2026-06-17T23:59:59.999999", days("2026-06-16")),
+            ("@daily", "2026-06-18T00:00:00.000001", days("2026-06-17")),
+            ("@daily", "2028-03-01T00:00", days("2028-02-29")),
+            ("0 6 * * *", "2026-06-18T06:00", days("2026-06-17")),
+            ("0 6 * * *", "2026-06-18T05:59:59", days("2026-06-16")),
+            ("30 23 * * *", "2026-06-18T23:30", days("2026-06-17")),
+            ("@weekly", "2026-06-14T00:00", days("2026-06-07", "2026-06-13")),
+            ("@weekly", "2026-06-18T12:30", days("2026-06-07", "2026-06-13")),
+            ("0 0 * * 1-5", "2026-06-15T00:00", days("2026-06-12", "2026-06-14")),
+            ("0 0 * * 1-5", "2026-06-16T00:00", days("2026-06-15")),
+            ("@monthly", "2026-06-01T00:00", days("2026-05-01", "2026-05-31")),
+            ("@monthly", "2028-03-01T00:00", days("2028-02-01", "2028-02-29")),
+            ("@monthly", "2026-06-18T12:30", days("2026-05-01", "2026-05-31")),
+            ("0 0 1,15 * *", "2026-06-15T00:00", days("2026-06-01", "2026-06-14")),
+            ("0 0 L * *", "2026-06-30T00:00", days("2026-05-31", "2026-06-29")),
+            ("@quarterly", "2026-07-01T00:00", days("2026-04-01", "2026-06-30")),
+            ("@yearly", "2026-01-01T00:00", days("2025-01-01", "2025-12-31")),
+            ("0 0 29 2 *", "2028-02-29T00:00", days("2024-02-29", "2028-02-28")),
+            ("@hourly", "2026-06-18T00:00", days("2026-06-17")),
+            ("@hourly", "2026-06-18T01:00", days("2026-06-18")),
+            ("@hourly", "2026-06-18T13:30", days("2026-06-18")),
+            ("*/15 * * * *", "2026-06-18T00:15", days("2026-06-18")),
+            ("0 */12 * * *", "2026-06-18T12:00", days("2026-06-18")),
+            ("0 */12 * * *", "2026-06-18T00:00", days("2026-06-17")),
+        ],
+    )
+    def test_under_cron_a_moment_stands_for_the_last_complete_period(self, expression, moment, expected):
+        assert days_of_run(run_context(cron(expression), utc(moment))) == expected
+
+    @pytest.mark.parametrize(
+        ("zone", "expression", "moment", "expected"),
+        [
+            # Midnight there is 22:00 or 23:00 UTC of the day before, 04:00 or 05:00 UTC, 15:00 UTC of the day before.
+            ("Europe/Berlin", "@daily", "2026-06-17T22:00", days("2026-06-16")),
+            ("Europe/Berlin", "@daily", "2026-01-17T23:00", days("2026-01-16")),
+            ("America/New_York", "@daily", "2026-06-18T04:00", days("2026-06-17")),
+            ("America/New_York", "@daily", "2026-01-18T05:00", days("2026-01-17")),
+            ("Asia/Tokyo", "@daily", "2026-06-17T15:00", days("2026-06-16")),
+            ("Asia/Kathmandu", "@daily", "2026-06-17T18:15", days("2026-06-16")),
+            ("Pacific/Kiritimati", "@daily", "2026-06-17T10:00", days("2026-06-16")),
+            ("Pacific/Pago_Pago", "@daily", "2026-06-18T11:00", days("2026-06-17")),
+            # A Monday there begins on UTC's Sunday.
+            ("Europe/Berlin", "0 0 * * 1", "2026-06-14T22:00", days("2026-06-07", "2026-06-13")),
+            ("America/New_York", "0 0 * * 1", "2026-06-15T04:00", days("2026-06-08", "2026-06-14")),
+            # Months with a change of the clock in them.
+            ("Europe/Berlin", "@monthly", "2026-03-31T22:00", days("2026-02-28", "2026-03-30")),
+            ("Europe/Berlin", "@monthly", "2026-10-31T23:00", days("2026-09-30", "2026-10-30")),
+            ("America/New_York", "@monthly", "2026-04-01T04:00", days("2026-03-01", "2026-03-31")),
+            # Days of 23 and of 25 hours.
+            ("Europe/Berlin", "@daily", "2026-03-29T22:00", days("2026-03-28")),
+            ("Europe/Berlin", "@daily", "2026-10-25T23:00", days("2026-10-24")),
+            ("America/New_York", "@daily", "2026-03-09T04:00", days("2026-03-08")),
+            ("America/New_York", "@daily", "2026-11-02T05:00", days("2026-11-01")),
+            # A time that the change leaves out, and one that it brings twice.
+            ("Europe/Berlin", "30 2 * * *", "2026-03-29T01:30", days("2026-03-28")),
+            ("Europe/Berlin", "30 2 * * *", "2026-03-30T00:30", days("2026-03-29")),
+            ("Europe/Berlin", "30 2 * * *", "2026-10-25T01:30", days("2026-10-24")),
+            ("Europe/Berlin", "30 2 * * *", "2026-10-26T01:30", days("2026-10-25")),
+        ],
+    )
+    def test_cron_keeps_its_zone_and_days_stay_those_of_utc(self, zone, expression, moment, expected):
+        assert days_of_run(run_context(cron(expression, zone), utc(moment))) == expected
+
+    @pytest.mark.parametrize("hour", range(24))
+    def test_each_hour_belongs_to_its_day_when_the_clock_is_put_back(self, hour):
+        end = utc("2026-10-25T00:00").add(hours=hour + 1)
+
+        assert days_of_run(run_context(cron("@hourly", "Europe/London"), end)) == days("2026-10-25")
+
+    @pytest.mark.parametrize(
+        ("delta", "moment", "expected"),
+        [
+            (timedelta(days=1), "2026-06-18T00:00", days("2026-06-17")),
+            (timedelta(days=1), "2026-06-18T09:17", days("2026-06-17")),
+            (timedelta(days=7), "2026-06-15T00:00", days("2026-06-08", "2026-06-14")),
+            (timedelta(hours=1), "2026-06-18T13:00", days("2026-06-18")),
+            (timedelta(hours=36), "2026-06-18T12:00", days("2026-06-17")),
+            (timedelta(hours=36), "2026-06-20T00:00", days("2026-06-18", "2026-06-19")),
+            (relativedelta(days=1), "2026-06-18T00:00", days("2026-06-17")),
+            (relativedelta(weeks=1), "2026-06-15T00:00", days("2026-06-08", "2026-06-14")),
+            (relativedelta(months=1), "2026-06-01T00:00", days("2026-05-01", "2026-05-31")),
+            (relativedelta(months=1), "2028-03-01T00:00", days("2028-02-01", "2028-02-29")),
+            (relativedelta(months=3), "2026-07-01T00:00", days("2026-04-01", "2026-06-30")),
+            (relativedelta(years=1), "2026-01-01T00:00", days("2025-01-01", "2025-12-31")),
+        ],
+        ids=str,
+    )
+    def test_under_a_delta_a_moment_stands_for_what_led_up_to_it(self, delta, moment, expected):
+        assert days_of_run(run_context(sdk.DeltaTriggerTimetable(delta), utc(moment))) == expected
+
+    @pytest.mark.parametrize(
+        ("moment", "expected"),
+        [
+            ("2026-06-15T00:00", days("2026-06-11", "2026-06-14")),
+            ("2026-06-18T00:00", days("2026-06-15", "2026-06-17")),
+            ("2026-06-17T12:00", days("2026-06-11", "2026-06-14")),
+        ],
+    )
+    def test_several_crons_take_turns(self, moment, expected):
+        timetable = sdk.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC")
+
+        assert days_of_run(run_context(timetable, utc(moment))) == expected
+
+    @pytest.mark.parametrize(
+        ("timetable", "expected"),
+        [
+            pytest.param(cron("0 0 * * 1"), days("2026-06-08", "2026-06-14"), id="cron"),
+            pytest.param(
+                sdk.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC"),
+                days("2026-06-11", "2026-06-14"),
+                id="several crons",
+            ),
+            pytest.param(sdk.DeltaTriggerTimetable(timedelta(days=7)), days("2026-06-08", "2026-06-14"), id="delta"),
+            pytest.param(
+                sdk.DeltaTriggerTimetable(relativedelta(months=1)),
+                days("2026-05-15", "2026-06-14"),
+                id="relative delta",
+            ),
+        ],
+    )
+    class TestByTimeOrByAssets:
+        def test_a_run_by_time_follows_the_schedule(self, timetable, expected):
+            either = sdk.AssetOrTimeSchedule(assets=[ASSET], timetable=timetable)
+
+            assert days_of_run(run_context(either, utc("2026-06-15T00:00"))) == expected
+
+        @pytest.mark.parametrize("run_type", ["asset_triggered", "dataset_triggered"])
+        def test_a_run_by_assets_takes_the_day_before(self, timetable, expected, run_type):
+            either = sdk.AssetOrTimeSchedule(assets=[ASSET], timetable=timetable)
+            context = run_context(either, utc("2026-06-15T00:00"), run_type=run_type)
+
+            assert days_of_run(context) == days("2026-06-14")
+
+    @pytest.mark.parametrize(
+        ("timetable", "expected"),
+        [
+            (core_trigger.CronTriggerTimetable("0 0 * * 1", timezone="UTC"), days("2026-06-08", "2026-06-14")),
+            (
+                core_trigger.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC"),
+                days("2026-06-11", "2026-06-14"),
+            ),
+            (core_trigger.DeltaTriggerTimetable(timedelta(days=7)), days("2026-06-08", "2026-06-14")),
+            (core_interval.CronDataIntervalTimetable("@monthly", timezone="UTC"), days("2026-05-01", "2026-05-31")),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_timetables_may_keep_their_schedule_private(self, timetable, expected):
+        assert not hasattr(timetable, "expression")
+        assert days_of_run(run_context(timetable, utc("2026-06-15T00:00"))) == expected
+
+    @pytest.mark.parametrize(
+        "timetable",
+        [
+            sdk.CronDataIntervalTimetable("0 0 * * 1", "UTC"),
+            DeltaDataIntervalTimetable(timedelta(days=7)),
+            sdk.CronPartitionTimetable("0 0 * * 1", timezone="UTC"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_other_timetables_by_cron_or_delta(self, timetable):
+        assert days_of_run(run_context(timetable, utc("2026-06-15T00:00"))) == days("2026-06-08", "2026-06-14")
+
+    @pytest.mark.parametrize("moment", ["2026-06-18T00:00", "2026-06-18T12:30", "2026-06-18T23:59:59"])
+    def test_without_a_schedule_the_day_before(self, moment):
+        assert days_of_run(run_context(object(), utc(moment), run_type="manual")) == days("2026-06-17")
+
+    @pytest.mark.parametrize(
+        ("moment", "expected"),
+        [("2026-06-18T12:30", days("2026-06-17")), ("2026-03-01T00:00", days("2026-02-28"))],
+    )
+    @pytest.mark.parametrize("run_type", ["manual", "asset_triggered"])
+    def test_without_an_interval_the_day_before_the_run(self, moment, expected, run_type):
+        context = run_context(
+            cron("@weekly"),
+            None,
+            run_type=run_type,
+            run_after=utc(moment),
+        )
+
+        assert days_of_run(context) == expected
+
+    @pytest.mark.parametrize(
+        ("timezone", "expected"),
+        [("UTC", days("2026-06-17")), ("Asia/Tokyo", days("2026-06-17")), ("America/New_York", days("2026-06-16"))],
+    )
+    def test_days_of_another_zone(self, timezone, expected):
+        context = run_context(None, utc("2026-06-17T00:00"), utc("2026-06-18T00:00"))
+
+        assert days_of_run(context, timezone) == expected
+
+    def test_plain_datetimes_do(self):
+        zone = pendulum.timezone("Europe/Berlin")
+        context = run_context(None, datetime(2026, 6, 17, 2, tzinfo=zone), datetime(2026, 6, 18, 2, tzinfo=zone))
+
+        assert days_of_run(context) == days("2026-06-17")
+
+
+class TestPartitions:
+    @pytest.mark.parametrize(
+        ("key", "expected"),
+        [
+            ("2026-06-18", days("2026-06-18")),
+            ("2026-06-18T00:00:00", days("2026-06-18")),
+            ("2026-06-18T23:59:59", days("2026-06-18")),
+            ("2026-06-18 13:00", days("2026-06-18")),
+            ("2026-06-18T13", days("2026-06-18")),
+            ("2028-02-29", days("2028-02-29")),
+            ("2026-06", days("2026-06-01", "2026-06-30")),
+            ("2026-12", days("2026-12-01", "2026-12-31")),
+            ("2026-02", days("2026-02-01", "2026-02-28")),
+            ("2028-02", days("2028-02-01", "2028-02-29")),
+        ],
+    )
+    @pytest.mark.parametrize("partition_date", [None, utc("2026-01-01T00:00")])
+    @pytest.mark.parametrize(
+        "interval", [(None, None), (utc("2026-03-01"), utc("2026-03-02"))], ids=["none", "interval"]
+    )
+    def test_the_key_names_the_days(self, key, expected, partition_date, interval):
+        start, end = interval
+        context = run_context(
+            cron("@daily"),
+            start,
+            end,
+            partition_key=key,
+            partition_date=partition_date,
+            run_after=utc("2026-06-19"),
+        )
+
+        assert days_of_run(context) == expected
+
+    @pytest.mark.parametrize("key", ["eu-west", "", "2026-6-18", "06/18/2026", "us|2026-06-18", "2026-06-18\n"])
+    def test_the_date_steps_in_for_a_key_that_names_none(self, key):
+        context = run_context(cron("@daily"), None, partition_key=key, partition_date=utc("2026-06-18T00:00"))
+
+        assert days_of_run(context) == days("2026-06-18")
+
+    @pytest.mark.parametrize(
+        "key",
+        ["eu-west", "", "2026-6-18", "26-06-18", "2026-06-18x", "2026-02-30", "2026-13", "2026-00", "0000-01-01"],
+    )
+    def test_a_key_that_names_no_day_is_refused(self, key):
+        with pytest.raises(ValueError) as error:
+            days_of_run(run_context(cron("@daily"), None, partition_key=key))
+
+        assert f"partition key {key!r}" in str(error.value)
+        assert "usage_start_date and usage_end_date" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("key", "date_of_key", "length"),
+        [
+            ("2026-W25", "2026-06-15", 7),
+            ("2026-06-15 (W25)", "2026-06-15", 7),
+            ("2026-Q2", "2026-04-01", 91),
+            ("2026", "2026-01-01", 365),
+        ],
+        ids=["week", "Airflow's key of a week", "Airflow's key of a quarter", "Airflow's key of a year"],
+    )
+    def test_a_longer_period_is_covered_whole_or_refused(self, key, date_of_key, length):
+        context = run_context(cron("@daily"), None, partition_key=key, partition_date=utc(date_of_key))
+
+        try:
+            covered = list(days_of_run(context).days())
+        except ValueError:
+            return
+        assert len(covered) == length
+
+    @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y"])
+    @pytest.mark.parametrize("zone", ["UTC", "Asia/Taipei", "America/New_York"])
+    def test_a_day_is_the_one_that_the_key_spells(self, zone, key_format):
+        context = self.scheduled("0 0 * * *", timezone=zone, key_format=key_format)
+
+        assert format(days_of_run(context).first, key_format) == context["dag_run"].partition_key
+
+    @pytest.mark.parametrize(("expression", "length"), [("0 0 * * 1", 7), ("@monthly", 30)])
+    @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%d.%m.%Y"])
+    def test_partitions_longer_than_a_day_are_covered_whole_or_refused(self, expression, length, key_format):
+        context = self.scheduled(expression, timezone="UTC", key_format=key_format)
+
+        try:
+            covered = list(days_of_run(context).days())
+        except ValueError:
+            return
+        assert len(covered) == length
+
+    @staticmethod
+    def scheduled(expression, **arguments):
+        """The first run after 18 June 2026 for the partition that ended then."""
+        timetable = core_trigger.CronPartitionTimetable(expression, run_offset=-1, **arguments)
+        run = timetable.next_dagrun_info_v2(
+            last_dagrun_info=None, restriction=TimeRestriction(utc("2026-06-18T20:00"), None, catchup=True)
+        )
+        return run_context(
+            sdk.CronPartitionTimetable(expression, run_offset=-1, **arguments),
+            None,
+            partition_key=run.partition_key,
+            partition_date=run.partition_date,
+            run_after=run.run_after,
+        )
+
+
+def _covered(scheduler: Any, timetable: Any, start: str, end: str) -> list[tuple[pendulum.DateTime, DayRange]]:
+    """When each of the runs came that Airflow's scheduler makes one after the other, and which days it covered."""
+    restriction = TimeRestriction(utc(start), utc(end), catchup=True)
+    covered = []
+    interval = None
+    while info := scheduler.next_dagrun_info(last_automated_data_interval=interval, restriction=restriction):
+        interval = info.data_interval
+        with suppress(NoDayEndedError):
+            covered.append((interval.end, days_of_run(run_context(timetable, interval.start, interval.end))))
+    return covered
+
+
+def _breaks(covered: list[tuple[pendulum.DateTime, DayRange]]) -> list[str]:
+    """Where the days of a run don't follow those of the run before."""
+    return [
+        f"{one}, then {another}"
+        for (_, one), (_, another) in pairwise(covered)
+        if another.first != one.last + timedelta(days=1)
+    ]
+
+
+def _too_early(covered: list[tuple[pendulum.DateTime, DayRange]]) -> list[str]:
+    """Runs that covered a day which was not over."""
+    return [f"{days} at {end}" for end, days in covered if days.last >= end.in_timezone("UTC").date()]
+
+
+SCHEDULES = [
+    # In UTC, at any time of the day.
+    *[(expression, "UTC") for expression in ("@daily", "1 0 * * *", "30 6 * * *", "59 23 * * *")],
+    # Always on the same side of UTC's midnight, whatever the clock there.
+    ("@daily", "Europe/Berlin"),
+    ("30 2 * * *", "Europe/Berlin"),
+    ("0 3 * * *", "Europe/Berlin"),
+    ("@daily", "America/New_York"),
+    ("30 1 * * *", "America/New_York"),
+    ("0 2 * * *", "America/New_York"),
+    ("0 9 * * *", "Asia/Tokyo"),
+    ("45 5 * * *", "Asia/Kathmandu"),
+    ("@daily", "Pacific/Auckland"),
+    ("0 2 * * *", "Australia/Lord_Howe"),
+    ("@daily", "Pacific/Kiritimati"),
+    ("@daily", "Africa/Cairo"),
+    ("@daily", "America/Havana"),
+    # Longer than a day.
+    ("@weekly", "UTC"),
+    ("0 2 * * 0", "Europe/Berlin"),
+    ("0 19 * * 1-5", "America/New_York"),
+    ("0 0 1,15 * *", "Europe/London"),
+    ("@monthly", "UTC"),
+    ("0 1 1 * *", "Europe/Berlin"),
+    ("30 19 L * *", "America/New_York"),
+    ("@quarterly", "Asia/Tokyo"),
+    ("@yearly", "UTC"),
+]
+
+
+class TestConsecutiveRuns:
+    """When they come is up to Airflow's own scheduling; together they cover every day once, when it is over."""
+
+    @pytest.mark.parametrize(("expression", "zone"), SCHEDULES)
+    def test_by_cron(self, expression, zone):
+        end = "2026-11-15" if expression == "@daily" or expression.endswith(("* * *", "1-5")) else "2031-11-15"
+        scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
+        timetable = sdk.CronTriggerTimetable(expression, timezone=zone)
+
+        covered = _covered(scheduler, timetable, "2026-02-01", end)
+
+        assert len(covered) > 3
+        assert _breaks(covered) == []
+        assert _too_early(covered) == []
+
+    @pytest.mark.parametrize(
+        ("expression", "zone"), [("30 2 * * *", "Europe/Berlin"), ("@daily", "America/New_York"), ("@weekly", "UTC")]
+    )
+    @pytest.mark.parametrize(
+        "timetable_class", [core_trigger.CronTriggerTimetable, core_interval.CronDataIntervalTimetable]
+    )
+    def test_by_cron_as_in_airflow_2(self, timetable_class, expression, zone):
+        timetable = timetable_class(expression, timezone=zone)
+
+        covered = _covered(timetable, timetable, "2026-02-01", "2026-11-15")
+
+        assert len(covered) > 30
+        assert _breaks(covered) == []
+        assert _too_early(covered) == []
+
+    @pytest.mark.parametrize(
+        ("expression", "zone"),
+        [("@daily", "Europe/London"), ("30 1 * * *", "Europe/Berlin"), ("30 19 * * *", "America/New_York")],
+    )
+    class TestWhenTheClockMovesThemAcrossMidnight:
+        """In spring two of these runs come on the same UTC day, 23 hours apart."""
+
+        @pytest.fixture
+        def covered(self, expression, zone):
+            scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
+            timetable = sdk.CronTriggerTimetable(expression, timezone=zone)
+            return _covered(scheduler, timetable, "2026-03-01", "2026-11-15")
+
+        def test_no_day_is_left_out(self, covered):
+            everything = {day for _, days in covered for day in days.days()}
+
+            assert everything == set(DayRange(min(everything), max(everything)).days())
+
+        def test_no_day_is_covered_before_it_is_over(self, covered):
+            assert _too_early(covered) == []
+
+        def test_no_day_is_covered_twice(self, covered):
+            assert _breaks(covered) == []
+
+    def test_by_several_crons(self):
+        crons = ("0 4 * * 1-5", "30 7 * * 6", "0 12 * * 0")
+        scheduler = core_trigger.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
+        timetable = sdk.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
+
+        covered = _covered(scheduler, timetable, "2026-03-02T03:00", "2026-04-20")
+
+        assert len(covered) > 30
+        assert _breaks(covered) == []
+        assert _too_early(covered) == []
+
+    @pytest.mark.parametrize(
+        "delta",
+        [timedelta(days=1), timedelta(days=3), timedelta(hours=36), relativedelta(weeks=1), relativedelta(months=1)],
+        ids=str,
+    )
+    @pytest.mark.parametrize("start", ["2026-02-01T00:00", "2026-02-28T17:45"])
+    def test_by_a_delta(self, delta, start):
+        scheduler = core_trigger.DeltaTriggerTimetable(delta)
+
+        covered = _covered(scheduler, sdk.DeltaTriggerTimetable(delta), start, "2026-12-31")
+
+        assert len(covered) > 3
+        assert _breaks(covered) == []
+        assert _too_early(covered) == []
+
+
+class TestDaysOfWindow:
+    @pytest.mark.parametrize(
+        ("window", "moment", "expected"),
+        [
+            ("month", "2026-06-18T12:30", days("2026-06-01", "2026-06-30")),
+            ("month", "2026-06-01T00:00", days("2026-06-01", "2026-06-30")),
+            ("month", "2026-05-31T23:59:59", days("2026-05-01", "2026-05-31")),
+            ("month", "2026-02-14T00:00", days("2026-02-01", "2026-02-28")),
+            ("month", "2028-02-29T12:00", days("2028-02-01", "2028-02-29")),
+            ("month", "2026-12-31T12:00", days("2026-12-01", "2026-12-31")),
+            ("week", "2026-06-15T00:00", days("2026-06-15", "2026-06-21")),
+            ("week", "2026-06-21T23:59:59", days("2026-06-15", "2026-06-21")),
+            ("week", "2026-06-14T23:59:59", days("2026-06-08", "2026-06-14")),
+            ("week", "2026-01-01T00:00", days("2025-12-29", "2026-01-04")),
+            ("day", "2026-06-18T00:00", days("2026-06-18")),
+            ("day", "2026-06-17T23:59:59.999999", days("2026-06-17")),
+            (1, "2026-06-18T12:00", days("2026-06-18")),
+            (7, "2026-06-18T12:00", days("2026-06-12", "2026-06-18")),
+            (30, "2026-03-01T00:00", days("2026-01-31", "2026-03-01")),
+            (365, "2028-12-31T00:00", days("2028-01-02", "2028-12-31")),
+            ("7", "2026-06-18T12:00", days("2026-06-12", "2026-06-18")),
+            (" 7\n", "2026-06-18T12:00", days("2026-06-12", "2026-06-18")),
+            ("run", "2026-06-18T00:00", days("2026-06-17")),
+        ],
+    )
+    def test_the_window_holds_the_runs_moment(self, window, moment, expected):
+        assert days_of_window(window, run_context(cron("@daily"), utc(moment))) == expected
+
+    @pytest.mark.parametrize(
+        ("window", "expected"),
+        [("month", days("2026-07-01", "2026-07-31")), ("day", days("2026-07-01")), ("run", days("2026-06-30"))],
+    )
+    def test_the_moment_is_the_end_of_the_interval(self, window, expected):
+        context = run_context(None, utc("2026-06-30T00:00"), utc("2026-07-01T00:00"), run_after=utc("2026-09-09"))
+
+        assert days_of_window(window, context) == expected
+
+    def test_without_an_interval_the_moment_is_run_after(self):
+        context = run_context(None, None, run_after=utc("2026-06-18T12:30"))
+
+        assert moment_of_run(context) == utc("2026-06-18T12:30")
+        assert days_of_window("day", context) == days("2026-06-18")
+
+    def test_without_run_after_the_moment_is_the_logical_date(self):
+        context = run_context(None, None, logical_date=utc("2026-06-18T12:30"))
+        del context["dag_run"].run_after
+
+        assert moment_of_run(context) == utc("2026-06-18T12:30")
+
+    @pytest.mark.parametrize(
+        ("timezone", "expected"),
+        [("UTC", days("2026-06-30")), ("Asia/Tokyo", days("2026-07-01")), ("America/New_York", days("2026-06-30"))],
+    )
+    def test_days_of_another_zone(self, timezone, expected):
+        assert days_of_window("day", run_context(None, utc("2026-06-30T20:00")), timezone) == expected
+
+    @pytest.mark.parametrize("window", ["month", "week", "day", "run", 1, 3650])
+    def test_good_windows(self, window):
+        assert check_window(window) == window
+
+    def test_a_number_may_come_as_text(self):
+        assert check_window("30") == 30
+
+    @pytest.mark.parametrize(
+        "window",
+        ["year", "Month", "", "{{ x }}", 0, -7, 3651, "0", "-7", "3651", "7.0", 7.0, 7.5, True, None, [7], "7 days"],
+        ids=repr,
+    )
+    def test_other_windows_are_refused(self, window):
+        with pytest.raises(ValueError) as error:
+            days_of_window(window, run_context(None, utc("2026-06-18")))
+
+        said = str(error.value)
+        assert "'month', 'week', 'day', 'run' or a whole number of days from 1 to 3650" in said
+
+
+class TestDayRange:
+    @pytest.mark.parametrize(
+        ("covered", "count", "text"),
+        [
+            (days("2026-06-18"), 1, "2026-06-18"),
+            (days("2026-06-01", "2026-06-30"), 30, "2026-06-01 to 2026-06-30"),
+            (days("2028-01-01", "2028-12-31"), 366, "2028-01-01 to 2028-12-31"),
+        ],
+    )
+    def test_days(self, covered, count, text):
+        each = list(covered.days())
+
+        assert len(each) == len(set(each)) == count
+        assert each == sorted(each)
+        assert (each[0], each[-1]) == covered
+        assert str(covered) == text
+
+    @pytest.mark.parametrize(
+        ("timezone", "day"), [("UTC", "2026-06-30"), ("Asia/Tokyo", "2026-07-01"), ("America/New_York", "2026-06-30")]
+    )
+    def test_today_is_that_of_the_zone(self, mocker, timezone, day):
+        mocker.patch("pendulum.now", side_effect=utc("2026-06-30T20:00").in_timezone)
+
+        assert str(today(timezone)) == day
