@@ -43,7 +43,7 @@ types: $(READY) ## mypy
 
 pins: ## renew requirements/dev.txt from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	  pyproject.toml --group dev --output-file requirements/dev.txt
+	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
 
 clean: ## remove everything that the targets above made
 	rm -rf .venv .cache .demo build dist .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import groupby
@@ -22,6 +24,7 @@ from reducto_provider.usage.window import DayRange
 LAYOUT_VERSION: Final = 1
 _DATASET_FILE = "metadata/dataset.json"
 _LONGEST_NAME = 255  # bytes that file systems allow a name
+_MOST_WRITES = 10
 
 
 class DatasetMismatchError(ValueError):
@@ -29,11 +32,7 @@ class DatasetMismatchError(ValueError):
 
 
 class PublishError(OSError):
-    """A file could not be written. What was there before is untouched; ``published`` are the days before it."""
-
-    def __init__(self, message: str, published: Sequence[PublishedFile] = ()) -> None:
-        super().__init__(message)
-        self.published = tuple(published)
+    """Files could not be written or read. Each file is whole, the one before or the new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +62,26 @@ class PublishedFile:
         }
 
 
+class _Manifest(msgspec.Struct):
+    """What of a day's manifest an export looks at."""
+
+    sha256: str | None
+    run: str | None = None
+    changed: bool = False
+
+    def is_untold_by(self, run: str | None) -> bool:
+        """Whether an earlier try of ``run`` changed the day, and failed before it could tell."""
+        return self.changed and run is not None and self.run == run
+
+    @classmethod
+    def read(cls, content: bytes | None) -> _Manifest | None:
+        """None if there is no manifest, or none that can be read."""
+        try:
+            return None if content is None else msgspec.json.decode(content, type=cls)
+        except (ValueError, RecursionError):
+            return None
+
+
 class UsageDataset:
     """
     Usage at one location, partitioned by organization, dimension and day::
@@ -79,29 +98,29 @@ class UsageDataset:
     def __init__(self, storage: Storage, format: Format, filters: Mapping[str, Sequence[str]]) -> None:
         self._storage = storage
         self._format = format
-        self._identity = {
-            "layout_version": LAYOUT_VERSION,
-            "format": format.name,
-            "compression": None,
-            "filters": dict(filters),
-        }
+        self._identity = {"layout_version": LAYOUT_VERSION, **format.identity(), "filters": dict(filters)}
 
     def check(self) -> None:
         """
         Make sure that an export like this one belongs into the dataset.
 
         :raises DatasetMismatchError: naming what differs, and what to do.
+        :raises PublishError: if that can't be read.
         """
-        if (content := self._read(_DATASET_FILE)) is None:
+        with _storage_errors(f"could not read {self._storage.uri(_DATASET_FILE)}"):
+            content = self._storage.read(_DATASET_FILE)
+        if content is None:
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise DatasetMismatchError(f"{self._storage.uri(_DATASET_FILE)} can't be read: {error}") from error
+        except ValueError as error:
+            raise DatasetMismatchError(
+                f"{self._storage.uri(_DATASET_FILE)} can't be read, so what the dataset holds can't be told: {error}"
+            ) from error
         different = [
-            f"{name} is {found.get(name)!r}, this export's {value!r}"
-            for name, value in self._identity.items()
-            if found.get(name) != value
+            f"{name} is {found.get(name)!r}, this export's {self._identity.get(name)!r}"
+            for name in dict.fromkeys((*self._identity, *found))
+            if found.get(name) != self._identity.get(name)
         ]
         if different:
             raise DatasetMismatchError(
@@ -109,75 +128,108 @@ class UsageDataset:
                 "another output_path, or remove the dataset first"
             )
 
-    def publish(self, report: UsageReport, query: UsageQuery) -> list[PublishedFile]:
+    def publish(self, report: UsageReport, query: UsageQuery, run: str | None = None) -> list[PublishedFile]:
         """
         Make the dataset hold, for each day of the report, exactly its rows: days without rows lose their file.
 
         :param query: what was asked, for the manifests.
+        :param run: names the task instance that exports, whichever its try. What an earlier try of it changed
+            counts as changed: nobody was told, since that try failed.
         :raises DatasetMismatchError: see :meth:`check`.
-        :raises PublishError: naming the day; its file and those of later days are as they were.
+        :raises PublishError: naming the day. Days published before it stay; the export can be run again.
         """
-        folder = _partition(report.org_id, report.group_by)
+        folder = partition_of(report.org_id, report.group_by)
         self.check()
-        published: list[PublishedFile] = []
+        self._claim()
         rows_of = _rows_by_day(report, self._format)
-        try:
-            self._storage.replace(_DATASET_FILE, _json_file(self._identity))
-            for day in DayRange(report.start, report.end).days():
-                rows, encodable = rows_of.get(day, ((), ()))
-                published.append(self._publish_day(folder, day, rows, encodable, query))
-        except Exception as error:
-            where = f"{DayRange(report.start, report.end)}" if not published else f"after {published[-1].day}"
-            raise PublishError(
-                f"could not write usage of {report.org_id} ({where}) to {self._storage.uri()}: {error!r}; "
-                f"{len(published)} days are published, no file is partial, and the export can be run again",
-                published,
-            ) from error
-        return published
+        done = 0
+
+        def publish_day(day: date) -> PublishedFile:
+            nonlocal done
+            with _storage_errors(
+                lambda: (
+                    f"could not publish {day} of {report.org_id} at {self._storage.uri()} ({done} of "
+                    f"{len(days)} days are published, each file is whole, and the export can be run again)"
+                )
+            ):
+                published = self._publish_day(folder, day, *rows_of.get(day, ((), ())), query, run)
+            done += 1
+            return published
+
+        days = list(DayRange(report.start, report.end).days())
+        if self._storage.parallel == 1:
+            files = [publish_day(day) for day in days]
+        else:
+            with ThreadPoolExecutor(self._storage.parallel) as executor:
+                waiting = [executor.submit(publish_day, day) for day in days]
+                try:
+                    files = [each.result() for each in waiting]
+                except BaseException:
+                    executor.shutdown(cancel_futures=True)
+                    raise
+        self.check()  # a store that can't create exclusively may have been claimed twice
+        return files
+
+    def _claim(self) -> None:
+        """Say what the dataset is, if nobody did, and see that it is what this export takes it for."""
+        with _storage_errors(f"could not write {self._storage.uri(_DATASET_FILE)}"):
+            if self._storage.read(_DATASET_FILE) is None:
+                with suppress(FileExistsError):  # another export was faster
+                    self._storage.create(_DATASET_FILE, _json_file(self._identity))
+        self.check()
 
     def _publish_day(
-        self, folder: str, day: date, rows: Sequence[UsageRow], encodable: Sequence[Any], query: UsageQuery
+        self,
+        folder: str,
+        day: date,
+        rows: Sequence[UsageRow],
+        encodable: Sequence[Any],
+        query: UsageQuery,
+        run: str | None,
     ) -> PublishedFile:
         file = f"data/{folder}/dt={day}/usage.{self._format.extension}"
         manifest = f"metadata/{folder}/dt={day}.json"
-        before = self._storage.read(manifest)
-        content = self._format.encode(encodable, {}) if rows else b""
-        checksum = hashlib.sha256(content).hexdigest() if rows else None
-        if rows:
-            self._storage.replace(file, content)
-        else:
-            self._storage.remove(file)
+        content = self._format.encode(encodable, {}) if rows else None
+        size = len(content or b"")
         credits = sum_credits(rows)
-        self._storage.replace(
-            manifest,
-            _json_file(
-                {
-                    "date": day.isoformat(),
-                    "file": file if rows else None,
-                    "row_count": len(rows),
-                    "bytes": len(content),
-                    "sha256": checksum,
-                    "credits": None if credits is None else plain(credits),
-                    "request_count": sum(row.request_count for row in rows),
-                    "query": query.params(),
-                    "package_version": __version__,
-                    "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                }
-            ),
+        before = _Manifest.read(self._storage.read(manifest))
+        changed = before is None or before.sha256 != _checksum(content) or before.is_untold_by(run)
+        description = _json_file(
+            {
+                "date": day.isoformat(),
+                "file": None if content is None else file,
+                "row_count": len(rows),
+                "bytes": size,
+                "sha256": _checksum(content),
+                "credits": None if credits is None else plain(credits),
+                "request_count": sum(row.request_count for row in rows),
+                "query": query.params(),
+                "run": run,
+                "changed": changed,
+                "package_version": __version__,
+                "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
         )
+        for _ in range(_MOST_WRITES):
+            if content is None:
+                self._storage.remove(file)
+            else:
+                self._storage.replace(file, content)
+            self._storage.replace(manifest, description)
+            # Another export of the day may have written between the two. Whoever writes last looks after that, so
+            # that in the end file and manifest are of one export, whichever it is.
+            written = _Manifest.read(self._storage.read(manifest))
+            if written is not None and written.sha256 == _checksum(self._storage.read(file)):
+                break
+        else:
+            raise OSError(f"other exports of {day} keep writing it at the same time")
         return PublishedFile(
-            uri=self._storage.uri(file) if rows else None,
+            uri=None if content is None else self._storage.uri(file),
             day=day,
             row_count=len(rows),
-            size=len(content),
-            changed=before is None or _checksum_of(before) != checksum,
+            size=size,
+            changed=changed,
         )
-
-    def _read(self, name: str) -> bytes | None:
-        try:
-            return self._storage.read(name)
-        except Exception as error:
-            raise PublishError(f"could not read {self._storage.uri(name)}: {error!r}") from error
 
 
 def publish_object(storage: Storage, format: Format, report: UsageReport) -> PublishedFile:
@@ -188,21 +240,21 @@ def publish_object(storage: Storage, format: Format, report: UsageReport) -> Pub
     """
     keys = {"org_id": report.org_id, "group_by": report.group_by}
     content = format.encode(format.rows(report), keys)
-    try:
+    with _storage_errors(f"could not write usage of {report.org_id} to {storage.uri()}; what was there is untouched"):
         changed = storage.read() != content
         storage.replace("", content)
-    except Exception as error:
-        raise PublishError(
-            f"could not write usage of {report.org_id} to {storage.uri()}: {error!r}; what was there is untouched"
-        ) from error
     return PublishedFile(uri=storage.uri(), day=None, row_count=len(report.rows), size=len(content), changed=changed)
 
 
-def _partition(org_id: str, group_by: str) -> str:
-    """The folder of an organization's dimension. Foreign text is escaped as Hive does, so that it stays one name."""
+def partition_of(org_id: str, group_by: str) -> str:
+    """
+    The folder of an organization's dimension. Foreign text is escaped as Hive does, so that it stays one name.
+
+    :raises ValueError: for an id that is longer than a name can be.
+    """
     name = f"org_id={quote(org_id, safe='')}"
     if len(name) > _LONGEST_NAME:
-        raise DatasetMismatchError(f"the organization id {org_id[:60]!r}... is too long for the name of a folder")
+        raise ValueError(f"org_id is too long for the name of a folder: {org_id[:60]!r}...")
     return f"{name}/group_by={group_by}"
 
 
@@ -214,11 +266,18 @@ def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequen
     }
 
 
-def _checksum_of(manifest: bytes) -> object:
+def _checksum(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
+    """Whatever a store raises, and each has errors of its own, becomes one that says what could not be done."""
     try:
-        return msgspec.json.decode(manifest, type=dict[str, Any]).get("sha256")
-    except msgspec.DecodeError:
-        return b"unreadable"  # equal to no checksum
+        yield
+    except Exception as error:
+        message = what if isinstance(what, str) else what()
+        raise PublishError(f"{message}: {type(error).__name__}: {error}") from error
 
 
 def _json_file(content: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -9,21 +10,28 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from reducto_provider.usage.report import UsageReport, UsageRow, plain
+from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, plain
 
 COLUMNS: Final = ("date", "group", "credits", "request_count")
+COMPRESSIONS: Final = {"gzip": "gz", "zstd": "zst"}
+"""How text formats can be compressed, and what that adds to a file's ending."""
 
 
 class Format(ABC):
     """
     A file format: which rows of a report it takes, and how it writes them.
 
-    ``keys`` are columns with one value for the whole file (organization and dimension), written first; a
-    partitioned dataset has them in its folders' names instead and passes none.
+    ``keys`` are columns with one value for the whole file (organization and dimension), written first. A
+    partitioned dataset has them in its folders' names instead, and passes none.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
+    compression: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What a dataset must agree on, so that its files can be read as one."""
+        return {"format": self.name, "compression": self.compression}
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
         """What :meth:`encode` takes, one for each of ``report.rows`` and in their order."""
@@ -83,18 +91,83 @@ class CsvFormat(Format):
         return "".join(lines).encode()
 
 
-FORMATS: Final[Mapping[str, Format]] = {each.name: each for each in (JsonFormat(), JsonLinesFormat(), CsvFormat())}
-
-
-def check_format(name: str) -> Format:
+class ParquetFormat(Format):
     """
-    The format of that name.
+    Parquet with ``date`` as date32, ``group`` as string, ``credits`` as decimal128(38, 9) and ``request_count`` as
+    int64, compressed with zstd.
+    """
 
-    :raises ValueError: naming the value and what is allowed.
+    name = "parquet"
+    extension = "parquet"
+    compression = "zstd"
+
+    def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
+        import pyarrow as pa
+
+        columns = {name: pa.array([value] * len(rows), pa.string()) for name, value in keys.items()}
+        columns |= {
+            "date": pa.array([row.date for row in rows], pa.date32()),
+            "group": pa.array([row.group for row in rows], pa.string()),
+            "credits": pa.array([row.credits for row in rows], pa.decimal128(38, CREDITS_SCALE)),
+            "request_count": pa.array([row.request_count for row in rows], pa.int64()),
+        }
+        return parquet_bytes(pa.table(columns))
+
+
+class Compressed(Format):
+    """A text format's files, compressed. The same content gives the same bytes: no time is written into them."""
+
+    def __init__(self, plain_format: Format, compression: str) -> None:
+        self._plain = plain_format
+        self.name = plain_format.name  # type: ignore[misc]
+        self.extension = f"{plain_format.extension}.{COMPRESSIONS[compression]}"  # type: ignore[misc]
+        self.compression = compression
+
+    def rows(self, report: UsageReport) -> Sequence[Any]:
+        return self._plain.rows(report)
+
+    def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
+        content = self._plain.encode(rows, keys)
+        if self.compression == "gzip":
+            return gzip.compress(content, mtime=0)
+        import pyarrow as pa
+
+        compressed: bytes = pa.Codec("zstd").compress(content, asbytes=True)
+        return compressed
+
+
+FORMATS: Final[Mapping[str, Format]] = {
+    each.name: each for each in (JsonFormat(), JsonLinesFormat(), CsvFormat(), ParquetFormat())
+}
+
+
+def check_format(name: str, compression: str | None = None) -> Format:
+    """
+    The format of that name, its files compressed if asked for.
+
+    :raises ValueError: naming the field, the value and what is allowed.
     """
     if name not in FORMATS:
         raise ValueError(f"output_format must be one of {', '.join(FORMATS)}, not {name!r}")
-    return FORMATS[name]
+    plain_format = FORMATS[name]
+    if compression in (None, plain_format.compression):
+        return plain_format
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"compression must be one of {', '.join(COMPRESSIONS)}, or None, not {compression!r}")
+    if plain_format.compression:
+        raise ValueError(f"compression must be left out for {name}, which always has {plain_format.compression}")
+    return Compressed(plain_format, compression)
+
+
+def parquet_bytes(table: Any) -> bytes:
+    """A ``pyarrow.Table`` as a Parquet file, the same bytes for the same table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _json(value: str | None) -> bytes:

@@ -117,7 +117,7 @@ class ReductoUsageExportOperator(BaseOperator):
             query = self._query(context)
             if self.output_path is None:
                 return self._export_to_xcom(query)
-            return self._export_to_files(query)
+            return self._export_to_files(query, context)
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except (ValueError, ImportError) as error:
@@ -184,18 +184,18 @@ class ReductoUsageExportOperator(BaseOperator):
             )
         return result
 
-    def _export_to_files(self, query: UsageQuery) -> dict[str, Any]:
+    def _export_to_files(self, query: UsageQuery, context: Context) -> dict[str, Any]:
         from reducto_provider.export.dataset import PublishError, UsageDataset, publish_object
-        from reducto_provider.export.storage import Storage
+        from reducto_provider.export.storage import open_storage
 
         file_format = check_format(self.output_format)
-        storage = Storage(self._check_output_path(), self.output_conn_id)
+        storage = open_storage(self._check_output_path(), self.output_conn_id)
         try:
             if self.partitioned:
                 dataset = UsageDataset(storage, file_format, query.filters())
                 dataset.check()  # before a request is spent on it
                 report = self._ask(query)
-                files = dataset.publish(report, query)
+                files = dataset.publish(report, query, run=_run_of(context))
             else:
                 report = self._ask(query)
                 files = [publish_object(storage, file_format, report)]
@@ -220,6 +220,11 @@ class ReductoUsageExportOperator(BaseOperator):
             len(report.rows),
         )
         return report
+
+
+def _run_of(context: Context) -> str:
+    ti = context["ti"]
+    return f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"
 
 
 def _summary(report: UsageReport) -> dict[str, Any]:

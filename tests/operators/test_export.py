@@ -240,7 +240,7 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
         ({"org_id": "{{ '' }}"}, ["org_id", "not empty"]),
         ({"output_format": "{{ 'xml' }}", "output_path": "/nowhere"}, ["output_format", "xml", "jsonl"]),
         ({"output_path": "{{ 'usage' }}"}, ["output_path", "'usage'", "absolute"]),
-        ({"output_path": "nosuch://bucket/usage"}, ["nosuch"]),
+        ({"output_path": "{{ 'sftp' }}://host/usage"}, ["sftp", "replaced at once"]),
         ({"output_path": "s3://bucket/usage", "output_conn_id": "missing"}, ["missing"]),
     ],
 )

@@ -1,0 +1,630 @@
+"""What an export leaves behind: each day exactly the rows of its last export, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from datetime import date, datetime, timedelta
+from threading import Barrier, Thread
+from urllib.parse import unquote
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from reducto_provider import __version__
+from reducto_provider.export.dataset import DatasetMismatchError, PublishError, UsageDataset, publish_object
+from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.storage import LocalStorage, ObjectStorage
+
+ROOT = "org_id=org_abc123/group_by=product"
+THREE_DAYS = [
+    ("2026-06-16", "parse", "150.0", 75),
+    ("2026-06-16", "extract", "80.5", 20),
+    ("2026-06-17", "parse", "230.10000000000002", 75),
+    ("2026-06-18", None, "7", 1),
+]
+
+
+@pytest.fixture
+def publish():
+    """Publish an export at a place."""
+
+    def publish(place, export, format="jsonl"):
+        dataset = UsageDataset(place.storage, FORMATS[format], export.query.filters())
+        return dataset.publish(export.report, export.query)
+
+    return publish
+
+
+def manifest(place, day, root=ROOT):
+    return json.loads(place.files()[f"metadata/{root}/dt={day}.json"])
+
+
+class TestLayout:
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_a_file_and_a_manifest_for_each_day(self, place, make_export, publish, format):
+        published = publish(place, make_export(*THREE_DAYS), format)
+
+        days = ["2026-06-16", "2026-06-17", "2026-06-18"]
+        assert set(place.files()) == {
+            "metadata/dataset.json",
+            *[f"data/{ROOT}/dt={day}/usage.{format}" for day in days],
+            *[f"metadata/{ROOT}/dt={day}.json" for day in days],
+        }
+        assert [str(file.day) for file in published] == days
+        assert [file.row_count for file in published] == [2, 1, 1]
+        assert [file.size for file in published] == [len(content) for _, content in sorted(place.data().items())]
+        assert all(file.changed for file in published)
+
+    def test_the_bytes_of_a_day(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+
+        assert [content.decode() for _, content in sorted(place.data().items())] == [
+            (
+                '{"date":"2026-06-16","group":"extract","credits":80.5,"request_count":20}\n'
+                '{"date":"2026-06-16","group":"parse","credits":150.0,"request_count":75}\n'
+            ),
+            '{"date":"2026-06-17","group":"parse","credits":230.1,"request_count":75}\n',
+            '{"date":"2026-06-18","group":null,"credits":7.0,"request_count":1}\n',
+        ]
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_the_uri_of_a_day_leads_to_its_file(self, place, make_export, publish, format):
+        published = publish(place, make_export(*THREE_DAYS, org_id="a/b c%d"), format)
+
+        assert [ObjectStoragePath(file.uri).read_bytes() for file in published] == [
+            content for _, content in sorted(place.data().items())
+        ]
+
+    def test_what_the_dataset_says_of_itself(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS, products=["parse", "extract"]), "csv")
+
+        assert json.loads(place.files()["metadata/dataset.json"]) == {
+            "layout_version": 1,
+            "format": "csv",
+            "compression": None,
+            "filters": {"products": ["extract", "parse"]},
+        }
+
+    def test_what_a_day_says_of_itself(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS, api_keys=["k2", "k1"]))
+
+        content = place.data()[f"data/{ROOT}/dt=2026-06-16/usage.jsonl"]
+        found = manifest(place, "2026-06-16")
+        exported_at = datetime.fromisoformat(found.pop("exported_at"))
+        assert exported_at.utcoffset() == timedelta(0)
+        assert found == {
+            "date": "2026-06-16",
+            "file": f"data/{ROOT}/dt=2026-06-16/usage.jsonl",
+            "row_count": 2,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "credits": "230.5",
+            "request_count": 95,
+            "query": [
+                ["startDate", "2026-06-16"],
+                ["endDate", "2026-06-18"],
+                ["groupBy", "product"],
+                ["apiKey", "k2"],
+                ["apiKey", "k1"],
+            ],
+            "run": None,
+            "changed": True,
+            "package_version": __version__,
+        }
+
+    def test_a_day_without_credits(self, place, make_export, publish):
+        publish(place, make_export(("2026-06-18", "parse", "null", 5), ("2026-06-18", "extract", "1", 5)))
+
+        assert manifest(place, "2026-06-18")["credits"] is None
+        assert manifest(place, "2026-06-18")["request_count"] == 10
+
+    def test_a_day_without_usage_has_a_manifest_and_no_file(self, place, make_export, publish):
+        published = publish(place, make_export(THREE_DAYS[0], start="2026-06-15", end="2026-06-16"))
+
+        assert list(place.data()) == [f"data/{ROOT}/dt=2026-06-16/usage.jsonl"]
+        found = manifest(place, "2026-06-15")
+        names = ("file", "row_count", "bytes", "sha256", "credits", "request_count")
+        assert {name: found[name] for name in names} == dict(zip(names, (None, 0, 0, None, "0", 0), strict=True))
+        assert published[0].as_json() == {
+            "uri": None,
+            "date": "2026-06-15",
+            "row_count": 0,
+            "bytes": 0,
+            "changed": True,
+        }
+
+    def test_organizations_and_dimensions_lie_apart(self, place, make_export, publish):
+        row = ("2026-06-18", "x", "1", 1)
+        for org_id in ("one", "two"):
+            for dimension in ("product", "feature", "api_key", "file_type"):
+                publish(place, make_export(row, org_id=org_id, group_by=dimension))
+
+        assert set(place.data()) == {
+            f"data/org_id={org_id}/group_by={dimension}/dt=2026-06-18/usage.jsonl"
+            for org_id in ("one", "two")
+            for dimension in ("product", "feature", "api_key", "file_type")
+        }
+
+    def test_several_months(self, place, make_export, publish):
+        first = date(2027, 12, 30)
+        days = [first + timedelta(days=offset) for offset in range(64)]
+        export = make_export(*[(str(day), "parse", f"{day.day}.5", 1) for day in days if day.day % 7])
+
+        published = publish(place, export)
+
+        assert [file.day for file in published] == days
+        assert set(place.data()) == {f"data/{ROOT}/dt={day}/usage.jsonl" for day in days if day.day % 7}
+        assert f"data/{ROOT}/dt=2028-02-29/usage.jsonl" in place.data()
+        credits = [json.loads(line)["credits"] for text in place.data().values() for line in text.splitlines()]
+        assert sum(credits) == float(export.report.credits)
+
+
+class TestAgain:
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_the_same_answer_gives_the_same_bytes(self, place, make_export, publish, format):
+        publish(place, make_export(*THREE_DAYS), format)
+        before = place.data()
+
+        for seed in range(3):
+            shuffled = random.Random(seed).sample(THREE_DAYS, len(THREE_DAYS))
+            published = publish(place, make_export(*shuffled), format)
+            assert place.data() == before
+            assert [file.changed for file in published] == [False, False, False]
+
+    def test_a_restated_day_is_replaced(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        before = place.data()
+        restated = [*THREE_DAYS[:2], ("2026-06-17", "split", "230.2", 76), THREE_DAYS[3]]
+
+        published = publish(place, make_export(*restated))
+
+        assert [file.changed for file in published] == [False, True, False]
+        name = f"data/{ROOT}/dt=2026-06-17/usage.jsonl"
+        assert place.data() == before | {
+            name: b'{"date":"2026-06-17","group":"split","credits":230.2,"request_count":76}\n'
+        }
+        assert manifest(place, "2026-06-17")["sha256"] == hashlib.sha256(place.data()[name]).hexdigest()
+
+    def test_an_emptied_day_loses_its_file(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        rest = [*THREE_DAYS[:2], THREE_DAYS[3]]
+
+        emptied = publish(place, make_export(*rest))
+        again = publish(place, make_export(*rest))
+
+        assert [file.changed for file in emptied] == [False, True, False]
+        assert [file.changed for file in again] == [False, False, False]
+        assert [file.uri is None for file in emptied] == [False, True, False]
+        assert set(place.data()) == {f"data/{ROOT}/dt={day}/usage.jsonl" for day in ("2026-06-16", "2026-06-18")}
+        assert manifest(place, "2026-06-17")["file"] is None
+
+    def test_a_day_comes_back(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        before = place.data()
+        publish(place, make_export(start="2026-06-16", end="2026-06-18"))
+        assert place.data() == {}
+
+        published = publish(place, make_export(*THREE_DAYS))
+
+        assert all(file.changed for file in published)
+        assert place.data() == before
+
+    def test_days_outside_the_range_stay(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        before = place.data()
+
+        publish(place, make_export(start="2026-06-17", end="2026-06-17"))
+
+        assert set(before) - set(place.data()) == {f"data/{ROOT}/dt=2026-06-17/usage.jsonl"}
+        assert manifest(place, "2026-06-16")["row_count"] == 2
+
+    def test_a_day_whose_manifest_was_lost_counts_as_changed(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        place.storage.remove(f"metadata/{ROOT}/dt=2026-06-17.json")
+
+        assert [file.changed for file in publish(place, make_export(*THREE_DAYS))] == [False, True, False]
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"sha256": "\xff"}', b'{"sha256": 5}', b"{}", b"[" * 100_000],
+        ids=lambda content: repr(content[:20]),
+    )
+    def test_a_broken_manifest_is_written_anew(self, place, make_export, publish, content):
+        publish(place, make_export(*THREE_DAYS))
+        place.put(f"metadata/{ROOT}/dt=2026-06-17.json", content)
+
+        published = publish(place, make_export(*THREE_DAYS))
+
+        assert [file.changed for file in published] == [False, True, False]
+        assert manifest(place, "2026-06-17")["row_count"] == 1
+
+    def test_an_emptied_day_with_a_broken_manifest_counts_as_changed(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        place.put(f"metadata/{ROOT}/dt=2026-06-17.json", b"{")
+
+        published = publish(place, make_export(start="2026-06-17", end="2026-06-17"))
+
+        assert [file.changed for file in published] == [True]
+
+    def test_a_retry_still_tells_what_the_try_before_it_changed(self, place, make_export):
+        export = make_export(*THREE_DAYS)
+        report, query = export.report, export.query
+        dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
+        dataset.publish(report, query, run="dag/run/task/-1")
+
+        assert [file.changed for file in dataset.publish(report, query, run="dag/run/task/-1")] == [True, True, True]
+        assert [file.changed for file in dataset.publish(report, query, run="dag/next/task/-1")] == [False] * 3
+        assert [file.changed for file in dataset.publish(report, query, run="dag/next/task/-1")] == [False] * 3
+
+    def test_a_file_that_was_lost_or_spoilt_is_written_anew(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        before = place.data()
+        place.storage.remove(f"data/{ROOT}/dt=2026-06-16/usage.jsonl")
+        place.put(f"data/{ROOT}/dt=2026-06-17/usage.jsonl", b"spoilt")
+
+        publish(place, make_export(*THREE_DAYS))
+
+        assert place.data() == before
+
+
+class TestMismatch:
+    @pytest.mark.parametrize(
+        ("fields", "format", "said"),
+        [
+            ({}, "csv", ["format is 'jsonl', this export's 'csv'"]),
+            ({"products": ["parse"]}, "jsonl", ["filters is {}", "'products': ['parse']"]),
+            ({"api_keys": ["k"]}, "json", ["format is 'jsonl'", "filters is {}"]),
+        ],
+        ids=["format", "filters", "both"],
+    )
+    def test_another_kind_of_export_is_refused(self, place, make_export, publish, fields, format, said):
+        publish(place, make_export(*THREE_DAYS))
+        before = place.files()
+        export = make_export(("2026-06-18", "parse", "9", 9), **fields)
+
+        with pytest.raises(DatasetMismatchError) as error:
+            publish(place, export, format)
+
+        text = str(error.value)
+        assert [each for each in [place.storage.uri(), "another output_path", *said] if each not in text] == []
+        assert place.files() == before
+
+    def test_no_filters_is_another_kind_than_some(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS, file_types=["pdf"]))
+        before = place.files()
+
+        with pytest.raises(DatasetMismatchError, match="filters"):
+            publish(place, make_export(*THREE_DAYS))
+
+        assert place.files() == before
+
+    @pytest.mark.parametrize("day", ["2026-06-18", "2027-01-01"])
+    @pytest.mark.parametrize("org_id", ["org_abc123", "org_other"])
+    def test_also_for_days_and_organizations_that_are_not_there_yet(self, place, make_export, publish, day, org_id):
+        publish(place, make_export(*THREE_DAYS))
+
+        with pytest.raises(DatasetMismatchError):
+            publish(place, make_export((day, "parse", "1", 1), org_id=org_id), "csv")
+
+    def test_the_same_filters_in_another_order_belong_together(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS, products=["b", "a"], features="x"))
+
+        published = publish(place, make_export(*THREE_DAYS, features=["x"], products=["a", "b", "a"]))
+
+        assert not any(file.changed for file in published)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"\xff\xfe{}",
+            b'{"format": "\xff"}',
+            b"{}",
+            b'{"format": "jsonl", "filters": {}}',
+            b'{"layout_version": 2, "format": "jsonl", "compression": null, "filters": {}}',
+            b'{"layout_version": 1, "format": "jsonl", "compression": "gzip", "filters": {}}',
+            b'{"layout_version": 1, "format": "jsonl", "compression": null}',
+            b"[" * 100_000,
+        ],
+        ids=lambda content: repr(content[:40]),
+    )
+    def test_a_dataset_that_can_not_be_told_is_refused(self, place, make_export, publish, content):
+        publish(place, make_export(*THREE_DAYS))
+        place.put("metadata/dataset.json", content)
+        before = place.files()
+
+        with pytest.raises(DatasetMismatchError):
+            publish(place, make_export(("2026-06-18", "parse", "9", 9)))
+
+        assert place.files() == before
+
+    def test_check_alone_writes_nothing(self, place, make_export, publish):
+        dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
+
+        dataset.check()
+        assert place.files() == {}
+
+        publish(place, make_export(*THREE_DAYS))
+        before = place.files()
+        dataset.check()
+        assert place.files() == before
+
+
+HOSTILE_ORGS = [
+    "../../etc",
+    "..",
+    ".",
+    "/etc/passwd",
+    "a/../../../../b",
+    "a\\..\\b",
+    "a%2F..%2Fb",
+    "%2e%2e",
+    "a b",
+    "a=b",
+    "dt=2026-06-18",
+    "a*b?c[d]",
+    "~root",
+    "$HOME",
+    "{{ ds }}",
+    "nul\0byte",
+    "new\nline",
+    "a:b@c#d",
+    "caf\u00e9",
+    "\N{GRINNING FACE}",
+    "\u202egnp.exe",
+    "__HIVE_DEFAULT_PARTITION__",
+    ".hidden",
+    "x" * 240,
+]
+
+
+class TestForeignText:
+    @pytest.mark.parametrize("org_id", HOSTILE_ORGS, ids=lambda org_id: repr(org_id[:30]))
+    def test_an_organization_stays_inside(self, place, make_export, publish, org_id):
+        publish(place, make_export(*THREE_DAYS, org_id=org_id))
+
+        names = [name.split("/") for name in place.files() if name != "metadata/dataset.json"]
+        assert len(names) == 6
+        assert {(len(parts), parts[0]) for parts in names} == {(5, "data"), (4, "metadata")}
+        assert {unquote(parts[1].removeprefix("org_id=")) for parts in names} == {org_id}
+        assert {parts[2] for parts in names} == {"group_by=product"}
+
+    def test_nothing_is_written_beside_it(self, tmp_path, make_export, publish, folder):
+        for org_id in HOSTILE_ORGS:
+            publish(folder, make_export(*THREE_DAYS, org_id=org_id))
+
+        assert [path.name for path in tmp_path.iterdir()] == ["usage"]
+        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1 + 6 * len(HOSTILE_ORGS)
+
+    def test_no_two_organizations_share_a_file(self, place, make_export, publish):
+        orgs = ["a/b", "a%2Fb", "a%252Fb", "a b", "a+b", "a%20b", "A/B", "a/b ", "a\u0301", "\u00e1"]
+        for number, org_id in enumerate(orgs):
+            publish(place, make_export(("2026-06-18", "parse", str(number), number), org_id=org_id))
+
+        assert len(place.data()) == len(orgs)
+
+    @pytest.mark.parametrize("org_id", ["x" * 300, "\N{GRINNING FACE}" * 30, "/" * 100])
+    def test_an_organization_too_long_for_a_folder_is_refused(self, place, make_export, publish, org_id):
+        with pytest.raises(ValueError, match="too long") as error:
+            publish(place, make_export(*THREE_DAYS, org_id=org_id))
+
+        assert len(str(error.value)) < 300
+        assert place.files() == {}
+
+    @pytest.mark.parametrize("group", ["../../etc", "a/b", "x" * 10_000, "nul\0", "\N{GRINNING FACE}", "", None])
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_a_group_is_only_content(self, place, make_export, publish, format, group):
+        publish(place, make_export(("2026-06-18", group, "1", 1)), format)
+
+        assert set(place.files()) == {
+            "metadata/dataset.json",
+            f"metadata/{ROOT}/dt=2026-06-18.json",
+            f"data/{ROOT}/dt=2026-06-18/usage.{format}",
+        }
+
+
+class TestFailure:
+    def test_a_full_disk(self, folder, make_export, publish, small_files):
+        publish(folder, make_export(*THREE_DAYS))
+        before = folder.data()
+        big = [("2026-06-17", f"group-{number}", "1", 1) for number in range(5_000)]
+        changed = [("2026-06-16", "parse", "1", 1), *big, ("2026-06-18", "parse", "1", 1)]
+
+        with small_files(100_000), pytest.raises(PublishError) as error:
+            publish(folder, make_export(*changed))
+
+        # The day before the failure is new, that of the failure and the one after it are as they were.
+        assert "could not publish 2026-06-17" in str(error.value)
+        assert "1 of 3 days are published" in str(error.value)
+        assert "org_abc123" in str(error.value)
+        first, *rest = sorted(before)
+        assert {name: folder.data()[name] for name in rest} == {name: before[name] for name in rest}
+        assert folder.data()[first] == b'{"date":"2026-06-16","group":"parse","credits":1.0,"request_count":1}\n'
+        assert set(folder.data()) == set(before)
+
+        published = publish(folder, make_export(*changed))
+        assert [file.changed for file in published] == [False, True, True]
+        assert len(folder.data()[rest[0]].splitlines()) == 5_000
+
+    @pytest.mark.parametrize("blocked", ["", "data", "metadata", f"data/{ROOT}", f"metadata/{ROOT}"])
+    def test_a_file_where_a_folder_should_be(self, tmp_path, folder, make_export, publish, blocked):
+        file = tmp_path / "usage" / blocked
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"somebody else's")
+
+        with pytest.raises(PublishError) as error:
+            publish(folder, make_export(*THREE_DAYS))
+
+        assert folder.url in str(error.value)
+        assert file.read_bytes() == b"somebody else's"
+        assert list(tmp_path.rglob("*.writing")) == []
+
+    @pytest.mark.parametrize(
+        "blocked", [f"data/{ROOT}/dt=2026-06-17/usage.jsonl", f"metadata/{ROOT}/dt=2026-06-17.json"]
+    )
+    def test_a_folder_where_a_file_should_be(self, tmp_path, folder, make_export, publish, blocked):
+        (tmp_path / "usage" / blocked).mkdir(parents=True)
+
+        with pytest.raises(PublishError) as error:
+            publish(folder, make_export(*THREE_DAYS))
+
+        assert "1 of 3 days are published" in str(error.value)
+        assert f"data/{ROOT}/dt=2026-06-18/usage.jsonl" not in folder.data()
+        assert list(tmp_path.rglob("*.writing")) == []
+
+    @pytest.mark.parametrize(
+        "error", [OSError("no"), PermissionError("no"), RuntimeError("no"), ValueError("no")], ids=repr
+    )
+    def test_an_object_store_that_refuses(self, place, make_export, publish, mocker, error):
+        if place.url.startswith("file"):
+            mocker.patch("os.fsync", side_effect=[None, None, None, error])
+        else:
+            pipe_file = MemoryFileSystem.pipe_file
+            written = iter([None, None, None, error])
+
+            def refuse(self, path, value, **kwargs):
+                if refused := next(written):
+                    raise refused
+                pipe_file(self, path, value, **kwargs)
+
+            mocker.patch.object(MemoryFileSystem, "pipe_file", refuse)
+            mocker.patch.object(ObjectStorage, "parallel", 1)
+
+        with pytest.raises(PublishError) as caught:
+            publish(place, make_export(*THREE_DAYS))
+
+        assert f"{type(error).__name__}: no" in str(caught.value)
+        assert caught.value.__cause__ is error
+        assert "1 of 3 days are published" in str(caught.value)
+        assert list(place.data()) == [f"data/{ROOT}/dt=2026-06-16/usage.jsonl"]
+
+    def test_a_store_that_can_not_be_read(self, place, make_export, publish, mocker):
+        for storage in (LocalStorage, ObjectStorage):
+            mocker.patch.object(storage, "read", side_effect=PermissionError("no"))
+
+        with pytest.raises(PublishError, match="could not read"):
+            publish(place, make_export(*THREE_DAYS))
+
+        assert place.files() == {}
+
+    def test_a_killed_export_leaves_whole_days_and_can_be_run_again(self, folder, make_export, publish, forked):
+        days = [str(date(2026, 1, 1) + timedelta(days=offset)) for offset in range(20)]
+        exports = [
+            make_export(*[(day, f"group-{number}", f"{amount}.5", 1) for day in days for number in range(500)])
+            for amount in (1, 2)
+        ]
+        publish(folder, exports[0])
+        old = folder.data()
+        publish(folder, exports[1])
+        new = folder.data()
+
+        for attempt in range(6):
+            writer = forked(publish, folder, exports[attempt % 2])
+            writer.join(0.01 + 0.004 * attempt)
+            writer.kill()
+            writer.join()
+            seen = {name: content for name, content in folder.data().items() if name in old}
+            assert set(seen) == set(old)
+            assert [name for name, content in seen.items() if content not in (old[name], new[name])] == []
+
+        publish(folder, exports[0])
+
+        assert {name: content for name, content in folder.data().items() if "/." not in name} == old
+        for day in days:
+            content = old[f"data/{ROOT}/dt={day}/usage.jsonl"]
+            assert manifest(folder, day)["sha256"] == hashlib.sha256(content).hexdigest()
+
+    def test_two_exports_at_the_same_time_leave_whole_days(self, folder, make_export, publish):
+        exports = [
+            make_export(
+                *[(f"2026-06-{day}", f"group-{number}", str(amount), 1) for day in (16, 17) for number in range(900)]
+            )
+            for amount in (1, 2, 3)
+        ]
+        wholes = []
+        for export in exports:
+            publish(folder, export)
+            wholes.append(folder.data())
+        together = Barrier(len(exports))
+
+        def run(export):
+            together.wait()
+            publish(folder, export)
+
+        threads = [Thread(target=run, args=(export,)) for export in exports]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert all(content in [whole[name] for whole in wholes] for name, content in folder.data().items())
+        assert set(folder.data()) == set(wholes[0])
+
+
+class TestOneObject:
+    @pytest.fixture
+    def publish_one(self):
+        def publish_one(place, export, format="jsonl"):
+            return publish_object(place.storage, FORMATS[format], export.report)
+
+        return publish_one
+
+    def test_lies_exactly_there(self, place, make_export, publish_one):
+        published = publish_one(place, make_export(*THREE_DAYS))
+
+        path = ObjectStoragePath(place.url)
+        assert path.read_bytes().decode() == (
+            '{"org_id":"org_abc123","group_by":"product","date":"2026-06-16","group":"extract","credits":80.5,"request_count":20}\n'
+            '{"org_id":"org_abc123","group_by":"product","date":"2026-06-16","group":"parse","credits":150.0,"request_count":75}\n'
+            '{"org_id":"org_abc123","group_by":"product","date":"2026-06-17","group":"parse","credits":230.1,"request_count":75}\n'
+            '{"org_id":"org_abc123","group_by":"product","date":"2026-06-18","group":null,"credits":7.0,"request_count":1}\n'
+        )
+        assert published.as_json() == {
+            "uri": place.storage.uri(),
+            "date": None,
+            "row_count": 4,
+            "bytes": len(path.read_bytes()),
+            "changed": True,
+        }
+        assert place.files() == {}
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_says_whether_it_changed(self, place, make_export, publish_one, format):
+        export = make_export(*THREE_DAYS)
+
+        first, second = publish_one(place, export, format), publish_one(place, export, format)
+        third = publish_one(place, make_export(*THREE_DAYS[1:]), format)
+
+        assert [each.changed for each in (first, second, third)] == [True, False, True]
+
+    @pytest.mark.parametrize("org_id", HOSTILE_ORGS, ids=lambda org_id: repr(org_id[:30]))
+    def test_an_organization_is_only_content(self, tmp_path, folder, make_export, publish_one, org_id):
+        publish_one(folder, make_export(("2026-06-18", "parse", "1", 1), org_id=org_id))
+
+        assert [path.name for path in tmp_path.rglob("*")] == ["usage"]
+        assert json.loads((tmp_path / "usage").read_bytes())["org_id"] == org_id
+
+    def test_a_full_disk_leaves_the_old_one(self, tmp_path, folder, make_export, publish_one, small_files):
+        publish_one(folder, make_export(*THREE_DAYS))
+        before = (tmp_path / "usage").read_bytes()
+        big = make_export(*[("2026-06-18", f"group-{number}", "1", 1) for number in range(5_000)])
+
+        with small_files(100_000), pytest.raises(PublishError, match="what was there is untouched"):
+            publish_one(folder, big)
+
+        assert (tmp_path / "usage").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["usage"]
+
+    def test_a_folder_in_its_place(self, tmp_path, folder, make_export, publish_one):
+        (tmp_path / "usage").mkdir()
+
+        with pytest.raises(PublishError):
+            publish_one(folder, make_export(*THREE_DAYS))
+
+        assert [path.name for path in tmp_path.rglob("*")] == ["usage"]

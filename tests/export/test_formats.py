@@ -1,0 +1,197 @@
+"""Rows to bytes, and back again with what others read them with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from decimal import Decimal
+
+import pytest
+
+from reducto_provider.export.formats import FORMATS, check_format
+
+USAGE = [
+    ("2026-06-17", "parse", "230.10000000000002", 75),
+    ("2026-06-17", "extract", "80", 20),
+    ("2026-06-18", None, "0.0", 0),
+    ("2026-06-18", "", "null", 1),
+    ("2026-06-18", "caf\u00e9", "0.000000001", 9223372036854775807),
+]
+KEYS = {"org_id": "org_abc123", "group_by": "product"}
+HOSTILE = [
+    "a/b\\c",
+    "../../etc/passwd",
+    'say "hi"',
+    '"',
+    "'single'",
+    "two\nlines",
+    "carriage\r\nreturn",
+    "comma,semicolon;tab\t",
+    "\N{GRINNING FACE}\N{SNOWMAN}",
+    "nul\0byte",
+    "\u2028\u2029\ufeff",
+    " blanks ",
+    "null",
+    "=1+1",
+    "x" * 10_000,
+    "",
+]
+
+
+@pytest.fixture
+def encode(make_export):
+    """The bytes of these rows in a format."""
+
+    def encode(name, usage, keys=None, **fields):
+        output = check_format(name)
+        return output.encode(output.rows(make_export(*usage, **fields).report), keys or {})
+
+    return encode
+
+
+class TestBytes:
+    def test_json(self, encode):
+        assert encode("json", USAGE).decode() == (
+            "[\n"
+            '{"date":"2026-06-17","group":"extract","credits":80,"requestCount":20},\n'
+            '{"date":"2026-06-17","group":"parse","credits":230.10000000000002,"requestCount":75},\n'
+            '{"date":"2026-06-18","group":null,"credits":0.0,"requestCount":0},\n'
+            '{"date":"2026-06-18","group":"","credits":null,"requestCount":1},\n'
+            '{"date":"2026-06-18","group":"caf\\u00e9","credits":0.000000001,"requestCount":9223372036854775807}\n'
+            "]\n"
+        )
+
+    def test_jsonl(self, encode):
+        assert encode("jsonl", USAGE).decode() == (
+            '{"date":"2026-06-17","group":"extract","credits":80.0,"request_count":20}\n'
+            '{"date":"2026-06-17","group":"parse","credits":230.1,"request_count":75}\n'
+            '{"date":"2026-06-18","group":null,"credits":0.0,"request_count":0}\n'
+            '{"date":"2026-06-18","group":"","credits":null,"request_count":1}\n'
+            '{"date":"2026-06-18","group":"caf\u00e9","credits":0.000000001,"request_count":9223372036854775807}\n'
+        )
+
+    def test_csv(self, encode):
+        assert encode("csv", USAGE).decode() == (
+            "date,group,credits,request_count\n"
+            '2026-06-17,"extract",80.0,20\n'
+            '2026-06-17,"parse",230.1,75\n'
+            "2026-06-18,,0.0,0\n"
+            '2026-06-18,"",,1\n'
+            '2026-06-18,"caf\u00e9",0.000000001,9223372036854775807\n'
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            (
+                "json",
+                '[\n{"org_id":"\\"a\\"","group_by":"b","date":"2026-06-18","group":null,"credits":1,"requestCount":2}\n]\n',
+            ),
+            (
+                "jsonl",
+                '{"org_id":"\\"a\\"","group_by":"b","date":"2026-06-18","group":null,"credits":1.0,"request_count":2}\n',
+            ),
+            ("csv", 'org_id,group_by,date,group,credits,request_count\n"""a""","b",2026-06-18,,1.0,2\n'),
+        ],
+        ids=["json", "jsonl", "csv"],
+    )
+    def test_with_the_keys_as_columns(self, encode, name, expected):
+        keys = {"org_id": '"a"', "group_by": "b"}
+
+        assert encode(name, [("2026-06-18", None, "1", 2)], keys).decode() == expected
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("json", "[\n\n]\n"), ("jsonl", ""), ("csv", "org_id,group_by,date,group,credits,request_count\n")],
+    )
+    def test_without_rows(self, encode, name, expected):
+        assert encode(name, [], KEYS, start="2026-06-18", end="2026-06-18").decode() == expected
+
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_the_same_rows_in_any_order_give_the_same_bytes(self, encode, name):
+        expected = encode(name, USAGE)
+
+        for seed in range(5):
+            assert encode(name, random.Random(seed).sample(USAGE, len(USAGE))) == expected
+
+    @pytest.mark.parametrize(
+        ("sent", "written"),
+        [
+            ("0", "0.0"),
+            ("-0.0", "0.0"),
+            ("150", "150.0"),
+            ("150.0", "150.0"),
+            ("1e3", "1000.0"),
+            ("1E28", f"1{'0' * 28}.0"),
+            ("0.30000000000000004", "0.3"),
+            ("1e-9", "0.000000001"),
+            ("1e-10", "0.0"),
+            (f"{'9' * 29}.999999999", f"{'9' * 29}.999999999"),
+            ("9007199254740993", "9007199254740993.0"),
+        ],
+    )
+    def test_credits_are_exact_and_have_a_decimal_point(self, encode, sent, written):
+        usage = [("2026-06-18", "parse", sent, 1)]
+
+        assert f'"credits":{written},' in encode("jsonl", usage).decode()
+        assert f'"parse",{written},1\n' in encode("csv", usage).decode()
+
+
+class TestReadBack:
+    @pytest.fixture
+    def usage(self):
+        return [("2026-06-18", group, f"{number}.5", number) for number, group in enumerate(HOSTILE)]
+
+    @pytest.fixture
+    def expected(self, usage):
+        return sorted((group, Decimal(credits), requests) for _, group, credits, requests in usage)
+
+    @pytest.mark.parametrize("keys", [{}, KEYS], ids=["rows", "with keys"])
+    def test_jsonl(self, encode, usage, expected, keys):
+        lines = encode("jsonl", usage, keys).decode().split("\n")
+
+        assert lines.pop() == ""
+        rows = [json.loads(line, parse_float=Decimal) for line in lines]
+        assert sorted((row["group"], row["credits"], row["request_count"]) for row in rows) == expected
+        assert {tuple(row) for row in rows} == {(*keys, "date", "group", "credits", "request_count")}
+
+    @pytest.mark.parametrize("keys", [{}, KEYS], ids=["rows", "with keys"])
+    def test_json(self, encode, usage, expected, keys):
+        rows = json.loads(encode("json", usage, keys), parse_float=Decimal)
+
+        assert sorted((row["group"], row["credits"], row["requestCount"]) for row in rows) == expected
+        assert all(keys.items() <= row.items() for row in rows)
+
+    @pytest.mark.parametrize("keys", [{}, KEYS], ids=["rows", "with keys"])
+    def test_csv(self, encode, usage, expected, keys):
+        rows = list(csv.DictReader(io.StringIO(encode("csv", usage, keys).decode(), newline="")))
+
+        assert sorted((row["group"], Decimal(row["credits"]), int(row["request_count"])) for row in rows) == expected
+        assert all(keys.items() <= row.items() for row in rows)
+
+    def test_json_keeps_unknown_keys_and_digits(self, encode):
+        usage = [
+            ("2026-06-18", "b", "1.0000000000000000001", 1, {"unit": "page", "n": [1, {"x": None}]}),
+            ("2026-06-18", "a", "2", 2, {}),
+        ]
+
+        first, second = json.loads(encode("json", usage, KEYS), parse_float=Decimal)
+
+        assert first == {**KEYS, "date": "2026-06-18", "group": "a", "credits": 2, "requestCount": 2}
+        assert second["credits"] == Decimal("1.0000000000000000001")
+        assert (second["unit"], second["n"]) == ("page", [1, {"x": None}])
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl", "csv"])
+def test_formats_by_name(name):
+    assert check_format(name).name == check_format(name).extension == name
+
+
+@pytest.mark.parametrize("name", ["JSON", "xml", "", None, "json "])
+def test_other_formats_are_refused(name):
+    with pytest.raises(ValueError, match="output_format must be one of json, jsonl, csv") as error:
+        check_format(name)
+
+    assert repr(name) in str(error.value)

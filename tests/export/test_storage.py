@@ -1,0 +1,186 @@
+"""Whole files or none, wherever they lie and whatever happens to the writer."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+
+from reducto_provider.export.storage import check_output_path, open_storage
+
+
+class TestAnyPlace:
+    def test_what_is_not_there(self, place):
+        assert place.storage.read("data/none") is None
+        place.storage.remove("data/none")
+        assert place.files() == {}
+
+    @pytest.mark.parametrize("content", [b"", b"x", bytes(range(256)) * 100], ids=["empty", "short", "long"])
+    def test_write_read_and_remove(self, place, content):
+        place.storage.replace("a/b=1/c.json", content)
+        assert place.storage.read("a/b=1/c.json") == content
+        assert place.files() == {"a/b=1/c.json": content}
+
+        place.storage.remove("a/b=1/c.json")
+        assert place.storage.read("a/b=1/c.json") is None
+        assert place.files() == {}
+
+    def test_a_file_is_replaced_by_a_shorter_one(self, place):
+        place.storage.replace("a/b", b"long content")
+        place.storage.replace("a/b", b"short")
+
+        assert place.files() == {"a/b": b"short"}
+
+    def test_other_files_stay(self, place):
+        for name in ("a/b", "a/bb", "a/b.c", "b"):
+            place.storage.replace(name, name.encode())
+
+        place.storage.remove("a/b")
+
+        assert place.files() == {name: name.encode() for name in ("a/bb", "a/b.c", "b")}
+
+    def test_the_place_itself_may_be_a_file(self, place):
+        assert place.storage.read() is None
+
+        place.storage.replace("", b"content")
+
+        assert place.storage.read() == b"content"
+        assert ObjectStoragePath(place.url).read_bytes() == b"content"
+
+    @pytest.mark.parametrize("name", ["", "a/b=%2F/c.json"])
+    def test_a_uri_leads_there(self, place, name):
+        place.storage.replace(name, b"content")
+
+        assert ObjectStoragePath(place.storage.uri(name)).read_bytes() == b"content"
+
+    def test_a_slash_at_the_end_makes_no_difference(self, place):
+        open_storage(place.url + "/").replace("a", b"content")
+
+        assert place.files() == {"a": b"content"}
+        assert open_storage(place.url + "/").uri("a") == place.storage.uri("a")
+
+
+class TestLocal:
+    @pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+    @pytest.mark.parametrize("name", ["plain", "with blank", "a#b?c", "per%20cent", "caf\u00e9", "x[1]*", "~", "a@b:c"])
+    def test_any_folder(self, tmp_path, scheme, name):
+        storage = open_storage(f"{scheme}{tmp_path}/{name}")
+
+        storage.replace("x/y", b"content")
+
+        assert (tmp_path / name / "x" / "y").read_bytes() == b"content"
+        assert storage.read("x/y") == b"content"
+        assert storage.uri("x/y") == f"file://{tmp_path}/{name}/x/y"
+
+    def test_nothing_else_is_left_behind(self, tmp_path):
+        storage = open_storage(str(tmp_path))
+
+        for content in (b"1", b"2"):
+            storage.replace("a/b", content)
+
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
+
+    def test_a_full_disk_leaves_the_old_file_and_no_other(self, tmp_path, small_files):
+        storage = open_storage(str(tmp_path))
+        storage.replace("a/b", b"old")
+
+        with small_files(100_000), pytest.raises(OSError, match="File too large"):
+            storage.replace("a/b", b"x" * 1_000_000)
+
+        assert storage.read("a/b") == b"old"
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+    def test_an_interrupted_writer_leaves_the_old_file_and_no_other(self, tmp_path, mocker, error):
+        storage = open_storage(str(tmp_path))
+        storage.replace("a/b", b"old")
+        mocker.patch("os.fsync", side_effect=error)
+
+        with pytest.raises(error):
+            storage.replace("a/b", b"new")
+
+        assert storage.read("a/b") == b"old"
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
+
+    def test_a_folder_in_the_place_of_the_file(self, tmp_path):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+
+        with pytest.raises(OSError):
+            open_storage(str(tmp_path)).replace("a/b", b"new")
+
+        assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+    def test_a_file_in_the_place_of_a_folder(self, tmp_path):
+        (tmp_path / "a").write_bytes(b"somebody else's")
+        storage = open_storage(str(tmp_path))
+
+        for refused in (
+            lambda: storage.replace("a/b", b"new"),
+            lambda: storage.read("a/b"),
+            lambda: storage.remove("a/b"),
+        ):
+            with pytest.raises(OSError):
+                refused()
+
+        assert (tmp_path / "a").read_bytes() == b"somebody else's"
+
+    def test_a_killed_writer_never_shows_half_a_file(self, tmp_path, forked):
+        storage = open_storage(str(tmp_path))
+        old, new = b"o" * 3_000_000, b"n" * 4_000_000
+        storage.replace("a/b", old)
+        seen = set()
+
+        for attempt in range(8):
+            writer = forked(_write_in_turns, storage, new, old)
+            deadline = time.monotonic() + 0.02 + attempt * 0.013
+            while time.monotonic() < deadline:
+                seen.add((tmp_path / "a" / "b").read_bytes())
+            writer.kill()
+            writer.join()
+            assert writer.exitcode == -signal.SIGKILL
+            seen.add((tmp_path / "a" / "b").read_bytes())
+
+        assert {content[:1] + str(len(content)).encode() for content in seen} == {b"o3000000", b"n4000000"}
+        assert seen == {old, new}
+        # What a killed writer leaves behind has a name that readers pass over.
+        assert [path.name for path in tmp_path.rglob("[!.]*") if path.is_file()] == ["b"]
+
+
+def _write_in_turns(storage, *contents):
+    while True:
+        for content in contents:
+            storage.replace("a/b", content)
+
+
+class TestOutputPath:
+    @pytest.mark.parametrize(
+        "path",
+        ["/data/usage", "/data/usage/", "file:///data/usage", "s3://bucket/usage", "gs://conn@bucket/a b", "abfs://c"],
+    )
+    def test_means_the_same_on_every_worker(self, path):
+        assert check_output_path(path) == path
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("", "usage", "./usage", "../usage", "~/usage", "data/usage", " /data", None, 5, b"/data", ["/data"]),
+            # Of these the first part is taken for a host, and the rest for a folder below wherever the worker runs.
+            *("file://usage", "file://data/usage", "local://data/usage", "file:data/usage"),
+        ],
+        ids=repr,
+    )
+    def test_other_paths_are_refused(self, path):
+        with pytest.raises(ValueError, match="output_path must be") as error:
+            check_output_path(path)
+
+        assert repr(path) in str(error.value)
+
+    @pytest.mark.parametrize("path", ["/", "file:///", "//"])
+    def test_the_root_is_the_root(self, path):
+        assert open_storage(check_output_path(path)).uri("data") == "file:///data"
+
+    @pytest.mark.parametrize("name", ["a::b", "2026::06"])
+    def test_a_folder_is_not_cut_off(self, tmp_path, name):
+        assert open_storage(check_output_path(f"{tmp_path}/{name}")).uri("x") == f"file://{tmp_path}/{name}/x"
