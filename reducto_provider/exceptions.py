@@ -73,6 +73,10 @@ class ReductoExportError(ReductoError):
     """Files could not be written; days that were there before are untouched."""
 
 
+class ReductoReconciliationError(ReductoError):
+    """The dimensions of the same usage do not agree: figures that can't all be right."""
+
+
 class ReductoWindowClosedError(ReductoError, AirflowFailException):
     """The window is over and the threshold was not exceeded: waiting on is in vain."""
 

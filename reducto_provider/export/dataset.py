@@ -22,7 +22,7 @@ from reducto_provider.usage.report import UsageReport, UsageRow, plain, sum_cred
 from reducto_provider.usage.window import DayRange
 
 LAYOUT_VERSION: Final = 1
-_DATASET_FILE = "metadata/dataset.json"
+DATASET_FILE = "metadata/dataset.json"
 _LONGEST_NAME = 255  # bytes that file systems allow a name
 _MOST_WRITES = 10
 
@@ -107,15 +107,15 @@ class UsageDataset:
         :raises DatasetMismatchError: naming what differs, and what to do.
         :raises PublishError: if that can't be read.
         """
-        with _storage_errors(f"could not read {self._storage.uri(_DATASET_FILE)}"):
-            content = self._storage.read(_DATASET_FILE)
+        with _storage_errors(f"could not read {self._storage.uri(DATASET_FILE)}"):
+            content = self._storage.read(DATASET_FILE)
         if content is None:
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
         except ValueError as error:
             raise DatasetMismatchError(
-                f"{self._storage.uri(_DATASET_FILE)} can't be read, so what the dataset holds can't be told: {error}"
+                f"{self._storage.uri(DATASET_FILE)} can't be read, so what the dataset holds can't be told: {error}"
             ) from error
         different = [
             f"{name} is {found.get(name)!r}, this export's {self._identity.get(name)!r}"
@@ -172,10 +172,10 @@ class UsageDataset:
 
     def _claim(self) -> None:
         """Say what the dataset is, if nobody did, and see that it is what this export takes it for."""
-        with _storage_errors(f"could not write {self._storage.uri(_DATASET_FILE)}"):
-            if self._storage.read(_DATASET_FILE) is None:
+        with _storage_errors(f"could not write {self._storage.uri(DATASET_FILE)}"):
+            if self._storage.read(DATASET_FILE) is None:
                 with suppress(FileExistsError):  # another export was faster
-                    self._storage.create(_DATASET_FILE, _json_file(self._identity))
+                    self._storage.create(DATASET_FILE, _json_file(self._identity))
         self.check()
 
     def _publish_day(

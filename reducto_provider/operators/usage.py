@@ -9,13 +9,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, BaseOperator
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoExportError
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoExportError, ReductoReconciliationError
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
+from reducto_provider.usage.query import DIMENSIONS
+from reducto_provider.usage.reconciliation import reconcile
 from reducto_provider.usage.report import json_number, plain
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
 
@@ -27,9 +29,95 @@ if TYPE_CHECKING:
     from reducto_provider.usage.report import UsageReport
 
 DEFAULT_MAX_XCOM_BYTES = 48 * 1024
+_MOST_SHOWN = 20
 
 
-class ReductoUsageExportOperator(BaseOperator):
+class _ReductoUsageOperator(BaseOperator):
+    """What the operators here share: whose usage, of which days, through which connection."""
+
+    operator_extra_links = (ReductoStudioLink(),)
+    ui_color = "#e4e0f5"
+
+    group_by = "product"
+
+    def __init__(
+        self,
+        *,
+        org_id: str | None = None,
+        usage_start_date: date | str | None = None,
+        usage_end_date: date | str | None = None,
+        lookback_days: int = 0,
+        settle_days: int = 0,
+        products: str | Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
+        api_keys: str | Sequence[str] | None = None,
+        file_types: str | Sequence[str] | None = None,
+        reducto_conn_id: str = "reducto_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.org_id = org_id
+        self.usage_start_date = usage_start_date
+        self.usage_end_date = usage_end_date
+        self.lookback_days = lookback_days
+        self.settle_days = settle_days
+        self.products = products
+        self.features = features
+        self.api_keys = api_keys
+        self.file_types = file_types
+        self.reducto_conn_id = reducto_conn_id
+
+    @cached_property
+    def hook(self) -> ReductoHook:
+        """The hook of ``reducto_conn_id``."""
+        from reducto_provider.hooks.reducto import ReductoHook
+
+        return ReductoHook(self.reducto_conn_id)
+
+    def _check_literals(self) -> None:
+        check_literals({name: getattr(self, name) for name in QUERY_FIELDS})
+        self._check_number("lookback_days", 0)
+        self._check_number("settle_days", 0)
+
+    def _check_number(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+
+    def _query(self, context: Context) -> UsageQuery:
+        """
+        What to ask.
+
+        :raises AirflowSkipException: when no day is left.
+        :raises ValueError: naming the field that can't be right.
+        """
+        fields = {name: getattr(self, name) for name in QUERY_FIELDS}
+        if fields["usage_start_date"] is None:
+            try:
+                days = days_of_run(context)
+            except NoDayEndedError as error:
+                raise AirflowSkipException(str(error)) from error
+            fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last
+        query = parse_query(**fields)
+        query = replace(query, start=query.start - timedelta(days=self.lookback_days))
+        if self.settle_days:
+            settled = today() - timedelta(days=self.settle_days + 1)
+            if query.start > settled:
+                raise AirflowSkipException(
+                    f"no day of {DayRange(query.start, query.end)} is settled: the last one that is, with "
+                    f"settle_days={self.settle_days}, is {settled}. lookback_days takes the days before along"
+                )
+            query = replace(query, end=min(query.end, settled))
+        self.log.info(
+            "Asking Reducto for the usage of %s on %s by %s",
+            query.org_id or "the connection's organization",
+            DayRange(query.start, query.end),
+            query.group_by,
+        )
+        return query
+
+
+class ReductoUsageExportOperator(_ReductoUsageOperator):
     """
     Export the usage of one organization by one dimension: to XCom, or to files in object storage.
 
@@ -50,11 +138,14 @@ class ReductoUsageExportOperator(BaseOperator):
     :param usage_start_date: first day, as ``date`` or ``yyyy-mm-dd``.
     :param usage_end_date: last day, included.
     :param lookback_days: begin so many days earlier, to take in what was restated meanwhile.
+    :param settle_days: leave out days that are not final: today, and so many complete days before it, in which
+        restatements may still come. With none left the task is skipped. 0, the default, leaves out nothing.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
     :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
     :param output_path: where files go: a URL, or an absolute path.
     :param output_conn_id: the Airflow connection for the object store.
-    :param output_format: ``json`` (rows as the service sent them), ``jsonl`` or ``csv``.
+    :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them) or ``parquet``.
+    :param compression: of the text formats: ``gzip`` or ``zstd``. Parquet always has zstd.
     :param partitioned: a dataset with a file a day below ``output_path``; False for one object at exactly
         ``output_path``, with ``org_id`` and ``group_by`` as columns.
     :param max_xcom_bytes: the largest result that goes to XCom with its rows.
@@ -68,78 +159,51 @@ class ReductoUsageExportOperator(BaseOperator):
         "output_path",
         "output_conn_id",
         "output_format",
+        "compression",
         "reducto_conn_id",
     )
-    operator_extra_links = (ReductoStudioLink(),)
-    ui_color = "#e4e0f5"
 
     def __init__(
         self,
         *,
-        org_id: str | None = None,
-        usage_start_date: date | str | None = None,
-        usage_end_date: date | str | None = None,
-        lookback_days: int = 0,
         group_by: str = "product",
-        products: str | Sequence[str] | None = None,
-        features: str | Sequence[str] | None = None,
-        api_keys: str | Sequence[str] | None = None,
-        file_types: str | Sequence[str] | None = None,
         output_path: str | None = None,
         output_conn_id: str | None = None,
         output_format: str = "jsonl",
+        compression: str | None = None,
         partitioned: bool = True,
         max_xcom_bytes: int = DEFAULT_MAX_XCOM_BYTES,
-        reducto_conn_id: str = "reducto_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.org_id = org_id
-        self.usage_start_date = usage_start_date
-        self.usage_end_date = usage_end_date
-        self.lookback_days = lookback_days
         self.group_by = group_by
-        self.products = products
-        self.features = features
-        self.api_keys = api_keys
-        self.file_types = file_types
         self.output_path = output_path
         self.output_conn_id = output_conn_id
         self.output_format = output_format
+        self.compression = compression
         self.partitioned = partitioned
         self.max_xcom_bytes = max_xcom_bytes
-        self.reducto_conn_id = reducto_conn_id
         self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, write, and return what goes to XCom."""
         try:
             query = self._query(context)
+            if query.end >= (day := today()):
+                self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
             if self.output_path is None:
-                return self._export_to_xcom(query)
+                return self._export_to_xcom(query, context)
             return self._export_to_files(query, context)
-        except NoDayEndedError as error:
-            raise AirflowSkipException(str(error)) from error
         except (ValueError, ImportError) as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
 
-    @cached_property
-    def hook(self) -> ReductoHook:
-        """The hook of ``reducto_conn_id``."""
-        from reducto_provider.hooks.reducto import ReductoHook
-
-        return ReductoHook(self.reducto_conn_id)
-
     def _check_literals(self) -> None:
-        check_literals({name: getattr(self, name) for name in QUERY_FIELDS})
-        if is_literal(self.output_format):
-            check_format(self.output_format)
+        super()._check_literals()
+        if is_literal(self.output_format) and is_literal(self.compression):
+            check_format(self.output_format, self.compression)
         if self.output_path is not None and is_literal(self.output_path):
             self._check_output_path()
-        for name, least in (("lookback_days", 0), ("max_xcom_bytes", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+        self._check_number("max_xcom_bytes", 1)
 
     def _check_output_path(self) -> str:
         path = check_output_path(self.output_path)
@@ -147,24 +211,7 @@ class ReductoUsageExportOperator(BaseOperator):
             raise ValueError(f"output_path must name a file when partitioned=False, not the folder {path!r}")
         return path
 
-    def _query(self, context: Context) -> UsageQuery:
-        fields = {name: getattr(self, name) for name in QUERY_FIELDS}
-        if fields["usage_start_date"] is None:
-            days = days_of_run(context)
-            fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last
-        query = parse_query(**fields)
-        query = replace(query, start=query.start - timedelta(days=self.lookback_days))
-        self.log.info(
-            "Asking Reducto for the usage of %s on %s by %s",
-            query.org_id or "the connection's organization",
-            DayRange(query.start, query.end),
-            query.group_by,
-        )
-        if query.end >= (day := today()):
-            self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
-        return query
-
-    def _export_to_xcom(self, query: UsageQuery) -> dict[str, Any]:
+    def _export_to_xcom(self, query: UsageQuery, context: Context) -> dict[str, Any]:
         report = self._ask(query)
         rows = [
             {
@@ -182,13 +229,14 @@ class ReductoUsageExportOperator(BaseOperator):
                 f"{len(rows)} rows make {size} bytes, more than max_xcom_bytes={self.max_xcom_bytes}: set output_path "
                 "to export to files, or ask for fewer days"
             )
+        self._tell_outlets(context, _summary(report))
         return result
 
     def _export_to_files(self, query: UsageQuery, context: Context) -> dict[str, Any]:
         from reducto_provider.export.dataset import PublishError, UsageDataset, publish_object
         from reducto_provider.export.storage import open_storage
 
-        file_format = check_format(self.output_format)
+        file_format = check_format(self.output_format, self.compression)
         storage = open_storage(self._check_output_path(), self.output_conn_id)
         try:
             if self.partitioned:
@@ -208,7 +256,15 @@ class ReductoUsageExportOperator(BaseOperator):
             storage.uri(),
             sum(file.changed for file in files),
         )
+        changed = [file.day.isoformat() for file in files if file.day and file.changed]
+        self._tell_outlets(context, {**_summary(report), "uri": storage.uri(), "changed_days": changed})
         return {**_summary(report), "files": [file.as_json() for file in files]}
+
+    def _tell_outlets(self, context: Context, summary: dict[str, Any]) -> None:
+        """Give the event of each asset that the task produces the summary, for who is started by it."""
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra = summary
 
     def _ask(self, query: UsageQuery) -> UsageReport:
         report = self.hook.get_usage(query)
@@ -220,6 +276,47 @@ class ReductoUsageExportOperator(BaseOperator):
             len(report.rows),
         )
         return report
+
+
+class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
+    """
+    Check that the four dimensions of the same days agree, in credits and in requests.
+
+    They are views of the same usage, so their totals of each day are equal. Days as for
+    :class:`ReductoUsageExportOperator`; a day that is not over is left out, since it grows from one question to
+    the next. The XCom holds ``org_id``, ``usage_start_date``, ``usage_end_date``, ``credits`` and
+    ``request_count``, as all four say.
+
+    :raises ReductoReconciliationError: naming each day that differs, the dimensions' totals and the difference.
+    """
+
+    template_fields: Sequence[str] = (*(name for name in QUERY_FIELDS if name != "group_by"), "reducto_conn_id")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._check_literals()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Ask four times, and compare."""
+        try:
+            query = self._query(context)
+        except ValueError as error:
+            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
+        yesterday = today() - timedelta(days=1)
+        if query.start > yesterday:
+            raise AirflowSkipException(f"no day of {DayRange(query.start, query.end)} is over yet")
+        query = replace(query, end=min(query.end, yesterday))
+        reports = {name: self.hook.get_usage(replace(query, group_by=name)) for name in DIMENSIONS}
+        if discrepancies := reconcile(reports):
+            raise ReductoReconciliationError(
+                f"the dimensions of {reports['product'].org_id} do not agree on {len(discrepancies)} figures: "
+                + "; ".join(map(str, discrepancies[:_MOST_SHOWN]))
+                + ("; ..." if len(discrepancies) > _MOST_SHOWN else "")
+            )
+        summary = _summary(reports["product"])
+        self.log.info("All dimensions agree on %s of %s", DayRange(query.start, query.end), summary["org_id"])
+        names = ("org_id", "usage_start_date", "usage_end_date", "credits", "request_count")
+        return {name: summary[name] for name in names}
 
 
 def _run_of(context: Context) -> str:

@@ -8,6 +8,8 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 
 from simulator import Organization, Record, Row, many_keys, status
@@ -141,6 +143,69 @@ def test_restated_and_emptied_days_replace_what_was_there(export, simulator, tmp
     assert [json.loads(line, parse_float=Decimal)["credits"] for line in lines] == [row.credits for row in truth]
 
 
+@pytest.mark.parametrize(("compression", "ending"), [("gzip", "gz"), ("zstd", "zst")])
+def test_compressed_files(export, tmp_path, compression, ending):
+    arguments = {"org_id": "org_acme", **RANGE}
+    export(**arguments, output_path=str(tmp_path / "plain")).expect()
+    export(**arguments, output_path=str(tmp_path / "packed"), compression=compression).expect()
+
+    plain, packed = days_of(tmp_path / "plain"), days_of(tmp_path / "packed")
+    assert plain.keys() == packed.keys()
+    for day, path in packed.items():
+        assert path.name == f"usage.jsonl.{ending}"
+        with pyarrow.input_stream(str(path), compression=compression) as stream:
+            assert stream.read() == plain[day].read_bytes()
+
+
+def test_parquet(export, simulator, tmp_path):
+    export(org_id="org_acme", output_path=str(tmp_path), output_format="parquet", **RANGE).expect()
+
+    tables = [pq.ParquetFile(path).read() for path in days_of(tmp_path).values()]
+    rows = [tuple(row.values()) for table in tables for row in table.to_pylist()]
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    assert rows == [(row.date, row.group, row.credits, row.requests) for row in truth]
+    assert str(tables[0].schema) == (
+        "date: date32[day]\ngroup: string\ncredits: decimal128(38, 9)\nrequest_count: int64"
+    )
+
+
+def test_days_that_are_not_settled_are_left_out(export, simulator):
+    today = datetime.now(UTC).date()
+    arguments = {"org_id": "org_acme", "usage_end_date": str(today)}
+    result = export(usage_start_date=str(today - timedelta(days=5)), settle_days=2, **arguments).expect()
+    assert result.xcom("export")["usage_end_date"] == str(today - timedelta(days=3))
+
+    simulator.clear()
+    result = export(usage_start_date=str(today - timedelta(days=2)), settle_days=2, **arguments)
+    assert result.tasks["export"] == "skipped"
+    assert f"is {today - timedelta(days=3)}" in result.log
+    assert not simulator.requests
+
+
+def test_the_event_of_an_asset_carries_the_summary(run_dag, tmp_path):
+    source = f"""
+        from airflow.providers.common.compat.sdk import DAG, Asset
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        with DAG("export", schedule=None):
+            ReductoUsageExportOperator(
+                task_id="export",
+                org_id="org_acme",
+                usage_start_date="2026-05-01",
+                usage_end_date="2026-05-02",
+                output_path={str(tmp_path)!r},
+                outlets=[Asset("s3://lake/reducto")],
+            )
+        """
+    result = run_dag(source).expect()
+
+    [event] = result.asset_events
+    xcom = result.xcom("export")
+    del xcom["files"]
+    assert event["uri"] == "s3://lake/reducto"
+    assert event["extra"] == {**xcom, "uri": f"file://{tmp_path}", "changed_days": ["2026-05-01", "2026-05-02"]}
+
+
 def test_lookback_begins_earlier(export):
     result = export(
         org_id="org_acme", lookback_days=2, run={"logical_date": datetime(2026, 10, 22, tzinfo=UTC)}
@@ -216,6 +281,9 @@ def test_a_mapped_export(run_dag, simulator):
         ({"output_path": "usage/files"}, ["output_path", "usage/files", "absolute"]),
         ({"output_path": "/usage/", "partitioned": False}, ["output_path", "/usage/", "file"]),
         ({"lookback_days": -1}, ["lookback_days", "-1"]),
+        ({"settle_days": "2"}, ["settle_days", "'2'"]),
+        ({"compression": "zip"}, ["compression", "zip", "gzip"]),
+        ({"output_format": "parquet", "compression": "gzip"}, ["compression", "parquet", "zstd"]),
     ],
 )
 def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, words):

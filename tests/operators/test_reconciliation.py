@@ -1,0 +1,67 @@
+"""The reconciliation operator on real Airflow."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from simulator import Altered
+
+DAG = """
+from datetime import timedelta
+from airflow.providers.common.compat.sdk import DAG
+from reducto_provider.operators.usage import ReductoUsageReconciliationOperator
+
+with DAG("reconcile", schedule=None):
+    ReductoUsageReconciliationOperator(
+        task_id="reconcile", org_id="org_acme", retry_delay=timedelta(seconds=0), {arguments}
+    )
+"""
+
+
+@pytest.fixture
+def reconcile(run_dag):
+    def run(**arguments):
+        arguments = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31", **arguments}
+        return run_dag(DAG.format(arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items())))
+
+    return run
+
+
+def test_what_agrees(reconcile, simulator):
+    result = reconcile().expect()
+
+    truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    assert result.xcom("reconcile") == {
+        "org_id": "org_acme",
+        "usage_start_date": "2026-05-01",
+        "usage_end_date": "2026-05-31",
+        "credits": float(sum(row.credits for row in truth)),
+        "request_count": sum(row.requests for row in truth),
+    }
+    dimensions = [dict(request.query)["groupBy"] for request in simulator.requests]
+    assert dimensions == ["product", "feature", "api_key", "file_type"]
+
+
+def test_what_differs(reconcile, simulator):
+    row = {"date": "2026-05-03", "group": "parse", "credits": 1.5, "requestCount": 1}
+    simulator.faults.add(Altered({"data": [row]}))
+    result = reconcile(usage_start_date="2026-05-03", usage_end_date="2026-05-03").expect("failed")
+
+    [error] = result.errors
+    assert error.type == "ReductoReconciliationError"
+    assert "2026-05-03: credits by product 1.5, by feature" in error.message
+    assert "2026-05-03: requests by product 1, by feature" in error.message
+    assert "difference" in error.message
+
+
+def test_a_day_that_is_not_over_is_left_out(reconcile, simulator):
+    today = datetime.now(UTC).date()
+    result = reconcile(usage_start_date=str(today - timedelta(days=2)), usage_end_date=str(today)).expect()
+    assert result.xcom("reconcile")["usage_end_date"] == str(today - timedelta(days=1))
+
+    simulator.clear()
+    result = reconcile(usage_start_date=str(today), usage_end_date=str(today))
+    assert result.tasks["reconcile"] == "skipped"
+    assert not simulator.requests
