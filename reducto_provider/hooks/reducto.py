@@ -8,11 +8,14 @@ import random
 import ssl
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
@@ -43,13 +46,13 @@ from reducto_provider.exceptions import (
     ReductoServerError,
     ReductoTransportError,
 )
-from reducto_provider.hooks.settings import KEY_HINT, ReductoSettings, origin_of
+from reducto_provider.hooks.settings import KEY_HINT, ReductoSettings, origin_of, proxy_url
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageContractError, UsageReport
 from reducto_provider.usage.window import today
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -108,6 +111,7 @@ class ReductoHook(HttpHook):
         self._settings: ReductoSettings | None = None
         self._session: requests.Session | None = None
         self._async_session: aiohttp.ClientSession | None = None
+        self._contexts = 0
         self._pace: _Pace | None = None
 
     @property
@@ -157,14 +161,20 @@ class ReductoHook(HttpHook):
         return await asyncio.to_thread(self._decode, body, query, settings)
 
     async def __aenter__(self) -> Self:
-        self._async_session = await _open_async_session(await self.aget_settings())
+        session = await _open_async_session(await self.aget_settings())
+        if self._async_session is None:
+            self._async_session = session
+        else:  # entered meanwhile by another task, or around this
+            await session.close()
+        self._contexts += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        session, self._async_session = self._async_session, None
-        if session is not None:
+        self._contexts -= 1
+        if self._contexts == 0 and self._async_session is not None:
+            session, self._async_session = self._async_session, None
             await session.close()
 
     def test_connection(self) -> tuple[bool, str]:
@@ -177,7 +187,8 @@ class ReductoHook(HttpHook):
         except (ReductoError, AirflowNotFoundException) as error:
             return False, str(error)
         used = f"{report.request_count} requests" if report.rows else "no usage"
-        return True, f"Connected to {settings.base_url}. Organization {report.org_id}: {used} on {yesterday}."
+        connected = f"Connected to {settings.base_url}. Organization {report.org_id}: {used} on {yesterday}."
+        return True, settings.hide(connected)
 
     def get_conn(
         self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
@@ -198,6 +209,7 @@ class ReductoHook(HttpHook):
             session = self._configure_session_from_mount_adapters(_Session())
             session.trust_env = False  # or netrc and the proxies of other URLs would be mixed in
             session.auth = _BearerAuth(settings)
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             session.headers["User-Agent"] = _USER_AGENT
             session.verify = _verify(settings)
             if proxy := _proxy(settings):
@@ -238,21 +250,20 @@ class ReductoHook(HttpHook):
     def _fetch(self, query: UsageQuery, settings: ReductoSettings) -> bytes:
         """One attempt: the body of a good answer."""
         time.sleep(self._reserve(settings))
-        deadline = time.monotonic() + settings.timeout
+        session = self.get_conn()
         try:
-            with self.get_conn().get(
-                _url(query, settings), timeout=settings.timeout, stream=True, allow_redirects=False
-            ) as response:
-                body = _Body(response.status_code)
-                # read1 returns what is there: a server that trickles can't stretch one read beyond the deadline.
-                while not body.full and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True)):
-                    body.add(chunk)
-                    if time.monotonic() > deadline:
-                        raise requests.Timeout(f"no whole answer within {settings.timeout:g} s")
-                answer = _Answer(response.status_code, response.headers, body.content())
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _transport_error(error, settings) from error
-        return _good_body(answer, query, settings, self.reducto_conn_id)
+            answer = _call_within(settings.timeout, partial(_read_answer, session, _url(query, settings), settings))
+        except TimeoutError:
+            self._session = None  # its connection is still being read from
+            failure: ReductoError = _timeout_error(settings)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            failure = _transport_error(error, settings)
+        except OSError as error:  # requests' own, for a bundle that is not there
+            failure = _bundle_error(error, settings)
+        else:
+            return _good_body(answer, query, settings, self.reducto_conn_id)
+        # Raised out here, without what led to it: that may hold the request, and so the key or a proxy's password.
+        raise failure
 
     async def _afetch(self, query: UsageQuery, settings: ReductoSettings, session: aiohttp.ClientSession) -> bytes:
         """One attempt: the body of a good answer."""
@@ -271,18 +282,20 @@ class ReductoHook(HttpHook):
                     if body.full:
                         break
                 answer = _Answer(response.status, response.headers, body.content())
-        except TimeoutError as error:
-            timeout = TimeoutError(f"no whole answer within {settings.timeout:g} s")
-            raise _transport_error(timeout, settings) from error
-        except aiohttp.ClientError as error:
-            raise _transport_error(error, settings) from error
-        return _good_body(answer, query, settings, self.reducto_conn_id)
+        except TimeoutError:
+            failure = _timeout_error(settings)
+        except (aiohttp.ClientError, ValueError) as error:
+            failure = _transport_error(error, settings)
+        else:
+            return _good_body(answer, query, settings, self.reducto_conn_id)
+        raise failure  # as above
 
     def _decode(self, body: bytes, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
         try:
             return UsageReport.decode(body, query)
         except UsageContractError as error:
-            raise ReductoResponseError(settings.hide(f"Reducto's answer can't be used: {error}")) from error
+            failure = ReductoResponseError(settings.hide(f"Reducto's answer can't be used: {error}"))
+        raise failure  # as above
 
     def _retry_policy(self, settings: ReductoSettings) -> dict[str, Any]:
         """One policy for tenacity's sync and async callers."""
@@ -387,7 +400,19 @@ def _url(query: UsageQuery, settings: ReductoSettings) -> str:
 
 
 def _proxy(settings: ReductoSettings) -> str | None:
-    return settings.proxy or select_proxy(settings.base_url, get_environ_proxies(settings.base_url))
+    """The proxy to use. What the environment names without a scheme is one by http, as everywhere."""
+    if settings.proxy:
+        return settings.proxy
+    proxy = select_proxy(settings.base_url, get_environ_proxies(settings.base_url))
+    if not proxy:
+        return None
+    try:
+        return proxy_url("the environment's proxy", proxy if "://" in proxy else f"http://{proxy}")
+    except ValueError as error:
+        scheme = proxy.partition("://")[0] if "://" in proxy else "http"
+        raise ReductoConfigurationError(
+            f"{error}, not a {scheme} one: set no_proxy, or extra 'proxy' of the connection"
+        ) from None
 
 
 def _verify(settings: ReductoSettings) -> bool | str:
@@ -400,22 +425,76 @@ async def _open_async_session(settings: ReductoSettings) -> aiohttp.ClientSessio
     verify: bool | ssl.SSLContext = True
     if settings.origin[0] == "https":
         # Reading the CA bundle takes long enough to hold up an event loop.
-        verify = await asyncio.to_thread(_ssl_context, _verify(settings))
+        verify = await asyncio.to_thread(_ssl_context, settings)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=verify),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": _USER_AGENT},
         trust_env=False,  # or a netrc entry would replace the key
+        middlewares=(_once,),
     )
 
 
-def _ssl_context(verify: bool | str) -> ssl.SSLContext | bool:
+async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """One attempt is one request: after these errors aiohttp would ask again by itself, unpaced and uncounted."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
+
+
+def _ssl_context(settings: ReductoSettings) -> ssl.SSLContext | bool:
+    verify = _verify(settings)
     if verify is False:
         return False
     bundle = Path(certifi.where() if verify is True else verify)
-    if bundle.is_dir():
-        return ssl.create_default_context(capath=bundle)
-    return ssl.create_default_context(cafile=bundle)
+    try:
+        if bundle.is_dir():
+            return ssl.create_default_context(capath=bundle)
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:  # an SSLError is one
+        raise _bundle_error(error, settings) from None
+
+
+def _bundle_error(error: OSError, settings: ReductoSettings) -> ReductoConfigurationError:
+    return ReductoConfigurationError(
+        f"the CA bundle {_verify(settings)!r} can't be used ({type(error).__name__}): correct the connection's extra "
+        "'verify', or REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in the environment"
+    )
+
+
+def _call_within(seconds: float, function: Callable[[], _Answer]) -> _Answer:
+    """
+    What a function returns or raises, if it does so in time; otherwise its thread is left to itself.
+
+    The time limits of requests are for each wait for a byte: a server that trickles could stretch them for ever.
+
+    :raises TimeoutError: when the time is over.
+    """
+    outcome: Future[_Answer] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # noqa: BLE001  # for the caller
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="reducto-request", daemon=True).start()
+    return outcome.result(seconds)
+
+
+def _read_answer(session: requests.Session, url: str, settings: ReductoSettings) -> _Answer:
+    deadline = time.monotonic() + settings.timeout
+    with session.get(url, timeout=settings.timeout, stream=True, allow_redirects=False) as response:
+        body = _Body(response.status_code)
+        # read1 returns what is there, so that the thread ends soon after the deadline.
+        while not body.full and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True)):
+            body.add(chunk)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return _Answer(response.status_code, response.headers, body.content())
 
 
 def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, conn_id: str) -> bytes:
@@ -432,9 +511,10 @@ def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, co
     if status == HTTPStatus.UNAUTHORIZED:
         raise ReductoAuthenticationError(f"Reducto refused the API key of connection {conn_id!r} {what}: {KEY_HINT}")
     if status == HTTPStatus.FORBIDDEN:
+        whose = f"organization {query.org_id!r}" if query.org_id else "the key's own organization"
         raise ReductoPermissionError(
-            f"Reducto refused organization {query.org_id!r} for the API key of connection {conn_id!r} {what}: "
-            "its owner must be a member of that organization"
+            f"Reducto refused {whose} to the API key of connection {conn_id!r} {what}: the key's owner must be a "
+            "member of the organization"
         )
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise ReductoRateLimitError(
@@ -447,7 +527,7 @@ def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, co
     if status >= HTTPStatus.BAD_REQUEST:
         raise ReductoRequestError(f"Reducto refused the request {what}: {urlencode(query.params())}")
     if status >= HTTPStatus.MULTIPLE_CHOICES:
-        target = urlsplit(answer.headers.get("Location", "")).netloc or "another page"
+        target = settings.hide(_host_of(answer.headers.get("Location", "")))
         raise ReductoResponseError(
             f"{settings.base_url} redirects to {target} {what}: not followed, the key is for its own host only; "
             f"correct the host of connection {conn_id!r}"
@@ -455,16 +535,26 @@ def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, co
     raise ReductoResponseError(f"Reducto answered with a status that it does not document {what}")
 
 
+def _host_of(location: str) -> str:
+    with suppress(ValueError):
+        if host := urlsplit(location).netloc.rpartition("@")[2]:
+            return host[:200]
+    return "another page"
+
+
 def _excerpt(answer: _Answer, settings: ReductoSettings) -> str:
     """The service's own short message, if its answer holds one: never the whole body, never a secret."""
     text = ""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         error = msgspec.json.decode(answer.body)
         if isinstance(error, dict):
             text = next((v for k in ("error", "message", "detail") if isinstance(v := error.get(k), str)), "")
-    text = " ".join(settings.hide(text).split())
-    text = "".join(character for character in text if character.isprintable())
-    return f": {text[:200]}" if text else ""
+    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return f": {settings.hide(text)[:200]}" if text else ""
+
+
+def _timeout_error(settings: ReductoSettings) -> ReductoTransportError:
+    return ReductoTransportError(f"no answer from {settings.base_url}: no whole answer within {settings.timeout:g} s")
 
 
 def _transport_error(error: Exception, settings: ReductoSettings) -> ReductoTransportError:
@@ -479,7 +569,7 @@ def _retry_after(answer: _Answer) -> float | None:
         return float(text[:9])
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

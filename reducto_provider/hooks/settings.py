@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from reducto_provider.exceptions import ReductoConfigurationError
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 DEFAULT_HOST: Final = "https://studio.reducto.ai"
 DEFAULT_TIMEOUT: Final = 60.0
 DEFAULT_MAX_ATTEMPTS: Final = 5
+_USER_INFO = re.compile(r"://[^/?#\s'\"]*@")
+_LEAST, _MOST = 0.001, 86_400.0  # of seconds and of requests a second: what a socket and a sleep can wait
 
 KEY_HINT: Final = (
     "the Usage Export API takes the personal key from the API Keys page of Reducto Studio, not the "
@@ -61,6 +64,8 @@ class ReductoSettings:
         :raises ReductoConfigurationError: naming the connection, the field and the remedy, never the key.
         """
         try:
+            if not isinstance(extra, Mapping):
+                raise ValueError(f"extra must be a JSON object, not {type(extra).__name__}")
             if unknown := sorted(extra.keys() - EXTRAS.keys()):
                 log.warning(
                     "Connection %s has extras that the Reducto hook does not know: %s. It knows %s.",
@@ -78,7 +83,10 @@ class ReductoSettings:
                 **options,
             )
         except ValueError as error:
-            raise ReductoConfigurationError(f"connection {connection.conn_id!r}: {error}") from None
+            message = f"connection {connection.conn_id!r}: {error}"
+            if connection.password:  # a key may have been pasted into another field as well
+                message = message.replace(connection.password, "***")
+            raise ReductoConfigurationError(message) from None
 
     @property
     def origin(self) -> tuple[str, str, int | None]:
@@ -86,13 +94,13 @@ class ReductoSettings:
         return origin_of(self.base_url)
 
     def hide(self, text: str) -> str:
-        """``text`` without the connection's secrets."""
+        """``text`` without the connection's secrets, and without user and password of any URL in it."""
         secrets = [self.key]
         if self.proxy and (password := urlsplit(self.proxy).password):
-            secrets.append(password)
+            secrets += [password, unquote(password)]
         for secret in secrets:
             text = text.replace(secret, "***")
-        return text
+        return _USER_INFO.sub("://***@", text)
 
 
 def origin_of(url: str) -> tuple[str, str, int | None]:
@@ -111,22 +119,33 @@ def _key(password: str | None) -> str:
     return password
 
 
-def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
+def _base_url(host: str | None, schema: str | None, port: object) -> str:
     host = (host or "").strip() or DEFAULT_HOST
-    url = host if "://" in host else f"{schema or 'https'}://{host}"
     try:
-        parts = urlsplit(url)
-        if parts.port is None and port is not None:
-            parts = parts._replace(netloc=f"{parts.netloc}:{port}")
+        parts = urlsplit(host if "://" in host else f"{schema or 'https'}://{host}")
+        number = parts.port or (int(str(port)) if port else None)
+        name = _host_name(parts.hostname or "")
     except ValueError as error:
-        raise ValueError(f"host is not a URL: {error}") from None
-    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"host and port make no URL such as {DEFAULT_HOST}: {error}") from None
+    if parts.scheme.lower() not in ("http", "https") or not name:
         raise ValueError(f"host must be a host name or an https URL such as {DEFAULT_HOST}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(f"host must be a plain URL such as {DEFAULT_HOST}, without user, query or fragment")
+    if number is not None and not 1 <= number <= 65535:
+        raise ValueError(f"port must be from 1 to 65535, not {number}")
     if parts.scheme.lower() == "http" and not _is_loopback(parts):
-        log.warning("The Reducto connection uses plain http to %s: the key is sent in clear.", parts.hostname)
-    return parts.geturl().rstrip("/")
+        log.warning("The Reducto connection uses plain http to %s: the key is sent in clear.", name)
+    path = quote(parts.path, safe="/%:@!$&'()*+,;=~").rstrip("/")
+    return f"{parts.scheme.lower()}://{name}{'' if number is None else f':{number}'}{path}"
+
+
+def _host_name(name: str) -> str:
+    """A host's name as it goes over the wire: requests and aiohttp then agree on whom the key is for."""
+    if ":" in name:
+        return f"[{ip_address(name)}]"
+    if any(character.isspace() or not character.isprintable() for character in name):
+        raise ValueError("the name of the host holds white space")
+    return name.encode("idna").decode() if name else name
 
 
 def _is_loopback(url: SplitResult) -> bool:
@@ -139,35 +158,35 @@ def _is_loopback(url: SplitResult) -> bool:
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} must be text, not {value!r}")
+        raise ValueError(f"{name} must be text, not {_short(value)}")
     return value.strip()
 
 
 def _seconds(name: str, value: object) -> float:
-    return _number(name, value, "a number of seconds above 0")
+    return _number(name, value, "a number of seconds")
 
 
 def _rate(name: str, value: object) -> float:
-    return _number(name, value, "a number above 0")
+    return _number(name, value, "a number")
 
 
 def _number(name: str, value: object, allowed: str) -> float:
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             number = float(value)
-            if math.isfinite(number) and number > 0:
+            if _LEAST <= number <= _MOST:
                 return number
     except (ValueError, OverflowError):
         pass
-    raise ValueError(f"{name} must be {allowed}, not {value!r}")
+    raise ValueError(f"{name} must be {allowed}, from {_LEAST:g} to {_MOST:g}, not {_short(value)}")
 
 
 def _attempts(name: str, value: object) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,2}\s*", value, re.ASCII):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 20:
         return value
-    raise ValueError(f"{name} must be a whole number from 1 to 20, not {value!r}")
+    raise ValueError(f"{name} must be a whole number from 1 to 20, not {_short(value)}")
 
 
 def _verify(name: str, value: object) -> bool | str:
@@ -176,21 +195,31 @@ def _verify(name: str, value: object) -> bool | str:
     if isinstance(value, str):
         if value.strip().lower() in ("true", "false"):
             return value.strip().lower() == "true"
-        if Path(value).exists():
-            return value
-    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {value!r}")
+        with suppress(OSError, ValueError):  # too long for a path, or with characters that none has
+            if Path(value).exists():
+                return value
+    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {_short(value)}")
 
 
-def _proxy(name: str, value: object) -> str:
-    url = _text(name, value)
-    try:
+def proxy_url(name: str, value: object) -> str:
+    """
+    The URL of a proxy that can be used.
+
+    :raises ValueError: naming the field, but not the value, which may hold a password.
+    """
+    with suppress(ValueError):  # no URL, or a port that is no number
+        url = _text(name, value)
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+        if parts.scheme in ("http", "https") and parts.port != 0 and _host_name(parts.hostname or ""):
             return url
-    except ValueError:  # a port that is no number
-        pass
-    # The value may hold a password: it is not repeated.
     raise ValueError(f"{name} must be the URL of a proxy such as http://proxy:3128")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, int):
+        return "a number" if abs(value) > 10**80 else str(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {
@@ -199,5 +228,5 @@ EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "max_attempts": _attempts,
     "requests_per_second": _rate,
     "verify": _verify,
-    "proxy": _proxy,
+    "proxy": proxy_url,
 }

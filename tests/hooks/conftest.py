@@ -1,0 +1,317 @@
+"""For tests of the hook: a clock without waiting, what was logged, and servers that the simulator can't be."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import socketserver
+import ssl
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from reducto_provider.hooks import reducto
+from reducto_provider.hooks.reducto import ReductoHook
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport
+
+Ask = Callable[[ReductoHook, UsageQuery], UsageReport]
+Answer = Callable[[bytes, bytes], Iterable[bytes]]
+
+
+@pytest.fixture(autouse=True)
+def _hardly_any_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reducto, "BACKOFF_INITIAL", 0.001)
+
+
+@pytest.fixture(params=["sync", "async"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """The two ways to ask one question, which must not differ."""
+    if request.param == "sync":
+        return lambda hook, query: hook.get_usage(query)
+    return lambda hook, query: asyncio.run(hook.aget_usage(query))
+
+
+class Clock:
+    """Time that passes only while this thread sleeps, or not even then: no test waits for it or measures it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.stands_still = False
+        self.slept: list[float] = []
+
+    @property
+    def waits(self) -> list[float]:
+        """Every sleep that was not for nothing."""
+        return [seconds for seconds in self.slept if seconds > 0]
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if not self.stands_still:
+            self.now += seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)  # the rest of the module that this stands in for
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of everything that runs in this thread; the simulator's thread keeps the real one."""
+    clock = Clock()
+    here = threading.get_ident()
+    asleep, pause = time.sleep, asyncio.sleep
+
+    def sleep(seconds: float) -> None:
+        (clock.sleep if threading.get_ident() == here else asleep)(seconds)
+
+    async def asyncio_sleep(seconds: float, result: Any = None) -> Any:
+        if threading.get_ident() != here:
+            return await pause(seconds, result)
+        clock.sleep(seconds)
+        return await pause(0, result)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", asyncio_sleep)
+    monkeypatch.setattr(reducto, "time", clock)
+    return clock
+
+
+class Log(logging.Handler):
+    """All that was logged, by the standard library's loggers and by Airflow's own, which go around them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.warnings: list[str] = []
+        self.everything: list[str] = []
+
+    @property
+    def retries(self) -> list[str]:
+        """The hook's warnings that an attempt failed and that another follows."""
+        return [text for text in self.warnings if text.startswith("Attempt ")]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.everything += [self.format(record), repr(record.__dict__)]
+        if record.levelno >= logging.WARNING:
+            self.warnings.append(record.getMessage())
+
+    def process(self, _: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        """As a processor of structlog."""
+        text = str(event["event"])
+        if args := event.get("positional_args"):
+            text %= tuple(args)
+        self.everything += [text, repr(event)]
+        if method in ("warning", "error", "critical", "exception"):
+            self.warnings.append(text)
+        raise sys.modules["structlog"].DropEvent
+
+
+@pytest.fixture
+def logged() -> Iterator[Log]:
+    """What is logged from now on. caplog misses most of it: Airflow's loggers are structlog's since 3.1."""
+    log = Log()
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(log)
+    root.setLevel(logging.DEBUG)
+    structlog = sys.modules.get("structlog")
+    processors = structlog.get_config()["processors"] if structlog else []
+    before = list(processors)
+    processors[:] = [log.process]
+    yield log
+    processors[:] = before
+    root.setLevel(level)
+    root.removeHandler(log)
+
+
+@pytest.fixture
+def conceals(logged: Log) -> Callable[..., None]:
+    """Assert that a secret is nowhere in an error, in what it was raised from, or in anything that was logged."""
+
+    def check(error: BaseException | None, *secrets: str) -> None:
+        places = {"the log": "\n".join(logged.everything)}
+        if error is not None:
+            places["the traceback"] = "".join(traceback.format_exception(error))
+            chain: list[BaseException | None] = [error]
+            seen: set[int] = set()
+            while chain:
+                link = chain.pop()
+                if link is not None and id(link) not in seen:
+                    seen.add(id(link))
+                    places[f"{type(link).__name__} in the chain"] = f"{link}\n{link!r}"
+                    chain += [link.__cause__, link.__context__]
+        leaks = [f"{secret} in {place}" for place, text in places.items() for secret in secrets if secret in text]
+        assert not leaks
+
+    return check
+
+
+@pytest.fixture
+def all_is_closed(logged: Log) -> Iterator[Callable[[], None]]:
+    """Assert that nothing that should have been closed was left to the garbage collector."""
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+
+        def check() -> None:
+            gc.collect()
+            assert [str(warning.message) for warning in seen if warning.category is ResourceWarning] == []
+            assert [text for text in logged.everything if "Unclosed" in text] == []
+
+        yield check
+
+
+class Listener(socketserver.ThreadingTCPServer):
+    """A server on loopback that keeps what it is sent, byte for byte, and answers as badly as a test wants.
+
+    Without an answer of its own it is the service: the echo of the question, without rows.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, answer: Answer | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self.answer: Answer = answer or (lambda request, proper: [proper])
+        self.tls = tls
+        self.requests: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), _Conversation)
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    def headers(self, name: str) -> list[str | None]:
+        """The values of a header in all requests."""
+        fields = [dict(line.split(": ", 1) for line in text.decode().split("\r\n")[1:-2]) for text in self.requests]
+        return [{key.lower(): value for key, value in each.items()}.get(name.lower()) for each in fields]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or refuses the certificate, is what many tests are about."""
+
+
+class _Conversation(socketserver.BaseRequestHandler):
+    server: Listener
+
+    def handle(self) -> None:
+        self.request.settimeout(10)
+        stream = self.server.tls.wrap_socket(self.request, server_side=True) if self.server.tls else self.request
+        with stream, suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                if not (received := stream.recv(65536)):
+                    return
+                request += received
+            self.server.requests.append(request)
+            for piece in self.server.answer(request, proper_answer(request)):
+                stream.sendall(piece)
+
+
+def proper_answer(request: bytes) -> bytes:
+    """What the service would answer, had nothing been used."""
+    asked = parse_qs(urlsplit(request.split(b" ", 2)[1].decode()).query)
+    echo = {name: asked.get(name, ["org_acme"])[0] for name in ("orgId", "startDate", "endDate", "groupBy")}
+    body = json.dumps({**echo, "data": []}).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Listener]]:
+    """Start a listener: ``listen(answer, tls)``, where ``answer(request, proper)`` makes the bytes to send."""
+    with ExitStack() as stack:
+
+        def start(answer: Answer | None = None, tls: ssl.SSLContext | None = None) -> Listener:
+            listener = stack.enter_context(Listener(answer, tls))
+            threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
+            stack.callback(listener.shutdown)
+            return listener
+
+        yield start
+
+
+class Certificate(NamedTuple):
+    """A certificate of 127.0.0.1, for a server, and the bundle of the authority that nobody else trusts."""
+
+    tls: ssl.SSLContext
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    folder = tmp_path_factory.mktemp("certificate")
+    now = datetime.now(UTC)
+
+    def make(name: str, issuer: str, key: Any, signer: Any, *extensions: tuple[Any, bool]) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        )
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical=critical)
+        return builder.sign(signer, hashes.SHA256())
+
+    def usage(**used: bool) -> x509.KeyUsage:
+        names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+        flags = dict.fromkeys((*names, "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False)
+        return x509.KeyUsage(**{**flags, **used})
+
+    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority = make(
+        "Tests",
+        "Tests",
+        authority_key,
+        authority_key,
+        (x509.BasicConstraints(ca=True, path_length=None), True),
+        (usage(key_cert_sign=True, crl_sign=True), True),
+    )
+    server = make(
+        "127.0.0.1",
+        "Tests",
+        server_key,
+        authority_key,
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (usage(digital_signature=True), True),
+        (x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False),
+    )
+    bundle, chain = folder / "authority.pem", folder / "server.pem"
+    bundle.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    chain.write_bytes(
+        server_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + server.public_bytes(serialization.Encoding.PEM)
+    )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain)
+    return Certificate(tls, bundle)
