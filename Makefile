@@ -12,7 +12,12 @@ BIN := .venv/bin
 PINNED := .venv/.pinned
 READY := .venv/.ready
 
-.PHONY: help demo test lint types pins clean
+# The official FOCUS validator wants numpy<2, for which there are wheels up to Python 3.12, and itself 3.12 or newer.
+FOCUS_VALIDATOR := .cache/$(subst ==,-,$(shell grep -m1 '^focus-validator==' requirements/focus-validator.txt))
+FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard ~/.pyenv/versions/3.12*/bin/python),$(shell \
+  $(python) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && echo $(python))))
+
+.PHONY: help demo test focus focus-validator lint types pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
@@ -32,7 +37,19 @@ demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simul
 	@$(BIN)/python -m demo
 
 test: $(READY) ## run the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+focus: $(READY) focus-validator ## hold FOCUS files against the official validator
+	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)
+
+focus-validator: $(FOCUS_VALIDATOR)/.ready
+
+$(FOCUS_VALIDATOR)/.ready: requirements/focus-validator.txt
+	@test -n "$(FOCUS_PYTHON)" || { echo "Python 3.12 is needed; name one: make FOCUS_PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "==> making $(@D) with $$($(FOCUS_PYTHON) --version) (once; half a minute)"
+	@$(FOCUS_PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/focus-validator.txt
+	@touch $@
 
 lint: $(READY) ## ruff: style and format
 	@$(BIN)/ruff check .
@@ -41,9 +58,11 @@ lint: $(READY) ## ruff: style and format
 types: $(READY) ## mypy
 	@$(BIN)/mypy
 
-pins: ## renew requirements/dev.txt from pyproject.toml (needs uv)
+pins: ## renew the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
+	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
+	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 
 clean: ## remove everything that the targets above made
 	rm -rf .venv .cache .demo build dist .mypy_cache .pytest_cache .ruff_cache
