@@ -74,6 +74,15 @@ with DAG("producer", schedule=None):
 with DAG("consumer", schedule=[FILES]):
     export()
 
+with DAG(
+    "partition_event",
+    schedule=CronPartitionTimetable("0 0 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
+    start_date=datetime(2026, 10, 20),
+    end_date=datetime(2026, 10, 20, 12),
+    catchup=True,
+):
+    export(outlets=[Asset("reducto-usage-of-a-day")])
+
 with DAG("by_hand", schedule="@daily", start_date=datetime(2026, 10, 1), catchup=False):
     export()
 
@@ -160,6 +169,18 @@ def test_an_asset_triggered_run_covers_the_day_before(airflow):
 
     assert run["run_type"] == "asset_triggered"
     assert days_of(airflow.xcom("consumer", run["dag_run_id"], "export")) == yesterday()
+
+
+def test_the_event_of_a_partitioned_run_carries_the_day(airflow):
+    airflow.unpause("partition_event")
+    [run] = airflow.wait_for_runs("partition_event", 1, timeout=90)
+
+    [event] = [event for event in airflow.asset_events() if event["name"] == "reducto-usage-of-a-day"]
+    assert event["partition_key"] == "2026-10-19"
+    assert event["extra"]["usage_start_date"] == event["extra"]["usage_end_date"] == "2026-10-19"
+    assert (
+        event["extra"]["request_count"] == airflow.xcom("partition_event", run["dag_run_id"], "export")["request_count"]
+    )
 
 
 def test_a_manual_run_without_a_logical_date_covers_the_day_before(airflow):
