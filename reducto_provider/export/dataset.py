@@ -40,7 +40,7 @@ class PublishedFile:
     """
     What one day, or the one object of an unpartitioned export, now holds.
 
-    :param uri: None for a day without usage: it has no file.
+    :param uri: None for a day without usage: it has no file. Likewise for one object, where a format can't be empty.
     :param day: None for an unpartitioned export.
     :param changed: whether the content differs from what was published before; True if nothing was.
     """
@@ -140,8 +140,8 @@ class UsageDataset:
         """
         folder = partition_of(report.org_id, report.group_by)
         self.check()
+        rows_of = _rows_by_day(report, self._format)  # before anything is written: not every format takes every report
         self._claim()
-        rows_of = _rows_by_day(report, self._format)
         done = 0
 
         def publish_day(day: date) -> PublishedFile:
@@ -236,14 +236,21 @@ def publish_object(storage: Storage, format: Format, report: UsageReport) -> Pub
     """
     Write the whole report as one object at the storage's own location, organization and dimension as columns.
 
+    A format that has no files without rows leaves no object when there are none, also none from before.
+
     :raises PublishError: what was there before is untouched.
     """
     keys = {"org_id": report.org_id, "group_by": report.group_by}
-    content = format.encode(format.rows(report), keys)
+    content = format.encode(format.rows(report), keys) if report.rows or format.without_rows else None
+    size = len(content or b"")
     with _storage_errors(f"could not write usage of {report.org_id} to {storage.uri()}; what was there is untouched"):
         changed = storage.read() != content
-        storage.replace("", content)
-    return PublishedFile(uri=storage.uri(), day=None, row_count=len(report.rows), size=len(content), changed=changed)
+        if content is None:
+            storage.remove("")
+        else:
+            storage.replace("", content)
+    uri = None if content is None else storage.uri()
+    return PublishedFile(uri=uri, day=None, row_count=len(report.rows), size=size, changed=changed)
 
 
 def partition_of(org_id: str, group_by: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import date
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
 import msgspec
 
+from reducto_provider.export import focus
 from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, plain
 
 COLUMNS: Final = ("date", "group", "credits", "request_count")
@@ -28,13 +30,19 @@ class Format(ABC):
     name: ClassVar[str]
     extension: ClassVar[str]
     compression: str | None = None
+    without_rows: ClassVar[bool] = True
+    """Whether a file may be without rows. Where it may not, there is no file then."""
 
     def identity(self) -> dict[str, Any]:
         """What a dataset must agree on, so that its files can be read as one."""
         return {"format": self.name, "compression": self.compression}
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
-        """What :meth:`encode` takes, one for each of ``report.rows`` and in their order."""
+        """
+        What :meth:`encode` takes, one for each of ``report.rows`` and in their order.
+
+        :raises ValueError: when the format can't hold the report. Nothing has been written by then.
+        """
         return report.rows
 
     @abstractmethod
@@ -114,6 +122,73 @@ class ParquetFormat(Format):
         return parquet_bytes(pa.table(columns))
 
 
+class FocusFormat(Format):
+    """
+    FOCUS 1.2, see :mod:`reducto_provider.export.focus`. Its columns name organization and dimension: keys are
+    left out, and FOCUS allows no file without rows.
+
+    :param group_by: the one dimension of the dataset: the four restate the same costs, and a tool would add them up.
+    """
+
+    without_rows = False
+
+    def __init__(self, terms: focus.BillingTerms, group_by: str) -> None:
+        self._terms = terms
+        self._group_by = group_by
+
+    def identity(self) -> dict[str, Any]:
+        # Costs in two currencies, or by two dimensions, can't be summed. Prices and whether credits were prepaid can
+        # differ: each row has its own, which is how a new price takes effect from a day on in the same dataset.
+        return {
+            **super().identity(),
+            "focus_version": focus.FOCUS_VERSION,
+            "group_by": self._group_by,
+            "billing_currency": self._terms.billing_currency,
+        }
+
+    def rows(self, report: UsageReport) -> Sequence[tuple[focus.Value, ...]]:
+        return [tuple(record.values()) for record in focus.focus_records(report, self._terms)]
+
+
+class FocusCsvFormat(FocusFormat):
+    """FOCUS as CSV, written as :class:`CsvFormat` is."""
+
+    name = "focus_csv"
+    extension = "csv"
+
+    def encode(self, rows: Sequence[tuple[focus.Value, ...]], keys: Mapping[str, str]) -> bytes:
+        lines = [",".join(focus.COLUMNS) + "\n"]
+        lines += [",".join(map(_csv_value, row)) + "\n" for row in rows]
+        return "".join(lines).encode()
+
+
+class FocusParquetFormat(FocusFormat):
+    """
+    FOCUS as Parquet with zstd: moments as timestamps in UTC, quantities as decimal128(38, 9), prices and costs as
+    decimal128(38, 21), ``x_RequestCount`` as int64.
+    """
+
+    name = "focus_parquet"
+    extension = "parquet"
+    compression = "zstd"
+
+    def encode(self, rows: Sequence[tuple[focus.Value, ...]], keys: Mapping[str, str]) -> bytes:
+        import pyarrow as pa
+
+        types = {
+            "text": pa.string(),
+            "moment": pa.date32(),
+            "credits": pa.decimal128(38, CREDITS_SCALE),
+            "money": pa.decimal128(38, focus.COST_SCALE),
+            "count": pa.int64(),
+        }
+        columns = {}
+        for (name, kind), values in zip(focus.COLUMNS.items(), zip(*rows, strict=True), strict=True):
+            column = pa.array(values, types[kind])
+            columns[name] = column.cast(pa.timestamp("us", tz="UTC")) if kind == "moment" else column
+        return parquet_bytes(pa.table(columns))
+
+
 class Compressed(Format):
     """A text format's files, compressed. The same content gives the same bytes: no time is written into them."""
 
@@ -122,6 +197,10 @@ class Compressed(Format):
         self.name = plain_format.name  # type: ignore[misc]
         self.extension = f"{plain_format.extension}.{COMPRESSIONS[compression]}"  # type: ignore[misc]
         self.compression = compression
+        self.without_rows = plain_format.without_rows  # type: ignore[misc]
+
+    def identity(self) -> dict[str, Any]:
+        return {**self._plain.identity(), "compression": self.compression}
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
         return self._plain.rows(report)
@@ -139,17 +218,31 @@ class Compressed(Format):
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each for each in (JsonFormat(), JsonLinesFormat(), CsvFormat(), ParquetFormat())
 }
+_FOCUS_FORMATS: Final[Mapping[str, type[FocusFormat]]] = {
+    each.name: each for each in (FocusCsvFormat, FocusParquetFormat)
+}
 
 
-def check_format(name: str, compression: str | None = None) -> Format:
+def check_format(
+    name: str,
+    compression: str | None = None,
+    terms: focus.BillingTerms | None = None,
+    group_by: str = "product",
+) -> Format:
     """
     The format of that name, its files compressed if asked for.
 
+    :param terms: for FOCUS, which needs them. Likewise ``group_by``, the dimension of the dataset.
     :raises ValueError: naming the field, the value and what is allowed.
     """
-    if name not in FORMATS:
-        raise ValueError(f"output_format must be one of {', '.join(FORMATS)}, not {name!r}")
-    plain_format = FORMATS[name]
+    if name not in (*FORMATS, *_FOCUS_FORMATS):
+        raise ValueError(f"output_format must be one of {', '.join((*FORMATS, *_FOCUS_FORMATS))}, not {name!r}")
+    if name in FORMATS:
+        plain_format = FORMATS[name]
+    elif terms is None:
+        raise ValueError(f"price_per_credit must be given for output_format={name!r}")
+    else:
+        plain_format = _FOCUS_FORMATS[name](terms, group_by)
     if compression in (None, plain_format.compression):
         return plain_format
     if compression not in COMPRESSIONS:
@@ -180,6 +273,16 @@ def _number(credits: Decimal | None, *, missing: str) -> str:
         return missing
     text = plain(credits)
     return text if "." in text else f"{text}.0"
+
+
+def _csv_value(value: focus.Value) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, Decimal):
+        return _number(value, missing="")
+    if isinstance(value, date):
+        return f"{value}T00:00:00Z"
+    return "" if value is None else str(value)
 
 
 def _quoted(text: str | None) -> str:

@@ -7,19 +7,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "memory")
+OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
 """Schemes of stores that publish an object when it is complete, and so never show a part of one."""
 
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 _LOCAL_SCHEMES = ("file", "local")
 _ABANDONED_AFTER = 3600.0
+_PAUSES = (0.1, 0.5, 2.0)
 
 
 def check_output_path(output_path: object) -> str:
@@ -32,7 +35,18 @@ def check_output_path(output_path: object) -> str:
         if _local_path(output_path) is not None:
             return output_path
         parts = urlsplit(output_path)
-        if parts.scheme in OBJECT_STORES and parts.netloc and "::" not in output_path:
+        conn_id, _, bucket = parts.netloc.rpartition("@")
+        if ":" in conn_id:
+            raise ValueError(
+                "output_path must not hold a password: put it into an Airflow connection, and the connection's id "
+                "before the @, or into output_conn_id"
+            )
+        if bucket.endswith(".core.windows.net"):
+            raise ValueError(
+                f"output_path must be like abfs://container/folder, the account in the Airflow connection; "
+                f"of {output_path!r} the part before the @ would be taken for a connection's id"
+            )
+        if parts.scheme in OBJECT_STORES and bucket and "::" not in output_path:
             return output_path
         if parts.scheme and parts.scheme not in (*OBJECT_STORES, *_LOCAL_SCHEMES):
             raise ValueError(
@@ -169,43 +183,91 @@ class ObjectStorage(Storage):
     parallel = 8
 
     def __init__(self, location: str, conn_id: str | None = None) -> None:
-        from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
 
-        root = ObjectStoragePath(location.rstrip("/"), conn_id=conn_id)
-        if root.conn_id:
-            # An id that does not exist would be taken for anonymous access, after a warning.
-            BaseHook.get_connection(root.conn_id)
-        self._fs: AbstractFileSystem = root.fs
+        conn_id = urlsplit(location).netloc.rpartition("@")[0] or conn_id
+        if conn_id:
+            try:
+                # An id that does not exist would be taken for anonymous access, after a warning.
+                BaseHook.get_connection(conn_id)
+            except AirflowNotFoundException as error:
+                raise ValueError(f"there is no Airflow connection {conn_id!r}, which {location} needs") from error
+        try:
+            root = ObjectStoragePath(location.rstrip("/"), conn_id=conn_id)
+            self._fs: AbstractFileSystem = root.fs
+        except (ImportError, ValueError) as error:
+            extra = _EXTRAS.get(urlsplit(location).scheme)
+            raise ValueError(
+                f"{location} can't be opened: {error}. Is airflow-provider-reducto[{extra}] installed, and the "
+                "connection complete?"
+            ) from error
+        except Exception as error:  # a role that can't be assumed, and whatever else the store's own hook raises
+            raise OSError(f"{location} can't be opened: {type(error).__name__}: {error}") from error
         self._root: str = root.path.rstrip("/")
         self._scheme: str = root.protocol
+        # s3fs asks for a file's size first: one request more, which may see another version, and whose refusal has
+        # no text ("Bad Request" for a credential that is expired).
+        can_be_told = "max_concurrency" in signature(self._fs.cat_file).parameters
+        self._at_once: dict[str, Any] = {"max_concurrency": 1} if can_be_told else {}
 
     def uri(self, name: str = "") -> str:
         return f"{self._scheme}://{self._path(name)}"
 
     def read(self, name: str = "") -> bytes | None:
         try:
-            content: bytes = self._fs.cat_file(self._path(name))
+            with _advice():
+                content: bytes = self._fs.cat_file(self._path(name), **self._at_once)
         except FileNotFoundError:
             return None
         return content
 
     def replace(self, name: str, content: bytes) -> None:
-        self._fs.pipe_file(self._path(name), content)
+        with _advice():
+            self._fs.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> None:
-        self._fs.pipe_file(self._path(name), content, mode="create")
+        for pause in (*_PAUSES, None):
+            try:
+                with _advice():
+                    self._fs.pipe_file(self._path(name), content, mode="create")
+            except FileExistsError:
+                raise
+            except OSError as error:
+                # What S3 answers while somebody else creates the file, and to ask again is what it asks for.
+                if pause is None or "ConditionalRequestConflict" not in str(error.__cause__):
+                    raise
+                time.sleep(pause)
+            else:
+                return
 
     def remove(self, name: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), _advice():
             self._fs.rm_file(self._path(name))
 
     def names(self, folder: str) -> Iterator[str]:
         self._fs.invalidate_cache()
-        for path in sorted(self._fs.find(self._path(folder))):
+        with _advice():
+            found = self._fs.find(self._path(folder))
+        for path in sorted(found):
             yield str(path).removeprefix(f"{self._root}/")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say of a store's short refusals what can be done about them."""
+    try:
+        yield
+    except PermissionError as error:
+        advice = "check the connection's credential, and that it may read, write, remove and list objects there"
+        error.args = (f"{str(error).rstrip('.')}; {advice}",)
+        raise
+    except FileNotFoundError as error:
+        advice = "the bucket or container must be there, an export creates none"
+        error.args = (f"{str(error).rstrip('.')}; {advice}",)
+        raise
 
 
 def _local_path(location: str) -> Path | None:

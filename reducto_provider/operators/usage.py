@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, BaseOperator
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoExportError, ReductoReconciliationError
+from reducto_provider.exceptions import (
+    ReductoConfigurationError,
+    ReductoCreditsUnavailableError,
+    ReductoExportError,
+    ReductoReconciliationError,
+)
+from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
 from reducto_provider.usage.query import DIMENSIONS
 from reducto_provider.usage.reconciliation import reconcile
-from reducto_provider.usage.report import json_number, plain
+from reducto_provider.usage.report import CreditsUnavailableError, json_number, plain
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from reducto_provider.export.focus import BillingTerms
+    from reducto_provider.export.formats import Format
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
     from reducto_provider.usage.report import UsageReport
@@ -144,10 +153,17 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
     :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
     :param output_path: where files go: a URL, or an absolute path.
     :param output_conn_id: the Airflow connection for the object store.
-    :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them) or ``parquet``.
+    :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them), ``parquet``; or FOCUS 1.2, which
+        FinOps tools ingest: ``focus_csv`` or ``focus_parquet``.
     :param compression: of the text formats: ``gzip`` or ``zstd``. Parquet always has zstd.
     :param partitioned: a dataset with a file a day below ``output_path``; False for one object at exactly
         ``output_path``, with ``org_id`` and ``group_by`` as columns.
+    :param price_per_credit: for FOCUS alone, and needed there: the list price of one credit, as text, ``Decimal`` or
+        number.
+    :param contracted_price_per_credit: for FOCUS: what was agreed on instead of the list price.
+    :param billing_currency: for FOCUS: the currency of both, as in ISO 4217.
+    :param prepaid: for FOCUS: the credits were bought before, so that using them is billed with 0.
+    :param billing_account_name: for FOCUS: the organization's name; by default its id.
     :param max_xcom_bytes: the largest result that goes to XCom with its rows.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
@@ -160,6 +176,10 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         "output_conn_id",
         "output_format",
         "compression",
+        "price_per_credit",
+        "contracted_price_per_credit",
+        "billing_currency",
+        "billing_account_name",
         "reducto_conn_id",
     )
 
@@ -172,6 +192,11 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         output_format: str = "jsonl",
         compression: str | None = None,
         partitioned: bool = True,
+        price_per_credit: str | Decimal | float | None = None,
+        contracted_price_per_credit: str | Decimal | float | None = None,
+        billing_currency: str = "USD",
+        prepaid: bool = False,
+        billing_account_name: str | None = None,
         max_xcom_bytes: int = DEFAULT_MAX_XCOM_BYTES,
         **kwargs: Any,
     ) -> None:
@@ -182,6 +207,11 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.output_format = output_format
         self.compression = compression
         self.partitioned = partitioned
+        self.price_per_credit = price_per_credit
+        self.contracted_price_per_credit = contracted_price_per_credit
+        self.billing_currency = billing_currency
+        self.prepaid = prepaid
+        self.billing_account_name = billing_account_name
         self.max_xcom_bytes = max_xcom_bytes
         self._check_literals()
 
@@ -189,18 +219,22 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         """Ask, write, and return what goes to XCom."""
         try:
             query = self._query(context)
+            file_format = self._format(parse_terms(self.output_format, self._price_options()), query.group_by)
             if query.end >= (day := today()):
                 self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
             if self.output_path is None:
                 return self._export_to_xcom(query, context)
-            return self._export_to_files(query, context)
+            return self._export_to_files(query, file_format, context)
+        except CreditsUnavailableError as error:
+            raise ReductoCreditsUnavailableError(f"{self.task_id}: {error}") from error
         except (ValueError, ImportError) as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
 
     def _check_literals(self) -> None:
         super()._check_literals()
+        terms = parse_literal_terms(self.output_format, self._price_options())
         if is_literal(self.output_format) and is_literal(self.compression):
-            check_format(self.output_format, self.compression)
+            self._format(terms)
         if self.output_path is not None and is_literal(self.output_path):
             self._check_output_path()
         self._check_number("max_xcom_bytes", 1)
@@ -210,6 +244,14 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         if not self.partitioned and path.endswith("/"):
             raise ValueError(f"output_path must name a file when partitioned=False, not the folder {path!r}")
         return path
+
+    def _price_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in PRICE_OPTIONS}
+
+    def _format(self, terms: BillingTerms | None, group_by: str = "product") -> Format:
+        if terms is not None and self.output_path is None:
+            raise ValueError(f"output_path must be given for output_format={self.output_format!r}, which is for files")
+        return check_format(self.output_format, self.compression, terms, group_by)
 
     def _export_to_xcom(self, query: UsageQuery, context: Context) -> dict[str, Any]:
         report = self._ask(query)
@@ -232,11 +274,10 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self._tell_outlets(context, _summary(report))
         return result
 
-    def _export_to_files(self, query: UsageQuery, context: Context) -> dict[str, Any]:
+    def _export_to_files(self, query: UsageQuery, file_format: Format, context: Context) -> dict[str, Any]:
         from reducto_provider.export.dataset import PublishError, UsageDataset, publish_object
         from reducto_provider.export.storage import open_storage
 
-        file_format = check_format(self.output_format, self.compression)
         storage = open_storage(self._check_output_path(), self.output_conn_id)
         try:
             if self.partitioned:

@@ -1,0 +1,299 @@
+"""
+Usage rows as records of FOCUS 1.2, the FinOps Open Cost and Usage Specification, which FinOps tools ingest.
+
+https://focus.finops.org/focus-specification/v1-2/ says what each column means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from datetime import date, timedelta
+from decimal import Context, Decimal, Inexact, InvalidOperation
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import msgspec
+
+from reducto_provider.usage.fields import is_literal
+from reducto_provider.usage.query import check_text
+from reducto_provider.usage.report import CREDITS_SCALE, CreditsUnavailableError, UsageReport, UsageRow, plain
+
+FOCUS_VERSION: Final = "1.2"
+FOCUS_FORMATS: Final = ("focus_csv", "focus_parquet")
+
+PRICE_SCALE: Final = 12
+"""Decimal places that a price can have."""
+
+COST_SCALE: Final = CREDITS_SCALE + PRICE_SCALE
+"""Decimal places of a cost: no product of credits and a price has more, so none is ever rounded."""
+
+_PRICE_LIMIT = Decimal(10) ** 9
+_PRICE_UNIT = Decimal(1).scaleb(-PRICE_SCALE)
+_COST_LIMIT = Decimal(10) ** (38 - COST_SCALE)  # decimal128(38, 21), the widest that engines read, ends here
+_SAFE = "".join(map(chr, range(32, 127))).replace("%", "")  # what stays as it is in an id
+_EXACT = Context(prec=80, traps=[Inexact, InvalidOperation])  # raises where it would have to round
+
+Kind = Literal["text", "moment", "credits", "money", "count"]
+
+COLUMNS: Final[Mapping[str, Kind]] = {
+    "BillingAccountId": "text",
+    "BillingAccountName": "text",
+    "BillingAccountType": "text",
+    "BillingCurrency": "text",
+    "PricingCurrency": "text",
+    "BillingPeriodStart": "moment",
+    "BillingPeriodEnd": "moment",
+    "ChargePeriodStart": "moment",
+    "ChargePeriodEnd": "moment",
+    "ChargeCategory": "text",
+    "ChargeClass": "text",
+    "ChargeFrequency": "text",
+    "ChargeDescription": "text",
+    "PricingQuantity": "credits",
+    "PricingUnit": "text",
+    "PricingCategory": "text",
+    "ConsumedQuantity": "credits",
+    "ConsumedUnit": "text",
+    "ListUnitPrice": "money",
+    "ContractedUnitPrice": "money",
+    "ListCost": "money",
+    "ContractedCost": "money",
+    "EffectiveCost": "money",
+    "BilledCost": "money",
+    "PricingCurrencyListUnitPrice": "credits",
+    "PricingCurrencyContractedUnitPrice": "credits",
+    "PricingCurrencyEffectiveCost": "credits",
+    "ProviderName": "text",
+    "PublisherName": "text",
+    "InvoiceIssuerName": "text",
+    "ServiceCategory": "text",
+    "ServiceSubcategory": "text",
+    "ServiceName": "text",
+    "SkuId": "text",
+    "SkuPriceId": "text",
+    "SkuMeter": "text",
+    "SkuPriceDetails": "text",
+    "Tags": "text",
+    "InvoiceId": "text",
+    "CommitmentDiscountStatus": "text",
+    "SubAccountId": "text",
+    "SubAccountName": "text",
+    "SubAccountType": "text",
+    "x_GroupBy": "text",
+    "x_Group": "text",
+    "x_RequestCount": "count",
+}
+"""The columns in their order, and what they hold: FOCUS wants columns of one's own, with ``x_``, last."""
+
+Value = str | date | Decimal | int | None
+"""A ``date`` stands for the moment, in UTC, at which the day begins: usage comes by whole days."""
+
+Record = dict[str, Value]
+"""The values of :data:`COLUMNS`, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BillingTerms:
+    """
+    What a FOCUS record tells and usage does not.
+
+    Prices are given as text, ``int``, ``Decimal`` or ``float``, of which the digits count that Python shows.
+
+    :param price_per_credit: the list price of one credit. Of prices there is no default: a wrong one would look
+        right.
+    :param contracted_price_per_credit: what was agreed on instead; None is the list price.
+    :param billing_currency: what both are in, and what is invoiced: three capital letters, as ISO 4217 has them.
+    :param prepaid: the credits were bought before, so that using them is billed with 0.
+    :param billing_account_name: None is the organization's id.
+    :raises ValueError: naming the field, the value and the remedy.
+    """
+
+    price_per_credit: Decimal
+    contracted_price_per_credit: Decimal | None = None
+    billing_currency: str = "USD"
+    prepaid: bool = False
+    billing_account_name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "price_per_credit", _price("price_per_credit", self.price_per_credit))
+        if self.contracted_price_per_credit is not None:
+            contracted = _price("contracted_price_per_credit", self.contracted_price_per_credit)
+            object.__setattr__(self, "contracted_price_per_credit", contracted)
+        if not isinstance(self.billing_currency, str) or not re.fullmatch("[A-Z]{3}", self.billing_currency):
+            raise ValueError(
+                f"billing_currency must be three capital letters as in ISO 4217, for instance 'USD', not "
+                f"{self.billing_currency!r}"
+            )
+        if not isinstance(self.prepaid, bool):
+            raise ValueError(f"prepaid must be True or False, not {self.prepaid!r}")
+        if self.billing_account_name is not None:
+            check_text("billing_account_name", self.billing_account_name)
+
+    @property
+    def contracted_price(self) -> Decimal:
+        """What one credit costs this customer."""
+        if self.contracted_price_per_credit is None:
+            return self.price_per_credit
+        return self.contracted_price_per_credit
+
+
+PRICE_OPTIONS: Final = tuple(field.name for field in fields(BillingTerms))
+"""The arguments of the export operator that make up the terms."""
+
+
+def parse_terms(output_format: object, options: Mapping[str, Any]) -> BillingTerms | None:
+    """
+    The terms for a FOCUS format, from rendered :data:`PRICE_OPTIONS`; None for a format that takes none.
+
+    :raises ValueError: naming the field, the value and the remedy; also for options that a format does not take.
+    """
+    if output_format in FOCUS_FORMATS:
+        if options["price_per_credit"] is None:
+            raise ValueError(
+                f"price_per_credit must be given for output_format={output_format!r}, and has no default: the list "
+                "price of one credit in billing_currency, for instance '0.015'"
+            )
+        return BillingTerms(**options)
+    given = [name for name, value in options.items() if value is not None and value != _DEFAULTS[name]]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} must be left out for output_format={output_format!r}: prices are for "
+            f"{' and '.join(FOCUS_FORMATS)} alone"
+        )
+    return None
+
+
+def parse_literal_terms(output_format: object, options: Mapping[str, Any]) -> BillingTerms | None:
+    """
+    As :func:`parse_terms`, as early as a DAG is parsed: what is not literal is taken for right.
+
+    :raises ValueError: as :func:`parse_terms`.
+    """
+    literal = {name: value if is_literal(value) else _ANYTHING[name] for name, value in options.items()}
+    if not is_literal(output_format):  # it may become FOCUS: what is given has to be right
+        return BillingTerms(**{**_ANYTHING, **{name: value for name, value in literal.items() if value is not None}})
+    return parse_terms(output_format, literal if output_format in FOCUS_FORMATS else options)
+
+
+def focus_records(report: UsageReport, terms: BillingTerms) -> Iterator[Record]:
+    """
+    A record for each row of the report. Costs are exact.
+
+    :raises CreditsUnavailableError: when the service sent no credits for some row.
+    :raises ValueError: when a cost is beyond what a file can hold.
+    """
+    for row in report.rows:
+        if row.credits is None:
+            raise CreditsUnavailableError(
+                f"Reducto sends no credits for organization {report.org_id}, as for accounts on its newer pricing, so "
+                "its usage has no price: export it in another output_format than FOCUS"
+            )
+        yield _record(row, row.credits, report, terms)
+
+
+def _record(row: UsageRow, credits: Decimal, report: UsageReport, terms: BillingTerms) -> Record:
+    list_cost = _cost(credits, terms.price_per_credit, row.date)
+    cost = _cost(credits, terms.contracted_price, row.date)
+    month = row.date.replace(day=1)
+    sku = _sku(report.group_by, row.group)
+    return {
+        "BillingAccountId": report.org_id,
+        "BillingAccountName": terms.billing_account_name or report.org_id,
+        "BillingAccountType": "Organization",
+        "BillingCurrency": terms.billing_currency,
+        "PricingCurrency": "Credits",
+        "BillingPeriodStart": month,
+        "BillingPeriodEnd": (month + timedelta(days=31)).replace(day=1),
+        "ChargePeriodStart": row.date,
+        "ChargePeriodEnd": row.date + timedelta(days=1),
+        "ChargeCategory": "Usage",
+        "ChargeClass": None,
+        "ChargeFrequency": "Usage-Based",
+        "ChargeDescription": _description(report.group_by, row.group),
+        "PricingQuantity": credits,
+        "PricingUnit": "Credits",
+        "PricingCategory": "Standard",
+        "ConsumedQuantity": Decimal(row.request_count),
+        "ConsumedUnit": "Requests",
+        "ListUnitPrice": terms.price_per_credit,
+        "ContractedUnitPrice": terms.contracted_price,
+        "ListCost": list_cost,
+        "ContractedCost": cost,
+        "EffectiveCost": cost,
+        "BilledCost": Decimal(0) if terms.prepaid else cost,
+        "PricingCurrencyListUnitPrice": Decimal(1),
+        "PricingCurrencyContractedUnitPrice": Decimal(1),
+        "PricingCurrencyEffectiveCost": credits,
+        "ProviderName": "Reducto",
+        "PublisherName": "Reducto",
+        "InvoiceIssuerName": "Reducto",
+        "ServiceCategory": "AI and Machine Learning",
+        "ServiceSubcategory": "Other (AI and Machine Learning)",
+        "ServiceName": "Reducto",
+        "SkuId": sku,
+        "SkuPriceId": sku,
+        "SkuMeter": "Credits consumed",
+        "SkuPriceDetails": None,
+        "Tags": msgspec.json.encode({f"reducto/{report.group_by}": row.group}).decode(),
+        "InvoiceId": None,
+        "CommitmentDiscountStatus": None,
+        "SubAccountId": None,
+        "SubAccountName": None,
+        "SubAccountType": None,
+        "x_GroupBy": report.group_by,
+        "x_Group": row.group,
+        "x_RequestCount": row.request_count,
+    }
+
+
+def _cost(credits: Decimal, price: Decimal, day: date) -> Decimal:
+    cost = _EXACT.multiply(credits, price)
+    if cost >= _COST_LIMIT:
+        raise ValueError(
+            f"{plain(credits)} credits on {day} at {plain(price)} each cost {_COST_LIMIT:.0e} or more, beyond what "
+            "FOCUS files are made for: is the price right?"
+        )
+    return cost
+
+
+def _sku(group_by: str, group: str | None) -> str:
+    """
+    An id for each group, no group and an empty one kept apart.
+
+    It is in ASCII, as the specification's validator wants ids and descriptions, though the specification itself
+    allows all of Unicode. ``Tags`` and ``x_Group`` have the group as it is.
+    """
+    return f"reducto:{group_by}" if group is None else f"reducto:{group_by}:{quote(group, safe=_SAFE)}"
+
+
+def _description(group_by: str, group: str | None) -> str:
+    dimension = group_by.replace("_", " ")
+    user = f"no {dimension}" if group is None else f"{dimension} {json.dumps(group)}"
+    return f"Reducto credits consumed by {user}."
+
+
+def _price(field: str, value: object) -> Decimal:
+    """An exact price, which has never been a binary float unless its author made it one."""
+    if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
+        text = str(value).strip()
+        if re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,6})?", text, re.ASCII | re.IGNORECASE):
+            price = Decimal(text)
+            if price < _PRICE_LIMIT:
+                try:
+                    return _EXACT.quantize(price, _PRICE_UNIT)
+                except Inexact as error:
+                    raise ValueError(
+                        f"{field} must have at most {PRICE_SCALE} decimal places, not {value!r}: round it, and write "
+                        "it as text, for instance '0.015'"
+                    ) from error
+    raise ValueError(
+        f"{field} must be a price, a number from 0 to below {_PRICE_LIMIT} such as '0.015', not {value!r}; does its "
+        "template render to one?"
+    )
+
+
+_DEFAULTS: Final = {field.name: None if field.default is MISSING else field.default for field in fields(BillingTerms)}
+_ANYTHING: Final[Mapping[str, Any]] = {**_DEFAULTS, "price_per_credit": Decimal(0)}
