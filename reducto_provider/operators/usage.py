@@ -275,11 +275,11 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         return result
 
     def _export_to_files(self, query: UsageQuery, file_format: Format, context: Context) -> dict[str, Any]:
-        from reducto_provider.export.dataset import PublishError, UsageDataset, publish_object
+        from reducto_provider.export.dataset import UsageDataset, publish_object
         from reducto_provider.export.storage import open_storage
 
-        storage = open_storage(self._check_output_path(), self.output_conn_id)
         try:
+            storage = open_storage(self._check_output_path(), self.output_conn_id)
             if self.partitioned:
                 dataset = UsageDataset(storage, file_format, query.filters())
                 dataset.check()  # before a request is spent on it
@@ -288,7 +288,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             else:
                 report = self._ask(query)
                 files = [publish_object(storage, file_format, report)]
-        except PublishError as error:
+        except OSError as error:
             raise ReductoExportError(str(error)) from error
         self.log.info(
             "Published %d files with %d bytes at %s; %d changed",

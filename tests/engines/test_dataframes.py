@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -14,7 +13,8 @@ from pyarrow.fs import S3FileSystem
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import open_storage
-from tests.engines.conftest import blocks, from_guide, rows_of
+from tests.engines.cases import ENORMOUS, rows_of
+from tests.engines.guide import defined
 from tests.object_storage.answers import answer, usage
 from tests.object_storage.s3server import REGION, S3Server
 
@@ -28,13 +28,6 @@ SCHEMA = {
     "group_by": pa.string(),
     "dt": pa.date32(),
 }
-
-
-def defined(engine, kind, root, extension=""):
-    """What the guide's block defines."""
-    names = {}
-    exec(from_guide(engine, kind, root, extension), names)
-    return names
 
 
 def rows(table, day="date"):
@@ -61,8 +54,7 @@ class TestPyarrow:
 
     def test_a_month_opens_only_its_files(self, year):
         root, reports = year
-        names = defined("pyarrow", "parquet", root)
-        exec(blocks("pyarrow", "query")[0], names)
+        names = defined("pyarrow", "query", root, defined("pyarrow", "parquet", root))
         dataset = names["usage"]
 
         fragments = [fragment.path for fragment in dataset.get_fragments(filter=names["month"])]
@@ -83,14 +75,13 @@ class TestPyarrow:
         [("parquet", None), ("csv", None), ("csv", "gzip"), ("jsonl", None), ("jsonl", "gzip")],
         ids=lambda value: value or "plain",
     )
-    def test_every_format(self, tree, reports, enormous, name, compression):
-        root = tree(name, compression, enormous)
-        dataset = defined("pyarrow", name, root)["usage"]
+    def test_every_format(self, tree, answers, name, compression):
+        dataset = defined("pyarrow", name, tree(name, compression, ENORMOUS))["usage"]
         table = dataset.to_table()
 
         kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
         assert kinds == SCHEMA | ({"date": pa.string()} if name == "jsonl" else {})
-        assert rows(table, day="dt") == rows_of(*[report for report, _ in [*reports, enormous]])
+        assert rows(table, day="dt") == rows_of(*[report for report, _ in [*answers, ENORMOUS]])
         assert len(list(dataset.get_fragments(filter=ds.field("org_id") == "007"))) == 1
 
     def test_over_s3_a_month_gets_only_its_objects(self, s3, monkeypatch):
@@ -135,7 +126,7 @@ def test_pandas(year):
     assert dict(names["credits"]) == credits_of(reports)
 
 
-def test_polars(year, tree, reports):
+def test_polars(year, tree, answers):
     pl = pytest.importorskip("polars")
     root, expected = year
 
@@ -145,4 +136,4 @@ def test_polars(year, tree, reports):
     assert names["usage"].collect_schema()["dt"] == pl.Date
     assert dict(names["credits"].rows()) == credits_of(expected)
     found = defined("polars", "parquet", tree("parquet"))["usage"].select("org_id").unique().collect()
-    assert set(found["org_id"]) == {unquote(report.org_id) for report, _ in reports}
+    assert set(found["org_id"]) == {report.org_id for report, _ in answers}

@@ -1,0 +1,330 @@
+"""Writers that are killed while others read, and writers that meet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date
+from itertools import count, product
+from multiprocessing import Pipe
+from threading import Event, Semaphore, Thread
+
+import pytest
+from botocore.exceptions import ClientError
+
+from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.usage.query import UsageQuery
+from tests.object_storage import writers
+from tests.object_storage.answers import decoded, files_of, large_answer, local_files
+from tests.object_storage.s3server import refusal
+
+ROOT = "org_id=org_acme/group_by=product"
+FIRST, SECOND = date(2026, 6, 1), date(2026, 6, 2)
+ANSWERS = [
+    large_answer(FIRST, SECOND, "1.5"),
+    large_answer(FIRST, SECOND, "2.25"),
+    large_answer(FIRST, SECOND, "3.125", SECOND),
+]
+LOST = refusal("500 Internal Server Error", "InternalError", "nobody is there to read this")
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """The files of each answer."""
+    return [files_of(each, tmp_path_factory.mktemp("whole")) for each in ANSWERS]
+
+
+class Reader:
+    """Somebody who reads everything again and again, and notes what is not as one of the answers has it."""
+
+    def __init__(self, look: Callable[[], dict[str, bytes]], wholes: list[dict[str, bytes]]) -> None:
+        self._look = look
+        self._wholes = wholes
+        self.seen: set[int] = set()
+        self.wrong: list[str] = []
+
+    def look(self) -> None:
+        files = self._look()
+        for name in {name for each in self._wholes for name in each} | files.keys():
+            found = {number for number, each in enumerate(self._wholes) if each.get(name) == files.get(name)}
+            self.seen |= found if name in files else set()
+            if not found:
+                self.wrong.append(f"{name}: {len(files[name])} bytes" if name in files else f"{name} is missing")
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Read in a thread meanwhile."""
+        over = Event()
+
+        def run() -> None:
+            while not over.is_set():
+                self.look()
+
+        thread = Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def disagreeing(storage: Storage, days: list[date]) -> list[str]:
+    """The days whose manifest is not of their file."""
+    found = []
+    for day in days:
+        manifest = json.loads(storage.read(f"metadata/{ROOT}/dt={day}.json") or b"{}")
+        content = storage.read(f"data/{ROOT}/dt={day}/usage.jsonl")
+        if manifest.get("sha256", "none") != (None if content is None else hashlib.sha256(content).hexdigest()):
+            found.append(str(day))
+    return found
+
+
+class TestKilled:
+    def test_at_every_step_in_a_local_folder(self, tmp_path, wholes, started):
+        url = f"file://{tmp_path}/usage"
+        writers.export(url, "jsonl", ANSWERS[:1])
+        reader = Reader(lambda: local_files_of(tmp_path / "usage"), wholes)
+        exits = []
+
+        with reader.beside():
+            for step in count():
+                writer = started(writers.export_and_die, url, "jsonl", [ANSWERS[(step + 1) % 3]], step)
+                writer.join()
+                reader.look()
+                exits.append(writer.exitcode)
+                if writer.exitcode != -signal.SIGKILL:
+                    break  # it had fewer steps than that
+
+        assert exits.pop() == 0
+        assert len(exits) > 20
+        assert reader.wrong == []
+        assert reader.seen == {0, 1, 2}
+        writers.export(url, "jsonl", ANSWERS[:1])
+        assert local_files(tmp_path / "usage") == wholes[0]
+        assert disagreeing(open_storage(url), [FIRST, SECOND]) == []
+
+    def test_at_every_request_to_s3(self, s3, bucket, storage, wholes, started):
+        url, env = f"s3://lake@{bucket}/usage", {"AIRFLOW_CONN_LAKE": s3.connection()}
+        writers.export(url, "jsonl", ANSWERS[:1])
+        s3.calls.clear()
+        writers.export(url, "jsonl", ANSWERS[1:2])
+        steps = len(s3.calls)
+
+        def look():
+            keys = [f"data/{ROOT}/dt={day}/usage.jsonl" for day in (FIRST, SECOND)]
+            files = {}
+            for key in keys:
+                with suppress(ClientError):  # there is none
+                    files[key] = s3.bystander.get_object(Bucket=bucket, Key=f"usage/{key}")["Body"].read()
+            return files
+
+        waiting = []
+        for step in range(steps):
+            ours, theirs = Pipe()
+            arguments = (url, "jsonl", [ANSWERS[(step + 1) % 3]], theirs)
+            waiting.append((started(writers.export_when_told, *arguments, environment=env), ours))
+        for _, ours in waiting:
+            ours.recv()
+        reader = Reader(look, wholes)
+        with reader.beside():
+            for step, (writer, ours) in enumerate(waiting):
+                requests = count()
+
+                def kill(call, serve, step=step, pid=writer.pid, requests=requests):
+                    number = next(requests)
+                    if number == step:
+                        os.kill(pid, signal.SIGKILL)
+                    return serve() if number < step else LOST
+
+                with s3.answering(kill):
+                    ours.send("go")
+                    writer.join()
+                reader.look()
+
+        assert [writer.exitcode for writer, _ in waiting] == [-signal.SIGKILL] * steps
+        assert reader.wrong == []
+        assert reader.seen == {0, 1, 2}
+        writers.export(url, "jsonl", ANSWERS[:1])
+        assert look() == wholes[0]
+        assert disagreeing(storage, [FIRST, SECOND]) == []
+
+
+def local_files_of(folder):
+    """As `local_files`; a day that is emptied between the two looks counts as empty."""
+    while True:
+        with suppress(FileNotFoundError):
+            return local_files(folder)
+
+
+class TestAtTheSameTime:
+    """Overlapping ranges: days 1 to 4 and 3 to 6."""
+
+    EARLY = (date(2026, 6, 1), date(2026, 6, 4))
+    LATE = (date(2026, 6, 3), date(2026, 6, 6))
+    DAYS = tuple(date(2026, 6, day) for day in range(1, 7))
+
+    @pytest.mark.parametrize("place", ["local", "s3"])
+    def test_each_day_is_of_one_export_and_so_is_its_manifest(self, tmp_path, place, request, started):
+        url, env = f"file://{tmp_path}/usage", {}
+        if place == "s3":
+            s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+            url, env = f"s3://lake@{bucket}/usage", {"AIRFLOW_CONN_LAKE": s3.connection()}
+        given = [
+            [large_answer(*self.EARLY, "1"), large_answer(*self.EARLY, "2", date(2026, 6, 3))],
+            [large_answer(*self.LATE, "3"), large_answer(*self.LATE, "4", date(2026, 6, 4))],
+        ]
+        wholes = [
+            [files_of(each, tmp_path / f"{writer}-{number}") for number, each in enumerate(answers)]
+            for writer, answers in enumerate(given)
+        ]
+
+        together = []
+        for answers in given:
+            ours, theirs = Pipe()
+            arguments = (url, "jsonl", answers * 3, theirs)
+            together.append((started(writers.export_when_told, *arguments, environment=env), ours))
+        for _, ours in together:
+            ours.recv()
+        for _, ours in together:
+            ours.send("go")
+        for writer, _ in together:
+            writer.join()
+
+        assert [writer.exitcode for writer, _ in together] == [0, 0], "neither had to give up"
+        storage = open_storage(url)
+        for day in self.DAYS:
+            name = f"data/{ROOT}/dt={day}/usage.jsonl"
+            # Each ended with its second answer: what a day holds is of one of those that hold the day.
+            last = [
+                each[-1].get(name)
+                for each, (first, to) in zip(wholes, (self.EARLY, self.LATE), strict=True)
+                if first <= day <= to
+            ]
+            assert storage.read(name) in last, day
+        assert disagreeing(storage, list(self.DAYS)) == []
+
+
+class Turns:
+    """Lets threads go on step by step, in an order that is given."""
+
+    def __init__(self, writers: int) -> None:
+        self._may_go = [Semaphore(0) for _ in range(writers)]
+        self._waiting = [Semaphore(0) for _ in range(writers)]
+        self._over = [False] * writers
+
+    def wait(self, writer: int) -> None:
+        self._waiting[writer].release()
+        self._may_go[writer].acquire()
+
+    def end(self, writer: int) -> None:
+        self._over[writer] = True
+        self._waiting[writer].release()
+
+    def step(self, writer: int) -> bool:
+        """Let it take a step, unless it is through."""
+        self._waiting[writer].acquire()
+        if self._over[writer]:
+            self._waiting[writer].release()
+            return False
+        self._may_go[writer].release()
+        return True
+
+
+class StepwiseStorage(Storage):
+    """A store in memory, of which each step on a day waits for its turn."""
+
+    def __init__(self, files: dict[str, bytes], turns: Turns, writer: int) -> None:
+        self._files = files
+        self._turns = turns
+        self._writer = writer
+
+    def uri(self, name: str = "") -> str:
+        return f"memory://{name}"
+
+    def read(self, name: str = "") -> bytes | None:
+        self._wait(name)
+        return self._files.get(name)
+
+    def replace(self, name: str, content: bytes) -> None:
+        self._wait(name)
+        self._files[name] = content
+
+    def create(self, name: str, content: bytes) -> None:
+        self._files.setdefault(name, content)
+
+    def remove(self, name: str) -> None:
+        self._wait(name)
+        self._files.pop(name, None)
+
+    def names(self, folder: str) -> Iterator[str]:
+        yield from ()
+
+    def _wait(self, name: str) -> None:
+        if "dt=" in name:
+            self._turns.wait(self._writer)
+
+
+class TestEveryOrder:
+    """Exports of the same day take a handful of steps each: try the ways in which they can mix."""
+
+    NAME = f"data/{ROOT}/dt={FIRST}/usage.jsonl"
+
+    @pytest.fixture(autouse=True)
+    def _no_pauses(self, mocker):
+        mocker.patch("time.sleep")
+
+    def mix(self, given, order):
+        """Export in threads, one step of one of them after the other; then each to its end. What is left?"""
+        files, turns, errors = {}, Turns(len(given)), []
+
+        def run(writer, answer):
+            try:
+                UsageDataset(StepwiseStorage(files, turns, writer), check_format("jsonl"), {}).publish(*answer)
+            except Exception as error:
+                errors.append(error)
+            turns.end(writer)
+
+        threads = [Thread(target=run, args=pair) for pair in enumerate(given)]
+        for thread in threads:
+            thread.start()
+        for writer in order:
+            turns.step(writer)
+        for writer in range(len(given)):
+            while turns.step(writer):
+                pass
+        for thread in threads:
+            thread.join()
+        content = files.get(self.NAME)
+        manifest = json.loads(files[f"metadata/{ROOT}/dt={FIRST}.json"])
+        return content, manifest["sha256"] == (None if content is None else hashlib.sha256(content).hexdigest()), errors
+
+    def answers(self, tmp_path, *credits):
+        """Answers for one day, of one row each or, without credits, of none; and their files."""
+        query = UsageQuery(start=FIRST, end=FIRST, org_id="org_acme")
+        row = {"date": str(FIRST), "group": "parse", "requestCount": 1}
+        given = [decoded(query, [row | {"credits": number}] if number else []) for number in credits]
+        return given, [files_of(each, tmp_path / str(number)).get(self.NAME) for number, each in enumerate(given)]
+
+    @pytest.mark.parametrize("credits", [(1, 2), (1, 0), (0, 2)])
+    def test_of_two(self, tmp_path, credits):
+        given, wholes = self.answers(tmp_path, *credits)
+
+        for order in product((0, 1), repeat=10):
+            content, agrees, errors = self.mix(given, order)
+            assert (errors, content in wholes, agrees) == ([], True, True), order
+
+    def test_of_three(self, tmp_path):
+        given, wholes = self.answers(tmp_path, 1, 2, 0)
+
+        for seed in range(300):
+            order = random.Random(seed).choices((0, 1, 2), k=30)
+            content, agrees, errors = self.mix(given, order)
+            assert (errors, content in wholes, agrees) == ([], True, True), order

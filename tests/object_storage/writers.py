@@ -1,0 +1,74 @@
+"""Exports in processes of their own, to be killed or to meet each other.
+
+They are forked from a server that has imported this module, and with it all that is slow, but started no thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import airflow.providers.amazon.aws.fs.s3  # noqa: F401
+import s3fs  # noqa: F401
+from airflow.sdk.io.fs import has_fs
+
+from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.storage import open_storage
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+Answers = Sequence[tuple[UsageReport, UsageQuery]]
+
+has_fs("s3")  # looks for Airflow's file systems, which takes its time
+
+
+def started(function: Any, *arguments: Any, environment: Mapping[str, str] | None = None) -> BaseProcess:
+    """A process that calls a function of this module."""
+    process = _FORKS.Process(target=_run, args=(dict(environment or {}), function, arguments))
+    process.start()
+    return process
+
+
+def export(url: str, format: str, answers: Answers, times: int = 1) -> None:
+    """Publish one answer after the other, so many in all."""
+    dataset = UsageDataset(open_storage(url), check_format(format), {})
+    for report, query in islice(cycle(answers), times):
+        dataset.publish(report, query)
+
+
+def export_when_told(url: str, format: str, answers: Answers, connection: Connection) -> None:
+    """Get everything ready, say so, and export when told."""
+    storage = open_storage(url)
+    storage.read("nothing")  # the first request of a store's client takes its time
+    connection.send("ready")
+    connection.recv()
+    for report, query in answers:
+        UsageDataset(storage, check_format(format), {}).publish(report, query)
+
+
+def export_and_die(url: str, format: str, answers: Answers, step: int) -> None:
+    """Publish, and be killed just before the so many-th thing that is done to a file or a folder."""
+    steps = iter(range(step))
+
+    def hook(event: str, _: tuple[Any, ...]) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.link", "os.remove") and next(steps, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    export(url, format, answers, len(answers))
+
+
+def _run(environment: dict[str, str], function: Any, arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
+    function(*arguments)
