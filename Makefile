@@ -14,7 +14,9 @@ READY := .venv/.ready
 
 # The official FOCUS validator wants numpy<2, for which there are wheels up to Python 3.12, and itself 3.12 or newer.
 FOCUS_VALIDATOR := .cache/$(subst ==,-,$(shell grep -m1 '^focus-validator==' requirements/focus-validator.txt))
-FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard ~/.pyenv/versions/3.12*/bin/python),$(shell \
+# The judge of FOCUS files runs on Python 3.12 alone: on PATH, or beside the other one, as version managers have it.
+FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(shell $(PYTHON) -c \
+ 'import sys; print(sys.base_prefix)')/../3.12*/bin/python),$(shell \
   $(python) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && echo $(python))))
 
 .PHONY: help demo test focus focus-validator lint types pins clean

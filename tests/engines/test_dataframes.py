@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import S3FileSystem
 
@@ -51,6 +52,11 @@ class TestPyarrow:
 
         assert dict(zip(dataset.schema.names, dataset.schema.types, strict=True)) == SCHEMA
         assert rows(dataset.to_table()) == rows_of(*reports)
+
+    def test_what_is_in_the_path_is_not_in_the_files(self, year):
+        """BigQuery refuses it, and others would have to choose."""
+        for path in year[0].glob("data/*/*/dt=2026-03-0?/usage.parquet"):
+            assert pq.read_schema(path).names == ["date", "group", "credits", "request_count"]
 
     def test_a_month_opens_only_its_files(self, year):
         root, reports = year

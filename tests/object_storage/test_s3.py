@@ -278,21 +278,24 @@ class TestClaim:
         assert len(outcomes["jsonl"]) == 3
         assert [call.status for call in s3.calls if call.if_none_match] == [409, 409, 200]
 
-    def test_a_store_without_conditions_is_claimed_twice_and_says_so(self, s3, storage):
-        usage = answers.usage()
-        days = answers.answer(usage, "org_acme", FIRST, LAST)
+    @pytest.mark.parametrize("moment", ["metadata/dataset.json", "usage.jsonl"])
+    def test_a_store_without_conditions_is_claimed_twice_and_says_so(self, s3, storage, moment):
+        days = answers.answer(answers.usage(), "org_acme", FIRST, LAST)
         other = UsageDataset(storage, check_format("csv"), {})
         written = iter(range(1))
 
         def overtake(call, serve):
             answer = serve()
-            if call.if_none_match and next(written, None) is not None:
+            if call.method == "PUT" and call.key.endswith(moment) and next(written, None) is not None:
                 # Another export that saw no dataset either, and whose condition the store passes over.
                 storage.remove("metadata/dataset.json")
                 other.publish(*days)
             return answer
 
-        with s3.answering(overtake), pytest.raises(DatasetMismatchError):
+        with (
+            s3.answering(overtake),
+            pytest.raises(DatasetMismatchError, match="format is 'csv', this"),
+        ):
             UsageDataset(storage, check_format("jsonl"), {}).publish(*days)
 
 
