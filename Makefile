@@ -19,7 +19,9 @@ FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(s
  'import sys; print(sys.base_prefix)')/../3.12*/bin/python),$(shell \
   $(python) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && echo $(python))))
 
-.PHONY: help demo test focus focus-validator lint types pins clean
+AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
+
+.PHONY: help demo test azure focus focus-validator lint types pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
@@ -51,6 +53,19 @@ $(FOCUS_VALIDATOR)/.ready: requirements/focus-validator.txt
 	@echo "==> making $(@D) with $$($(FOCUS_PYTHON) --version) (once; half a minute)"
 	@$(FOCUS_PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/focus-validator.txt
+	@touch $@
+
+azure: $(READY) $(AZURITE) .cache/azure/.ready ## exports to Azure Blob Storage, against Azurite (needs npm)
+	@AZURITE=$(abspath $(AZURITE)) .cache/azure/bin/python -m pytest tests/object_storage/test_azure.py $(ARGS)
+
+$(AZURITE):
+	@npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.35.0
+
+# An environment of its own: the Azure provider and what it brings are of no use to the other tests.
+.cache/azure/.ready: requirements/dev.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt \
+	  apache-airflow-providers-microsoft-azure==15.2.1
 	@touch $@
 
 lint: $(READY) ## ruff: style and format

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -210,7 +212,9 @@ class UsageDataset:
                 "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
-        for _ in range(_MOST_WRITES):
+        for attempt in range(_MOST_WRITES):
+            # In step with each other, two exports would go on correcting what both of them write.
+            time.sleep(attempt and random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
             if content is None:
                 self._storage.remove(file)
             else:

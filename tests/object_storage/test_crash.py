@@ -313,7 +313,7 @@ class TestEveryOrder:
         given = [decoded(query, [row | {"credits": number}] if number else []) for number in credits]
         return given, [files_of(each, tmp_path / str(number)).get(self.NAME) for number, each in enumerate(given)]
 
-    @pytest.mark.parametrize("credits", [(1, 2), (1, 0), (0, 2)])
+    @pytest.mark.parametrize("credits", [(1, 2), (1, 0)])
     def test_of_two(self, tmp_path, credits):
         given, wholes = self.answers(tmp_path, *credits)
 
@@ -324,7 +324,7 @@ class TestEveryOrder:
     def test_of_three(self, tmp_path):
         given, wholes = self.answers(tmp_path, 1, 2, 0)
 
-        for seed in range(300):
+        for seed in range(200):
             order = random.Random(seed).choices((0, 1, 2), k=30)
             content, agrees, errors = self.mix(given, order)
             assert (errors, content in wholes, agrees) == ([], True, True), order
