@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import count
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import unquote
+from uuid import uuid4
 from xml.sax.saxutils import escape
 
 import boto3
@@ -78,7 +78,6 @@ class S3Server:
         self._how: How | None = None
         self._may_list: dict[str, bool] = {}
         self._authorized = False
-        self._names = count(1)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._one_at_a_time = Lock()
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=_Handler)
@@ -105,7 +104,7 @@ class S3Server:
 
     def make_bucket(self) -> str:
         """A new bucket's name."""
-        name = f"lake-{next(self._names)}"
+        name = f"lake-{uuid4().hex[:12]}"  # all servers of a process share what moto keeps
         self.bystander.create_bucket(Bucket=name)
         return name
 
