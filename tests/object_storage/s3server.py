@@ -121,7 +121,7 @@ class S3Server:
 
     def user(self, policy: Mapping[str, Any], **extra: Any) -> str:
         """An Airflow connection of somebody who may do what the policy says, and nothing else."""
-        iam, name = self.client("iam"), f"user-{next(self._names)}"
+        iam, name = self.client("iam"), f"user-{uuid4().hex[:12]}"
         iam.create_user(UserName=name)
         iam.put_user_policy(UserName=name, PolicyName="the-policy", PolicyDocument=json.dumps(policy))
         key = iam.create_access_key(UserName=name)["AccessKey"]
