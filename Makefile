@@ -21,10 +21,12 @@ FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(s
 
 AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
-.PHONY: help demo test azure focus focus-validator lint types pins clean
+HARNESS := tests/real_airflow/test_harness.py
+
+.PHONY: help demo test test-harness azure focus focus-validator lint types pins clean
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
 
 $(PINNED): requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -41,7 +43,10 @@ demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simul
 	@$(BIN)/python -m demo
 
 test: $(READY) ## run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --ignore=$(HARNESS) $(ARGS)
+
+test-harness: $(READY) ## test what the tests run Airflow with
+	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
 
 focus: $(READY) focus-validator ## hold FOCUS files against the official validator
 	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)
