@@ -35,7 +35,7 @@ with DAG(
 
     @task(trigger_rule="all_done")
     def summarize(exports: list[dict]) -> dict[str, int]:
-        """Log what each organization used, and return its number of requests."""
+        """Log what each organization used, and return its number of requests; fail if one was not exported."""
         requests = {}
         for export in exports:
             credits = "-" if export["credits"] is None else f"{export['credits']:,.1f}"
@@ -45,6 +45,9 @@ with DAG(
                 f"{credits} credits, {export['request_count']:,} requests; changed: {', '.join(changed) or 'nothing'}"
             )
             requests[export["org_id"]] = export["request_count"]
+        # This task runs whatever the exports come to, and the run's state is that of its last task.
+        if missing := [each["id"] for each in ORGANIZATIONS if each["id"] not in requests]:
+            raise RuntimeError(f"not exported: {', '.join(missing)}")
         return requests
 
     summarize(export_usage.output)

@@ -62,6 +62,7 @@ for organization in ORGANIZATIONS:
             deferrable=True,
             poke_interval=timedelta(hours=1),
             timeout=timedelta(days=32),
+            trigger_rule="all_done",  # the budget is watched whatever becomes of the export
         )
 
         export_month >> budget_exceeded

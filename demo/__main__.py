@@ -31,6 +31,7 @@ HOME = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else PROJECT / ".demo"
 DAGS = HOME / "dags"
 USAGE = HOME / "reducto_usage"
 LOG = HOME / "demo.log"
+MARKER = HOME / ".reducto-demo"
 
 BACKFILL_DAYS = 30
 LIVE_BUDGET = 1000
@@ -176,6 +177,9 @@ def show_files(screen: TextIO) -> None:
 
 def prepare_environment() -> None:
     """Set up the environment that Airflow reads when it is imported: nothing of the machine's own takes part."""
+    if not MARKER.exists() and any(path != LOG for path in HOME.iterdir()):
+        raise RuntimeError(f"{shown(HOME)} holds something else than a demo: name an empty folder")
+    MARKER.touch()
     for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
         del os.environ[name]
     shutil.rmtree(DAGS, ignore_errors=True)
@@ -196,6 +200,7 @@ def prepare_environment() -> None:
 def simulated_service() -> Iterator[str]:
     from simulator import Simulator
 
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
     with Simulator() as simulator:
         yield simulator.url
 
@@ -245,6 +250,12 @@ def load_dags() -> dict[str, Any]:
     bag = BundleDagBag(dag_folder=DAGS, bundle_path=DAGS, bundle_name="dags-folder")
     if bag.import_errors:
         raise RuntimeError("\n".join(bag.import_errors.values()))
+    for dag in bag.dags.values():
+        for task in dag.tasks:  # a failure is to be seen now, not after the retries' delays
+            if task.is_mapped:
+                task.partial_kwargs["retries"] = 0
+            else:
+                task.retries = 0
     return dict(bag.dags)
 
 

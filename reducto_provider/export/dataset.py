@@ -21,7 +21,7 @@ from reducto_provider.export.formats import Format
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow, plain, sum_credits
-from reducto_provider.usage.window import DayRange
+from reducto_provider.usage.window import DayRange, today
 
 LAYOUT_VERSION: Final = 1
 DATASET_FILE = "metadata/dataset.json"
@@ -158,7 +158,8 @@ class UsageDataset:
             done += 1
             return published
 
-        days = list(DayRange(report.start, report.end).days())
+        # A day to come has no usage yet, which is another thing than a day without.
+        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
         if self._storage.parallel == 1:
             files = [publish_day(day) for day in days]
         else:

@@ -22,7 +22,7 @@ from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, pa
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
+from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
 from reducto_provider.usage.query import DIMENSIONS
 from reducto_provider.usage.reconciliation import reconcile
 from reducto_provider.usage.report import CreditsUnavailableError, json_number, plain
@@ -101,6 +101,7 @@ class _ReductoUsageOperator(BaseOperator):
         :raises ValueError: naming the field that can't be right.
         """
         fields = {name: getattr(self, name) for name in QUERY_FIELDS}
+        check_both_days(fields)
         if fields["usage_start_date"] is None:
             try:
                 days = days_of_run(context)
@@ -227,7 +228,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             return self._export_to_files(query, file_format, context)
         except CreditsUnavailableError as error:
             raise ReductoCreditsUnavailableError(f"{self.task_id}: {error}") from error
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, OverflowError) as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
 
     def _check_literals(self) -> None:
@@ -341,7 +342,7 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
         """Ask four times, and compare."""
         try:
             query = self._query(context)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
         yesterday = today() - timedelta(days=1)
         if query.start > yesterday:

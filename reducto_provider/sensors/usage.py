@@ -26,7 +26,7 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_query
+from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
 from reducto_provider.usage.report import CreditsUnavailableError
 from reducto_provider.usage.threshold import MAX_FAILED_POLLS, METRICS, Metric, Reading, UsageThreshold, parse_threshold
 from reducto_provider.usage.window import NoDayEndedError, check_window, days_of_window
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 CLOSED_WINDOW_ACTIONS: Final = ("skip", "fail", "wait")
 
-_LONGEST_FAULT_PAUSE = 60.0
 _DEFERRAL_GRACE = timedelta(seconds=60)
 
 
@@ -144,6 +143,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         ``silent_fail`` do to an error, in all modes alike.
         """
         waited_for = self._waited_for(context)
+        deadline = time.monotonic() + self.timeout
         while True:
             try:
                 done = self._poll(waited_for)
@@ -156,10 +156,10 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
                 return done
             if self.deferrable and self.timeout > 0:
                 self._defer(waited_for)
-            if not (self.reschedule and self._failed_polls):
+            if not (self.reschedule and self._failed_polls) or time.monotonic() > deadline:
                 return False
             # Rescheduled, the task would forget how often it failed: it stays while the service fails.
-            time.sleep(min(self.poke_interval, _LONGEST_FAULT_PAUSE))
+            time.sleep(self.poke_interval)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Make of the trigger's event what :meth:`execute` would have returned or raised."""
@@ -200,6 +200,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _waited_for(self, context: Context) -> UsageThreshold:
         try:
             fields = {name: getattr(self, name) for name in QUERY_FIELDS}
+            check_both_days(fields)
             if fields["usage_start_date"] is None:
                 days = days_of_window(self.window, context)
                 fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last

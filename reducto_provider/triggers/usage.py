@@ -216,8 +216,8 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
         interval = self.poke_interval
         if self.exponential_backoff:
             interval *= 2.0 ** min(count, 32)
-        if self.max_wait is not None:
-            interval = min(interval, self.max_wait)
+            if self.max_wait is not None:
+                interval = min(interval, self.max_wait)
         return max(interval, SHORTEST_INTERVAL)
 
     def _seconds_left(self) -> float | None:
@@ -231,9 +231,11 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
             reading = waited_for.read(poll.report, poll.time)
         except CreditsUnavailableError as error:
             return error_event(ReductoCreditsUnavailableError(str(error)))
-        except Exception as error:  # noqa: BLE001  # whatever it is, the task that waits must hear of it
+        except Exception as error:  # whatever it is, the task that waits must hear of it
             passing = isinstance(error, ReductoError) and error.passing
             if not passing:
+                if not isinstance(error, ReductoError):
+                    self.log.error("Poll failed in a way that nobody foresaw", exc_info=error)
                 return error_event(error)
             self.failed_polls += 1
             if self.failed_polls >= MAX_FAILED_POLLS and not self.endless:

@@ -57,14 +57,23 @@ def parse_query(
     )
 
 
+def check_both_days(fields: dict[str, Any]) -> None:
+    """
+    See that both days are given or neither, before the run's own days stand in for them.
+
+    :raises ValueError: naming them.
+    """
+    if (fields["usage_start_date"] is None) != (fields["usage_end_date"] is None):
+        raise ValueError("usage_start_date and usage_end_date go together: give both, or neither for the run's days")
+
+
 def check_literals(fields: dict[str, Any]) -> None:
     """
     Check those of :data:`QUERY_FIELDS` that are literal, as early as a DAG is parsed.
 
     :raises ValueError: naming the field, the value and the remedy.
     """
-    if (fields["usage_start_date"] is None) != (fields["usage_end_date"] is None):
-        raise ValueError("usage_start_date and usage_end_date go together: give both, or neither for the run's days")
+    check_both_days(fields)
     anything = {"usage_start_date": date.min, "usage_end_date": date.max, "group_by": "product"}
     parse_query(
         **{
