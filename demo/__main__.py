@@ -246,16 +246,17 @@ def migrate_database() -> None:
 
 def load_dags() -> dict[str, Any]:
     from airflow.dag_processing.dagbag import BundleDagBag
+    from airflow.sdk import BaseOperator
 
     bag = BundleDagBag(dag_folder=DAGS, bundle_path=DAGS, bundle_name="dags-folder")
     if bag.import_errors:
         raise RuntimeError("\n".join(bag.import_errors.values()))
     for dag in bag.dags.values():
         for task in dag.tasks:  # a failure is to be seen now, not after the retries' delays
-            if task.is_mapped:
-                task.partial_kwargs["retries"] = 0
-            else:
+            if isinstance(task, BaseOperator):
                 task.retries = 0
+            else:
+                task.partial_kwargs["retries"] = 0
     return dict(bag.dags)
 
 
