@@ -1,0 +1,125 @@
+"""The threshold trigger by itself: what is handed to it, which polls it shares, and what it makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+
+from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
+from reducto_provider.triggers.usage import Poll, ReductoUsageThresholdTrigger
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport, UsageRow
+from reducto_provider.usage.threshold import MAX_FAILED_POLLS, UsageThreshold
+
+DAY = date(2026, 6, 1)
+DURING, AFTER = datetime(2026, 6, 1, 12, tzinfo=UTC), datetime(2026, 6, 2, 12, tzinfo=UTC)
+QUERY = {"start": DAY, "end": DAY, "org_id": "org_a", "group_by": "api_key", "products": ("parse", "edit")}
+
+
+def trigger(query=None, threshold="10.000000001", metric="requests", per_group=True, settle_days=0, **options):
+    waited_for = UsageThreshold(
+        query=UsageQuery(**{**QUERY, **(query or {})}),
+        metric=metric,
+        threshold=Decimal(threshold),
+        per_group=per_group,
+        settle_days=settle_days,
+    )
+    return ReductoUsageThresholdTrigger.waiting_for(waited_for, **{"reducto_conn_id": "conn", **options})
+
+
+def test_nothing_is_lost_on_the_way_through_the_database():
+    original = trigger(settle_days=3, deadline=1.5, wait_when_closed=True, failed_polls=2, endless=True)
+    path, arguments = original.serialize()
+    again = ReductoUsageThresholdTrigger(**json.loads(json.dumps(arguments)))
+
+    assert path == "reducto_provider.triggers.usage.ReductoUsageThresholdTrigger"
+    assert again.serialize() == original.serialize()
+    waited_for = again._waited_for()
+    assert waited_for.threshold == Decimal("10.000000001")
+    assert (waited_for.metric, waited_for.per_group, waited_for.settle_days) == ("requests", True, 3)
+    assert waited_for.query.filters() == {"products": ["edit", "parse"]}
+    assert (waited_for.query.org_id, waited_for.query.group_by) == ("org_a", "api_key")
+
+
+@pytest.mark.parametrize("same", [{"threshold": "99"}, {"metric": "credits"}, {"deadline": 5.0}, {"max_wait": 9.0}])
+def test_what_the_poll_does_not_depend_on_is_shared(same):
+    assert trigger(**same).shared_stream_key() == trigger().shared_stream_key()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"reducto_conn_id": "other"},
+        {"poke_interval": 60.0},
+        *({"query": {name: value}} for name, value in (("org_id", "org_b"), ("group_by", "feature"), ("products", ()))),
+        {"query": {"end": date(2026, 6, 2)}},
+    ],
+)
+def test_what_the_poll_depends_on_is_not(other):
+    assert trigger(**other).shared_stream_key() != trigger().shared_stream_key()
+
+
+def test_intervals():
+    assert [trigger(poke_interval=10.0, max_wait=5.0)._interval(n) for n in range(3)] == [10, 10, 10]
+    growing = trigger(poke_interval=10.0, exponential_backoff=True, max_wait=35.0)
+    assert [growing._interval(n) for n in range(4)] == [10, 20, 35, 35]
+    assert growing.shared_stream_key() is None
+    assert trigger(poke_interval=0.0)._interval(0) == 1
+
+
+def used(requests, time=DURING):
+    rows = (UsageRow(DAY, "k", None, requests),)
+    return Poll(time, report=UsageReport(org_id="org_a", start=DAY, end=DAY, group_by="api_key", rows=rows))
+
+
+def failed(error=None):
+    return Poll(DURING, error=error or ReductoServerError("Reducto failed (503)"))
+
+
+def event_of(polls, **options):
+    async def stream():
+        for poll in polls:
+            yield poll
+        await asyncio.Event().wait()
+
+    async def first():
+        async with asyncio.timeout(0.2):
+            return await anext(trigger(**options).filter_shared_stream(stream()))
+
+    try:
+        return asyncio.run(first()).payload
+    except TimeoutError:
+        return None
+
+
+def test_exceeded():
+    event = event_of([used(5), used(10), used(11)])
+    assert (event["status"], event["reading"]["value"]) == ("exceeded", 11)
+
+
+def test_a_window_that_is_over():
+    assert event_of([used(5, AFTER)])["status"] == "closed"
+    assert event_of([used(5, AFTER)], settle_days=1) is None
+    assert event_of([used(5, AFTER)], wait_when_closed=True) is None
+
+
+def test_passing_failures_are_counted_in_a_row():
+    most = MAX_FAILED_POLLS - 1
+    assert event_of([failed()] * most + [used(5)] + [failed()] * most) is None
+    assert event_of([failed()] * MAX_FAILED_POLLS)["error"] == "ReductoServerError"
+    assert event_of([failed()], failed_polls=most)["error"] == "ReductoServerError"
+    assert event_of([failed()] * 20, endless=True) is None
+
+
+def test_any_other_failure_ends_the_wait():
+    event = event_of([failed(ReductoAuthenticationError("no"))])
+    assert event == {"status": "error", "error": "ReductoAuthenticationError", "message": "no"}
+    assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
+
+
+def test_a_deadline_that_passed():
+    assert event_of([], deadline=1.0)["status"] == "timeout"
