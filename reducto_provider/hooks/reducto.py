@@ -111,6 +111,7 @@ class ReductoHook(HttpHook):
         self._settings: ReductoSettings | None = None
         self._session: requests.Session | None = None
         self._async_session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []
         self._contexts = 0
         self._pace: _Pace | None = None
 
@@ -141,13 +142,40 @@ class ReductoHook(HttpHook):
         """
         Ask and return the checked answer.
 
+        When the key is refused, the connection is read once more: it may have been rotated since it was read.
+
         :raises ReductoError: one class per cause, see :mod:`reducto_provider.exceptions`.
         """
+        settings = self.settings
+        try:
+            return self._get_usage(query, settings)
+        except ReductoAuthenticationError:
+            self._settings = None
+            if self.settings == settings:
+                raise
+        self._session = self._pace = None
+        self._log_rotation()
         return self._get_usage(query, self.settings)
 
     async def aget_usage(self, query: UsageQuery) -> UsageReport:
         """:meth:`get_usage` for an event loop."""
         settings = await self.aget_settings()
+        try:
+            return await self._aget_usage(query, settings)
+        except ReductoAuthenticationError:
+            if self._settings is settings:  # else another task has read them again meanwhile
+                self._settings = None
+            renewed = await self.aget_settings()
+            if renewed == settings:
+                raise
+        if self._async_session is not None:
+            self._retired.append(self._async_session)  # others may be using it
+            self._async_session = await _open_async_session(renewed)
+        self._pace = None
+        self._log_rotation()
+        return await self._aget_usage(query, renewed)
+
+    async def _aget_usage(self, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
         query = _with_organization(query, settings)
         retrying = tenacity.AsyncRetrying(**self._retry_policy(settings))
         body: bytes
@@ -174,8 +202,10 @@ class ReductoHook(HttpHook):
     ) -> None:
         self._contexts -= 1
         if self._contexts == 0 and self._async_session is not None:
-            session, self._async_session = self._async_session, None
-            await session.close()
+            sessions = [*self._retired, self._async_session]
+            self._retired, self._async_session = [], None
+            for session in sessions:
+                await session.close()
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for yesterday's usage, once and briefly; say what came of it in words that a person can act on."""
@@ -289,6 +319,12 @@ class ReductoHook(HttpHook):
         else:
             return _good_body(answer, query, settings, self.reducto_conn_id)
         raise failure  # as above
+
+    def _log_rotation(self) -> None:
+        self.log.info(
+            "The key of connection %r was refused, and the connection has changed since it was read: asking again",
+            self.reducto_conn_id,
+        )
 
     def _decode(self, body: bytes, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
         try:

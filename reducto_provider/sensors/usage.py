@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
 )
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider import exceptions
 from reducto_provider.exceptions import (
@@ -26,17 +28,25 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
-from reducto_provider.usage.report import CreditsUnavailableError
-from reducto_provider.usage.threshold import MAX_FAILED_POLLS, METRICS, Metric, Reading, UsageThreshold, parse_threshold
-from reducto_provider.usage.window import NoDayEndedError, check_window, days_of_window
+from reducto_provider.triggers.polls import FailedPolls, retry_after_of
+from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
+from reducto_provider.usage.report import CreditsUnavailableError, Metric
+from reducto_provider.usage.threshold import (
+    METRICS,
+    Reading,
+    UsageThreshold,
+    check_projectable,
+    parse_threshold,
+)
+from reducto_provider.usage.window import NoDayEndedError, check_window
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from reducto_provider.hooks.reducto import ReductoHook
 
-CLOSED_WINDOW_ACTIONS: Final = ("skip", "fail", "wait")
+ClosedWindowAction = Literal["skip", "fail", "wait"]
+CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
 _DEFERRAL_GRACE = timedelta(seconds=60)
 
@@ -45,25 +55,29 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     """
     Wait until the usage of a window exceeds a threshold; to equal it is not to exceed it.
 
-    The XCom is the reading: ``metric``, ``value``, ``threshold``, ``exceeded``, ``usage_start_date`` and
-    ``usage_end_date`` of the window, ``org_id``, ``group_by``, ``group`` and ``time``.
+    The XCom is the reading: ``metric``, ``value``, ``used``, ``projected``, ``threshold``, ``exceeded``,
+    ``usage_start_date`` and ``usage_end_date`` of the window, ``org_id``, ``group_by``, ``group`` and ``time``.
 
     The window is fixed by the DAG run: retries, clears and backfills ask the same question. When it is over and
     the threshold was not exceeded, ``on_closed_window`` decides. The outcome is the same in the modes ``poke`` and
     ``reschedule`` and when ``deferrable``:
 
-    =========================================  ====================  ==================
-    what happens                               task                  with ``soft_fail``
-    =========================================  ====================  ==================
+    =========================================  ====================  ==============================
+    what happens                               task                  ``soft_fail`` or ``never_fail``
+    =========================================  ====================  ==============================
     exceeded                                   success               success
-    timeout                                    failed, no retry      skipped
+    ``timeout`` is over                        failed, no retry      skipped
+    ``execution_timeout`` is over              failed                skipped
     window over: ``skip``                      skipped               skipped
     window over: ``fail``                      failed, no retry      skipped
     401, 403, 400, no credits                  failed, no retry      skipped
     an answer against the contract             failed                skipped
     passing faults, fewer than five in a row   goes on waiting       goes on waiting
     passing faults, five polls in a row        failed                skipped
-    =========================================  ====================  ==================
+    =========================================  ====================  ==============================
+
+    ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
+    in every mode. A refused key (401) is read from its connection once more before it fails the task.
 
     :param threshold: 0 or more; templated.
     :param metric: ``credits`` or ``requests``.
@@ -73,6 +87,10 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param usage_start_date: first day of an explicit window, instead of ``window``.
     :param usage_end_date: its last day, included.
     :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
+    :param projected: hold what the whole window will come to at the rate so far against the threshold: the usage of
+        its complete days, divided by their number and multiplied by that of all its days, but never less than what
+        was used so far. A day is complete when it has been over for more than ``settle_days``. While fewer than
+        three are, what was used stands for itself.
     :param on_closed_window: ``skip``, ``fail``, or ``wait`` for restatements until the timeout.
     :param settle_days: days after its end in which a window still counts as open, for restatements.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
@@ -80,6 +98,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param deferrable: wait in the triggerer, holding no worker slot.
+    :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task
+        only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
+        ``deferrable``, which this implies.
     :param poke_interval: seconds between polls.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
     """
@@ -97,7 +118,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         usage_start_date: date | str | None = None,
         usage_end_date: date | str | None = None,
         per_group: bool = False,
-        on_closed_window: Literal["skip", "fail", "wait"] = "skip",
+        projected: bool = False,
+        on_closed_window: ClosedWindowAction = "skip",
         settle_days: int = 0,
         org_id: str | None = None,
         group_by: str = "product",
@@ -107,6 +129,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         file_types: str | Sequence[str] | None = None,
         reducto_conn_id: str = "reducto_default",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        start_from_trigger: bool = False,
         poke_interval: timedelta | float = 300,
         **kwargs: Any,
     ) -> None:
@@ -117,6 +140,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.usage_start_date = usage_start_date
         self.usage_end_date = usage_end_date
         self.per_group = per_group
+        self.projected = projected
         self.on_closed_window = on_closed_window
         self.settle_days = settle_days
         self.org_id = org_id
@@ -126,40 +150,45 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.api_keys = api_keys
         self.file_types = file_types
         self.reducto_conn_id = reducto_conn_id
-        self.deferrable = deferrable
-        self._failed_polls = 0
+        self.deferrable = deferrable or start_from_trigger
+        self._failed_polls = FailedPolls(silent_fail=self.silent_fail)
+        self._retry_after = 0.0
         self._check_literals()
+        if start_from_trigger:
+            self._start_from_trigger()
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
-        reading: dict[str, Any] | None = super().execute(context)
+        self._failed_polls.reset()
+        try:
+            reading: dict[str, Any] | None = super().execute(context)
+        except (AirflowSensorTimeout, AirflowTaskTimeout) as error:
+            self._fail(error)
         return reading
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """
-        Ask once and decide; when deferrable and there is to wait, hand over to the trigger.
-
-        Deferring from here leaves it to Airflow's own ``execute`` what ``soft_fail``, ``never_fail`` and
-        ``silent_fail`` do to an error, in all modes alike.
-        """
+        """Ask once and decide; when deferrable and there is to wait, hand over to the trigger."""
         waited_for = self._waited_for(context)
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self._limit
         while True:
+            self._retry_after = 0.0
             try:
                 done = self._poll(waited_for)
-            except ReductoError as error:
+            except AirflowSkipException:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
                 self._tolerate(error)
                 done = False
             else:
-                self._failed_polls = 0
+                self._failed_polls.reset()
             if done:
                 return done
             if self.deferrable and self.timeout > 0:
                 self._defer(waited_for)
-            if not (self.reschedule and self._failed_polls) or time.monotonic() > deadline:
+            if not (self.reschedule and self._failed_polls.count) or time.monotonic() > deadline:
                 return False
             # Rescheduled, the task would forget how often it failed: it stays while the service fails.
-            time.sleep(self.poke_interval)
+            time.sleep(max(self.poke_interval, self._retry_after))
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Make of the trigger's event what :meth:`execute` would have returned or raised."""
@@ -170,6 +199,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
                     return dict(sent)
                 case {"status": "closed", "reading": sent}:
                     self._give_up(Reading.from_json(sent))
+                case {"status": "skip", "message": str(message)}:
+                    raise AirflowSkipException(message)
                 case {"status": "timeout", "message": str(message)}:
                     raise AirflowSensorTimeout(message)
                 case {"status": "error", "error": str(name), "message": str(message)}:
@@ -177,6 +208,15 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         except ValueError as error:
             raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
         raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """:meth:`execute_complete`, with what ``soft_fail`` and ``never_fail`` make of an error."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSkipException:
+            raise
+        except Exception as error:  # noqa: BLE001  # as in poke
+            self._fail(error)
 
     @cached_property
     def hook(self) -> ReductoHook:
@@ -190,7 +230,11 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         if is_literal(self.threshold):
             parse_threshold(self.threshold)
         if is_literal(self.window):
-            check_window(self.window)
+            window = check_window(self.window)
+            if self.usage_start_date is not None and window != "month":
+                raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
+            if self.projected and self.usage_start_date is None and (window == "day" or isinstance(window, int)):
+                check_projectable(1 if window == "day" else int(window))
         for name, allowed in (("metric", METRICS), ("on_closed_window", CLOSED_WINDOW_ACTIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
@@ -199,17 +243,15 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
     def _waited_for(self, context: Context) -> UsageThreshold:
         try:
-            fields = {name: getattr(self, name) for name in QUERY_FIELDS}
-            check_both_days(fields)
-            if fields["usage_start_date"] is None:
-                days = days_of_window(self.window, context)
-                fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last
-            return UsageThreshold(
-                query=parse_query(**fields),
+            return UsageThreshold.of_run(
+                context,
+                window=self.window,
+                threshold=self.threshold,
                 metric=self.metric,
-                threshold=parse_threshold(self.threshold),
                 per_group=self.per_group,
+                projected=self.projected,
                 settle_days=self.settle_days,
+                **{name: getattr(self, name) for name in QUERY_FIELDS},
             )
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
@@ -218,31 +260,36 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
     def _poll(self, waited_for: UsageThreshold) -> PokeReturnValue | Literal[False]:
         moment = datetime.now(UTC)
-        report = self.hook.get_usage(waited_for.query_at(moment))
-        try:
-            reading = waited_for.read(report, moment)
-        except CreditsUnavailableError as error:
-            raise ReductoCreditsUnavailableError(str(error)) from error
-        match waited_for.outcome(reading):
-            case "exceeded":
-                self.log.info("%s: exceeded", reading)
-                return PokeReturnValue(is_done=True, xcom_value=reading.as_json())
-            case "closed" if self.on_closed_window != "wait":
-                self._give_up(reading)
-        self.log.info("%s; next poll in %g s", reading, self.poke_interval)
+        query = waited_for.query_at(moment)
+        reading = None
+        if query is not None:
+            try:
+                reading = waited_for.read(self.hook.get_usage(query), moment)
+            except CreditsUnavailableError as error:
+                raise ReductoCreditsUnavailableError(str(error)) from error
+            match waited_for.outcome(reading):
+                case "exceeded":
+                    self.log.info("%s: exceeded", reading)
+                    return PokeReturnValue(is_done=True, xcom_value=reading.as_json())
+                case "closed" if self.on_closed_window != "wait":
+                    self._give_up(reading)
+        self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll)
         return False
 
-    def _tolerate(self, error: ReductoError) -> None:
-        """Count a passing failure, raise any other."""
-        self._failed_polls += 1
-        if error.passing and (self._failed_polls < MAX_FAILED_POLLS or self.silent_fail):
-            self.log.warning(
-                "Poll failed (%d in a row, %d end the wait): %s", self._failed_polls, MAX_FAILED_POLLS, error
-            )
-            return
-        if self.soft_fail:
-            # Airflow itself skips for such an error after a deferral only.
-            raise AirflowSkipException(f"Skipping due to soft_fail: {error}") from error
+    def _tolerate(self, error: Exception) -> None:
+        """Go on after a poll that failed, or fail."""
+        if not self._failed_polls.tolerates(error):
+            self._fail(error)
+        self._retry_after = retry_after_of(error)
+        self.log.warning("Poll failed (%s): %s; %s", self._failed_polls, error, self._next_poll)
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        """Raise an error, or skip if that is what the author wants of errors."""
+        if isinstance(error, AirflowSensorTimeout) and self._limit < self.timeout:
+            error = AirflowTaskTimeout(f"execution_timeout is over: {error}")
+        if self.soft_fail or self.never_fail:
+            because = "soft_fail" if self.soft_fail else "never_fail"
+            raise AirflowSkipException(f"Skipping due to {because}: {error}") from error
         raise error
 
     def _give_up(self, reading: Reading) -> NoReturn:
@@ -251,26 +298,97 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             raise ReductoWindowClosedError(message)
         raise AirflowSkipException(message)
 
+    @property
+    def _limit(self) -> float:
+        """Seconds that the wait may take."""
+        return min(self.timeout, self.execution_timeout.total_seconds() if self.execution_timeout else self.timeout)
+
+    @property
+    def _next_poll(self) -> str:
+        if self.exponential_backoff:
+            return "next poll after a growing interval"
+        return f"next poll in {max(self.poke_interval, self._retry_after):g} s"
+
+    def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
+        # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
+        # rescheduled.
+        if run_duration() > self._limit:
+            raise AirflowTaskTimeout(f"execution_timeout of {self._limit:g} s is over")
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
+        return max(interval, self._retry_after)
+
     def _defer(self, waited_for: UsageThreshold) -> NoReturn:
         from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 
         trigger = ReductoUsageThresholdTrigger.waiting_for(
             waited_for,
-            reducto_conn_id=self.reducto_conn_id,
-            poke_interval=self.poke_interval,
-            exponential_backoff=self.exponential_backoff,
-            max_wait=self.max_wait.total_seconds() if self.max_wait else None,
-            deadline=time.time() + self.timeout,
-            wait_when_closed=self.on_closed_window == "wait",
-            failed_polls=self._failed_polls,
-            endless=self.silent_fail,
+            deadline=time.time() + self._limit,
+            failed_polls=self._failed_polls.count,
+            **self._trigger_options,
         )
         # The trigger keeps the time; Airflow's own limit is the net below it, for a triggerer that is gone.
         self.defer(
             trigger=trigger,
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout) + _DEFERRAL_GRACE,
+            timeout=timedelta(seconds=self._limit) + _DEFERRAL_GRACE,
         )
+
+    def _start_from_trigger(self) -> None:
+        """
+        Have Airflow make the trigger, of the arguments as they are written: it renders them in the triggerer.
+
+        On the instance only: set on the class, all instances of a mapped sensor would get the same arguments. Before
+        3.3 nothing is rendered, or none of this is looked at.
+        """
+        arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS)}
+        for name, value in arguments.items():
+            if not (isinstance(value, str) or is_literal(value)):
+                raise ValueError(
+                    f"{name} can't be another task's output with start_from_trigger, which renders templates only: "
+                    f"use '{{{{ ti.xcom_pull(...) }}}}', or deferrable=True instead"
+                )
+        if not AIRFLOW_V_3_3_PLUS:
+            return
+        from airflow.triggers.base import StartTriggerArgs
+
+        timeout = timedelta(seconds=self._limit) + _DEFERRAL_GRACE
+        ends_after = min(timeout, self.execution_timeout or timeout)  # Airflow takes the lesser of the two
+        self.start_from_trigger = True
+        self.start_trigger_args = StartTriggerArgs(
+            trigger_cls="reducto_provider.triggers.usage.ReductoUsageThresholdTrigger",
+            trigger_kwargs={
+                **{name: _as_json(value) for name, value in arguments.items()},
+                "metric": self.metric,
+                "per_group": self.per_group,
+                "projected": self.projected,
+                "settle_days": self.settle_days,
+                "asks_first": True,
+                "grace": ends_after.total_seconds() - self._limit,
+                **self._trigger_options,
+            },
+            next_method="execute_complete",
+            timeout=timeout,
+        )
+
+    @property
+    def _trigger_options(self) -> dict[str, Any]:
+        return {
+            "reducto_conn_id": self.reducto_conn_id,
+            "poke_interval": self.poke_interval,
+            "exponential_backoff": self.exponential_backoff,
+            "max_wait": self.max_wait.total_seconds() if self.max_wait else None,
+            "wait_when_closed": self.on_closed_window == "wait",
+            "silent_fail": self.silent_fail,
+        }
+
+
+def _as_json(value: Any) -> Any:
+    """An argument as triggers take them."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, tuple | set):
+        return sorted(value)
+    return str(value) if isinstance(value, Decimal | float) else value
 
 
 def _error_by_name(name: str, message: str) -> ReductoError:

@@ -1,47 +1,131 @@
-"""Waits in the triggerer until usage exceeds a threshold."""
+"""Wait in the triggerer: until usage exceeds a threshold, or for each level of a budget that it passes."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import inspect
+import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 
-from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
+from reducto_provider.triggers.polls import FailedPolls, Poll, Poller, retry_after_of
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
-from reducto_provider.usage.report import CreditsUnavailableError, UsageReport, plain
-from reducto_provider.usage.threshold import MAX_FAILED_POLLS, Metric, UsageThreshold
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import Metric, plain
+from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
 
 SHORTEST_INTERVAL: Final = 1.0
 """Seconds between two polls at the least, whatever ``poke_interval`` says: a triggerer has no use for a spin."""
 
-
-@dataclass(frozen=True)
-class Poll:
-    """What came of asking once: a report or an error, and when it was asked."""
-
-    time: datetime
-    report: UsageReport | None = None
-    error: Exception | None = None
+_PERSIST_SECONDS = 2.0  # the triggerer hands events on once a second
+_WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
 
-class ReductoUsageThresholdTrigger(BaseEventTrigger):
+class _UsageTrigger(BaseEventTrigger):
+    """
+    Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
+
+    A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`shared_stream_key`) and what the
+    answers mean (:meth:`_events`). Its arguments are plain JSON values, since Airflow stores them unencrypted: no
+    secret is among them. Each lies in an attribute of its name.
+    """
+
+    # A deferred sensor stays in its task's queue; event triggers as such leave it.
+    supports_triggerer_queue = True
+
+    reducto_conn_id: str
+    poke_interval: float
+    exponential_backoff: bool = False
+    max_wait: float | None = None
+    asks_first: bool = False
+    """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, plain JSON values."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {name: getattr(self, name) for name in inspect.signature(type(self)).parameters},
+        )
+
+    @classmethod
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
+        """Poll without end. Failures are yielded, not raised: raised, they would end every subscriber's wait."""
+        trigger = cls(**kwargs)
+        count, interval = 0, trigger._interval(0)
+        async with Poller(trigger.reducto_conn_id) as poller:
+            while True:
+                await asyncio.sleep(interval)
+                count += 1
+                polls = await trigger._ask(poller)
+                interval = trigger._interval(count, polls)
+                for poll in polls:
+                    yield replace(poll, next_in=interval)
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncIterator[TriggerEvent]:
+        """Make this trigger's events of the polls."""
+        async with aclosing(self._events(shared_stream)) as events:
+            async for event in events:
+                yield event
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """The same over a stream of its own, where Airflow shares none."""
+        async with aclosing(self.open_shared_stream(self.serialize()[1])) as polls:
+            async for event in self.filter_shared_stream(polls):
+                yield event
+
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        raise NotImplementedError
+
+    def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        raise NotImplementedError
+
+    async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
+        """The polls of the stream, before them one of its own if nobody has asked yet."""
+        if self.asks_first:
+            async with Poller(self.reducto_conn_id) as poller:
+                polls = await self._ask(poller)
+            for poll in polls:
+                yield replace(poll, next_in=self._interval(0, polls))
+        async for poll in shared_stream:
+            yield poll
+
+    async def _ask(self, poller: Poller) -> list[Poll]:
+        moment = datetime.now(UTC)
+        queries = self._queries(moment)
+        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
+
+    def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
+        """Seconds before the next poll, after ``count`` of them, of which the last came to ``polls``."""
+        interval = self.poke_interval
+        if self.exponential_backoff:
+            interval *= 2.0 ** min(count, 32)
+            if self.max_wait is not None:
+                interval = min(interval, self.max_wait)
+        return max(interval, SHORTEST_INTERVAL, *(retry_after_of(poll.error) for poll in polls))
+
+
+class ReductoUsageThresholdTrigger(_UsageTrigger):
     """
     Poll until usage exceeds a threshold, and fire one event.
 
     On Airflow 3.3 all triggers that ask the same question at the same interval share one poll, each with its own
     threshold; on older versions each polls for itself. Between polls lie ``poke_interval`` seconds whatever the
-    service answers. A poll that fails for a passing reason is tolerated :data:`MAX_FAILED_POLLS` - 1 times in a
-    row, any other failure ends the wait. The first poll comes after one interval: who defers has asked before.
-
-    The arguments are plain JSON values, since Airflow stores them unencrypted: no secret is among them.
+    service answers, or more if it asks for that by ``Retry-After``. A poll that fails for a passing reason is
+    tolerated :data:`MAX_FAILED_POLLS` - 1 times in a row, any other failure ends the wait.
 
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param usage_start_date: first day of the window, as ``yyyy-mm-dd``; likewise ``usage_end_date``, the last.
@@ -52,21 +136,23 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
         for never.
     :param wait_when_closed: go on when the window is over and the threshold not exceeded.
     :param failed_polls: polls that failed in a row before this trigger took over.
-    :param endless: tolerate passing failures without end (a sensor's ``silent_fail``).
+    :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
+    :param asks_first: poll once at the start; otherwise the first poll comes after one interval, since a sensor that
+        defers has asked before.
+    :param window: for a wait that begins in the triggerer (``start_from_trigger``): which days, if none are given.
+    :param grace: likewise: how many seconds before Airflow's own timeout the deadline lies.
     """
-
-    # A deferred sensor stays in its task's queue; event triggers as such leave it.
-    supports_triggerer_queue = True
 
     def __init__(
         self,
         *,
         reducto_conn_id: str,
-        usage_start_date: str,
-        usage_end_date: str,
         threshold: str,
+        usage_start_date: str | None = None,
+        usage_end_date: str | None = None,
         metric: Metric = "credits",
         per_group: bool = False,
+        projected: bool = False,
         settle_days: int = 0,
         org_id: str | None = None,
         group_by: str = "product",
@@ -80,15 +166,19 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
         deadline: float | None = None,
         wait_when_closed: bool = False,
         failed_polls: int = 0,
-        endless: bool = False,
+        silent_fail: bool = False,
+        asks_first: bool = False,
+        window: str | int | None = None,
+        grace: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reducto_conn_id = reducto_conn_id
+        self.threshold = threshold
         self.usage_start_date = usage_start_date
         self.usage_end_date = usage_end_date
-        self.threshold = threshold
         self.metric = metric
         self.per_group = per_group
+        self.projected = projected
         self.settle_days = settle_days
         self.org_id = org_id
         self.group_by = group_by
@@ -102,55 +192,53 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
         self.deadline = deadline
         self.wait_when_closed = wait_when_closed
         self.failed_polls = failed_polls
-        self.endless = endless
+        self.silent_fail = silent_fail
+        self.asks_first = asks_first
+        self.window = window
+        self.grace = grace
+        self._refusal: dict[str, Any] | None = None
 
     @classmethod
     def waiting_for(cls, threshold: UsageThreshold, **options: Any) -> ReductoUsageThresholdTrigger:
         """The trigger that waits for ``threshold``; ``options`` are its other arguments."""
-        query = threshold.query
-        return cls(
-            usage_start_date=query.start.isoformat(),
-            usage_end_date=query.end.isoformat(),
-            threshold=plain(threshold.threshold),
-            metric=threshold.metric,
-            per_group=threshold.per_group,
-            settle_days=threshold.settle_days,
-            org_id=query.org_id,
-            group_by=query.group_by,
-            **{**query.filters(), **options},
-        )
+        return cls(**{**_arguments_of(threshold), **options})
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments, plain JSON values."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "reducto_conn_id": self.reducto_conn_id,
-                "usage_start_date": self.usage_start_date,
-                "usage_end_date": self.usage_end_date,
-                "threshold": self.threshold,
-                "metric": self.metric,
-                "per_group": self.per_group,
-                "settle_days": self.settle_days,
-                "org_id": self.org_id,
-                "group_by": self.group_by,
-                "products": self.products,
-                "features": self.features,
-                "api_keys": self.api_keys,
-                "file_types": self.file_types,
-                "poke_interval": self.poke_interval,
-                "exponential_backoff": self.exponential_backoff,
-                "max_wait": self.max_wait,
-                "deadline": self.deadline,
-                "wait_when_closed": self.wait_when_closed,
-                "failed_polls": self.failed_polls,
-                "endless": self.endless,
-            },
-        )
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """
+        Begin a wait that no task has prepared: Airflow 3.3 calls this for a sensor with ``start_from_trigger``, with
+        the DAG run's context. What can't be right becomes the wait's event, for the task to raise.
+        """
+        super().render_template_fields(context, jinja_env)
+        if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:
+            self.deadline = timeout_after.replace(tzinfo=timeout_after.tzinfo or UTC).timestamp() - self.grace
+        if self.window is None:
+            return
+        try:
+            waited_for = UsageThreshold.of_run(
+                context,
+                window=self.window,
+                threshold=self.threshold,
+                metric=self.metric,
+                per_group=self.per_group,
+                projected=self.projected,
+                settle_days=self.settle_days,
+                **{name: getattr(self, name) for name in QUERY_FIELDS},
+            )
+        except NoDayEndedError as error:
+            self._refusal = {"status": "skip", "message": str(error)}
+        except ValueError as error:
+            self._refusal = error_event(ReductoConfigurationError(str(error)))
+        else:
+            for name, value in _arguments_of(waited_for).items():
+                setattr(self, name, value)
+            self.window = None
 
     def shared_stream_key(self) -> Hashable | None:
-        """All that the poll depends on; None, for a poll of its own, when the interval grows poll by poll."""
-        if self.exponential_backoff:
+        """
+        All that the poll depends on. None, for a poll of its own, when the interval grows poll by poll, and when
+        there is nothing to poll for.
+        """
+        if self.exponential_backoff or self._refusal:
             return None
         query = self._waited_for().query
         return (
@@ -160,47 +248,26 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
             self.poke_interval,
         )
 
-    @classmethod
-    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
-        """Poll without end. Failures are yielded, not raised: raised, they would end every subscriber's wait."""
-        from reducto_provider.hooks.reducto import ReductoHook
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        query = self._waited_for().query_at(moment)
+        return [] if query is None else [query]
 
-        trigger = cls(**kwargs)
-        waited_for = trigger._waited_for()
-        count = 0
-        async with AsyncExitStack() as stack:
-            hook: ReductoHook | None = None
-            while True:
-                await asyncio.sleep(trigger._interval(count))
-                count += 1
-                moment = datetime.now(UTC)
-                try:
-                    if hook is None:
-                        hook = await stack.enter_async_context(ReductoHook(trigger.reducto_conn_id))
-                    poll = Poll(moment, report=await hook.aget_usage(waited_for.query_at(moment)))
-                except Exception as error:  # noqa: BLE001  # see above; who waits decides what it means
-                    poll = Poll(moment, error=error)
-                yield poll
-
-    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncIterator[TriggerEvent]:
-        """Make this trigger's one event of the polls."""
+    async def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        if self._refusal:
+            yield _event(self._refusal)
+            return
         waited_for = self._waited_for()
-        while True:
-            try:
-                async with asyncio.timeout(self._seconds_left()):
-                    poll = await anext(shared_stream)
-            except TimeoutError:
-                yield TriggerEvent(timeout_event(waited_for))  # type: ignore[no-untyped-call]
-                return
-            if (event := self._event_of(poll, waited_for)) is not None:
-                yield TriggerEvent(event)  # type: ignore[no-untyped-call]
-                return
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """The same over a stream of its own, where Airflow shares none."""
-        async with aclosing(self.open_shared_stream(self.serialize()[1])) as polls:
-            async for event in self.filter_shared_stream(polls):
-                yield event
+        failed_polls = FailedPolls(self.failed_polls, silent_fail=self.silent_fail)
+        async with aclosing(self._polls(shared_stream)) as polls:
+            while True:
+                try:
+                    async with asyncio.timeout(self._seconds_left()):
+                        event = await self._event_of(await anext(polls), waited_for, failed_polls)
+                except TimeoutError:
+                    event = timeout_event(waited_for)
+                if event is not None:
+                    yield _event(event)
+                    return
 
     def _waited_for(self) -> UsageThreshold:
         return UsageThreshold(
@@ -208,49 +275,236 @@ class ReductoUsageThresholdTrigger(BaseEventTrigger):
             metric=self.metric,
             threshold=Decimal(self.threshold),
             per_group=self.per_group,
+            projected=self.projected,
             settle_days=self.settle_days,
         )
-
-    def _interval(self, count: int) -> float:
-        """Seconds before the next poll, after ``count`` of them."""
-        interval = self.poke_interval
-        if self.exponential_backoff:
-            interval *= 2.0 ** min(count, 32)
-            if self.max_wait is not None:
-                interval = min(interval, self.max_wait)
-        return max(interval, SHORTEST_INTERVAL)
 
     def _seconds_left(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.time())
 
-    def _event_of(self, poll: Poll, waited_for: UsageThreshold) -> dict[str, Any] | None:
+    async def _event_of(
+        self, poll: Poll, waited_for: UsageThreshold, failed_polls: FailedPolls
+    ) -> dict[str, Any] | None:
         """The event that a poll leads to, None while there is to wait."""
         try:
-            if poll.report is None:
-                raise poll.error or AssertionError
-            reading = waited_for.read(poll.report, poll.time)
-        except CreditsUnavailableError as error:
-            return error_event(ReductoCreditsUnavailableError(str(error)))
+            reading = await poll.read(waited_for)
         except Exception as error:  # whatever it is, the task that waits must hear of it
-            passing = isinstance(error, ReductoError) and error.passing
-            if not passing:
-                if not isinstance(error, ReductoError):
-                    self.log.error("Poll failed in a way that nobody foresaw", exc_info=error)
-                return error_event(error)
-            self.failed_polls += 1
-            if self.failed_polls >= MAX_FAILED_POLLS and not self.endless:
+            unforeseen = None if isinstance(error, ReductoError) else error
+            if not failed_polls.tolerates(error):
+                self.log.error("Poll failed: %s", error, exc_info=unforeseen)
                 return error_event(error)
             self.log.warning(
-                "Poll failed (%d in a row, %d end the wait): %s", self.failed_polls, MAX_FAILED_POLLS, error
+                "Poll failed (%s): %s; next poll in %g s", failed_polls, error, poll.next_in, exc_info=unforeseen
             )
             return None
-        self.failed_polls = 0
-        outcome = waited_for.outcome(reading)
-        if outcome == "waiting" or (outcome == "closed" and self.wait_when_closed):
-            self.log.info("%s; next poll in %g s", reading, self.poke_interval)
-            return None
-        self.log.info("%s: %s", reading, outcome)
-        return {"status": outcome, "reading": reading.as_json()}
+        failed_polls.reset()
+        if reading is not None:
+            outcome = waited_for.outcome(reading)
+            if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
+                self.log.info("%s: %s", reading, outcome)
+                return {"status": outcome, "reading": reading.as_json()}
+        self.log.info("%s; next poll in %g s", waited_for.waits_on(reading), poll.next_in)
+        return None
+
+
+class ReductoUsageLevelTrigger(_UsageTrigger):
+    """
+    Fire an event for each level of a budget that usage passes, for an ``AssetWatcher`` to start DAGs by.
+
+    Each level fires once per window and organization, and again in the next window; to equal a level is not to pass
+    it. Several levels passed at once fire one after the other, the lowest first. An event is
+    ``{"level": 80, "reading": {...}}``, the reading being that of the threshold sensor with the budget for its
+    threshold. Unlike a sensor's, the window moves with the clock: it is the calendar period, in UTC days, of the
+    moment of the poll. For ``settle_days`` after its end a window is still watched beside the one that follows, since
+    its last hours are counted only then.
+
+    What has fired is remembered in the asset's state store, which Airflow has from 3.3 on, some seconds after
+    the event: a triggerer that dies in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
+    an asset that has not this trigger alone, it is remembered for the life of the triggerer: when that is restarted,
+    the levels that are passed already fire once more. Airflow 2 has no watchers.
+
+    A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
+
+    :param budget: what 100 % are; more than 0.
+    :param levels: in percent of the budget, each more than 0; more than 100 is allowed.
+    :param metric: ``credits`` or ``requests``.
+    :param window: ``month``, ``week`` (from Monday) or ``day``.
+    :param settle_days: days after a window's end in which it is still watched.
+    :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
+    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param reducto_conn_id: the Airflow connection of type ``reducto``.
+    :param poke_interval: seconds between polls.
+    :raises ValueError: for an argument that can't be right.
+    """
+
+    asks_first = True
+
+    def __init__(
+        self,
+        *,
+        budget: float | Decimal | str,
+        levels: Sequence[float] = (50, 80, 100),
+        metric: Metric = "credits",
+        window: str = "month",
+        settle_days: int = 1,
+        org_id: str | None = None,
+        products: str | Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
+        api_keys: str | Sequence[str] | None = None,
+        file_types: str | Sequence[str] | None = None,
+        reducto_conn_id: str = "reducto_default",
+        poke_interval: float | timedelta = 300.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.budget = _parse_budget(budget)
+        self.levels = _parse_levels(levels)
+        self.metric = metric
+        self.window = window
+        self.settle_days = settle_days
+        self.org_id = org_id
+        self.reducto_conn_id = reducto_conn_id
+        self.poke_interval = _parse_interval(poke_interval)
+        if window not in CALENDAR_WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(CALENDAR_WINDOWS)}, not {window!r}")
+        if not isinstance(settle_days, int) or isinstance(settle_days, bool) or not 0 <= settle_days <= 31:
+            raise ValueError(f"settle_days must be a whole number from 0 to 31, not {settle_days!r}")
+        today = datetime.now(UTC).date()
+        self._today = UsageThreshold(
+            query=parse_query(
+                usage_start_date=today,
+                usage_end_date=today,
+                group_by="product",
+                org_id=org_id,
+                products=products,
+                features=features,
+                api_keys=api_keys,
+                file_types=file_types,
+            ),
+            metric=metric,
+            threshold=Decimal(self.budget),
+        )
+        filters = self._today.query.filters()
+        self.products, self.features = filters.get("products"), filters.get("features")
+        self.api_keys, self.file_types = filters.get("api_keys"), filters.get("file_types")
+        self._memory = _Memory()
+
+    def shared_stream_key(self) -> Hashable | None:
+        """All that the poll depends on."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            self.reducto_conn_id,
+            self.window,
+            self.settle_days,
+            self.org_id,
+            *((name, *values) for name, values in self._today.query.filters().items()),
+            self.poke_interval,
+        )
+
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        windows = [calendar_window(self.window, moment.date())]
+        while (before := windows[0].first - timedelta(days=1)) >= moment.date() - timedelta(days=self.settle_days):
+            windows.insert(0, calendar_window(self.window, before))
+        queries = (self._watched(window).query_at(moment) for window in windows)
+        return [query for query in queries if query is not None]
+
+    def _watched(self, window: DayRange) -> UsageThreshold:
+        return replace(self._today, query=replace(self._today.query, start=window.first, end=window.last))
+
+    async def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        async with aclosing(self._polls(shared_stream)) as polls:
+            async for poll in polls:
+                try:
+                    passed = await self._newly_passed(poll)
+                except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
+                    self._log_failure(error, poll.next_in)
+                    continue
+                for level, reading in passed:
+                    yield _event({"level": level, "reading": reading.as_json()})
+                if passed:
+                    await asyncio.sleep(_PERSIST_SECONDS)
+                    await self._remember(passed)
+
+    async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
+        """The levels that a poll finds passed and that have not fired in its window, with the reading."""
+        day = poll.query.start if poll.query else poll.time.date()
+        reading = await poll.read(self._watched(calendar_window(self.window, day)))
+        if reading is None:
+            return []
+        fired = await self._memory.fired(self, reading)
+        passed = [level for level in self.levels if reading.value * 100 > reading.threshold * Decimal(str(level))]
+        new = [level for level in passed if level not in fired]
+        told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
+        self.log.info("%s%s; next poll in %g s", reading, told, poll.next_in)
+        return [(level, reading) for level in new]
+
+    def _log_failure(self, error: Exception, next_in: float) -> None:
+        if isinstance(error, ReductoError) and error.passing:
+            self.log.warning("Poll failed: %s; next poll in %g s", error, next_in)
+        else:
+            unforeseen = None if isinstance(error, ReductoError) else error
+            self.log.error("Poll failed, and will until that is mended: %s", error, exc_info=unforeseen)
+
+    async def _remember(self, passed: list[tuple[float, Reading]]) -> None:
+        try:
+            for level, reading in passed:
+                await self._memory.add(self, level, reading)
+        except Exception as error:  # as above
+            self.log.warning("What has fired is not stored, and would fire again after a restart", exc_info=error)
+
+
+class _Memory:
+    """Which levels have fired, by window: in Airflow's asset state store where there is one, else for now."""
+
+    def __init__(self) -> None:
+        self._fired: dict[str, dict[str, list[float]]] = {}
+        self._stored = True
+
+    async def fired(self, trigger: ReductoUsageLevelTrigger, reading: Reading) -> list[float]:
+        key = _memory_key(trigger, reading)
+        if key not in self._fired:
+            self._fired[key] = await self._load(trigger, key)
+        return self._fired[key].get(reading.window.first.isoformat(), [])
+
+    async def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
+        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
+        windows = self._fired.setdefault(key, {})
+        windows[window] = sorted({*windows.get(window, []), level})
+        for forgotten in sorted(windows)[:-_WINDOWS_REMEMBERED]:
+            del windows[forgotten]
+        if self._stored and (store := _store_of(trigger)) is not None:
+            await store.aset(key, windows)
+
+    async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
+        if (store := _store_of(trigger)) is None:
+            return {}
+        try:
+            stored = await store.aget(key)
+        except ValueError as error:  # several assets are watched by the same trigger: whose store?
+            self._stored = False
+            trigger.log.warning(
+                "Levels that have fired are forgotten when the triggerer restarts: give each asset a trigger with "
+                "arguments of its own (%s)",
+                error,
+            )
+            return {}
+        return stored if isinstance(stored, dict) else {}
+
+
+def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
+    return getattr(trigger, "asset_state_store", None)  # there is none before Airflow 3.3
+
+
+def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
+    """One for each thing that is watched, however often, and over whichever connection."""
+    watched = {
+        "org_id": reading.org_id,
+        "window": trigger.window,
+        "metric": trigger.metric,
+        "budget": trigger.budget,
+        "filters": trigger._watched(reading.window).query.filters(),
+    }
+    digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()
+    return f"reducto_usage_levels_{digest[:32]}"
 
 
 def error_event(error: Exception) -> dict[str, Any]:
@@ -265,3 +519,48 @@ def timeout_event(waited_for: UsageThreshold) -> dict[str, Any]:
         "message": f"usage on {waited_for.window} did not exceed {plain(waited_for.threshold)} {waited_for.metric} "
         "within the sensor's timeout",
     }
+
+
+def _event(payload: dict[str, Any]) -> TriggerEvent:
+    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+
+
+def _arguments_of(waited_for: UsageThreshold) -> dict[str, Any]:
+    """The arguments of a trigger that waits for it."""
+    query = waited_for.query
+    return {
+        "usage_start_date": query.start.isoformat(),
+        "usage_end_date": query.end.isoformat(),
+        "threshold": plain(waited_for.threshold),
+        "metric": waited_for.metric,
+        "per_group": waited_for.per_group,
+        "projected": waited_for.projected,
+        "settle_days": waited_for.settle_days,
+        "org_id": query.org_id,
+        "group_by": query.group_by,
+        **query.filters(),
+    }
+
+
+def _parse_budget(budget: object) -> str:
+    try:
+        if number := parse_threshold(budget):
+            return plain(number)
+    except ValueError:
+        pass
+    raise ValueError(f"budget must be a number, more than 0, not {budget!r}")
+
+
+def _parse_interval(interval: object) -> float:
+    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf"):
+        return float(seconds)
+    raise ValueError(f"poke_interval must be a number of seconds, more than 0, or a timedelta, not {interval!r}")
+
+
+def _parse_levels(levels: object) -> list[float]:
+    if isinstance(levels, list | tuple | set) and levels:
+        numbers = [level for level in levels if isinstance(level, int | float) and not isinstance(level, bool)]
+        if len(numbers) == len(set(levels)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
+            return sorted(numbers)
+    raise ValueError(f"levels must be different numbers of percent, each more than 0, not {levels!r}")

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, parse_query
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import (
-    CreditsUnavailableError,
-    UsageReport,
-    UsageRow,
-    json_number,
-    plain,
-    sum_credits,
-)
-from reducto_provider.usage.window import DayRange
+from reducto_provider.usage.report import Metric, UsageReport, extrapolate, json_number, plain
+from reducto_provider.usage.window import DayRange, days_of_window
 
-Metric = Literal["credits", "requests"]
-METRICS: Final = ("credits", "requests")
+METRICS: Final = get_args(Metric)
 Outcome = Literal["exceeded", "closed", "waiting"]
+
+PROJECTED_FROM_DAYS: Final = 3
+"""Complete days that a projection needs: fewer say too little about the rest of a period."""
 
 MAX_FAILED_POLLS: Final = 5
 """Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
@@ -35,12 +32,15 @@ class Reading:
     """
     What a metric came to, and what it was held against.
 
-    ``window`` is the whole period in UTC days, also while it is still running. ``group`` is the one that the
+    ``value`` is what was used so far (``used``), or if ``projected`` what the whole window will come to at the rate
+    so far. ``window`` is the whole period in UTC days, also while it is still running. ``group`` is the one that the
     value belongs to when groups are looked at one by one, else None. ``time`` is when it was read, in UTC.
     """
 
     metric: Metric
     value: Decimal
+    used: Decimal
+    projected: bool
     threshold: Decimal
     window: DayRange
     org_id: str
@@ -58,6 +58,8 @@ class Reading:
         return {
             "metric": self.metric,
             "value": json_number(self.value),
+            "used": json_number(self.used),
+            "projected": self.projected,
             "threshold": json_number(self.threshold),
             "exceeded": self.exceeded,
             "usage_start_date": self.window.first.isoformat(),
@@ -76,12 +78,14 @@ class Reading:
         :raises ValueError: for anything else.
         """
         sent = msgspec.convert(content, _JsonReading)
-        value, threshold = Decimal(str(sent.value)), Decimal(str(sent.threshold))
-        if not (value.is_finite() and threshold.is_finite() and sent.time.tzinfo):
+        value, used, threshold = (Decimal(str(number)) for number in (sent.value, sent.used, sent.threshold))
+        if not (value.is_finite() and used.is_finite() and threshold.is_finite() and sent.time.tzinfo):
             raise ValueError(f"not a reading: {content!r}")
         return cls(
             metric=sent.metric,
             value=value,
+            used=used,
+            projected=sent.projected,
             threshold=threshold,
             window=DayRange(sent.usage_start_date, sent.usage_end_date),
             org_id=sent.org_id,
@@ -93,12 +97,15 @@ class Reading:
     def __str__(self) -> str:
         of = f"{self.org_id}, {self.group_by} {self.group!r}" if self.group is not None else self.org_id
         share = f" ({self.value / self.threshold:.1%})" if self.threshold else ""
-        return f"{of}, {self.window}: {plain(self.value)} of {plain(self.threshold)} {self.metric}{share}"
+        value = f"{plain(self.used)} used, {plain(self.value)} projected" if self.projected else plain(self.value)
+        return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"
 
 
 class _JsonReading(msgspec.Struct):
     metric: Metric
     value: int | float
+    used: int | float
+    projected: bool
     threshold: int | float
     exceeded: bool
     usage_start_date: date
@@ -118,47 +125,98 @@ class UsageThreshold:
     :param metric: ``credits`` or ``requests``.
     :param threshold: 0 or more; to exceed it is strictly more.
     :param per_group: hold each group against the threshold by itself, instead of their sum.
-    :param settle_days: days after the window's end in which restatements may still come.
+    :param projected: hold what the window will come to at the rate so far against the threshold, see :meth:`read`.
+    :param settle_days: days after its end in which a day, and so the window, may still be restated.
+    :raises ValueError: for an unknown metric, and for a window too short to project.
     """
 
     query: UsageQuery
     metric: Metric
     threshold: Decimal
     per_group: bool = False
+    projected: bool = False
     settle_days: int = 0
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
+        if self.projected:
+            check_projectable(self.window.length)
+
+    @classmethod
+    def of_run(
+        cls,
+        context: Mapping[str, Any],
+        *,
+        window: str | int,
+        threshold: object,
+        metric: Metric,
+        per_group: bool,
+        projected: bool,
+        settle_days: int,
+        **fields: object,
+    ) -> UsageThreshold:
+        """
+        What a sensor waits for in a DAG run, of its rendered arguments.
+
+        :param fields: those of :data:`QUERY_FIELDS`. Without days, ``window`` says which.
+        :raises NoDayEndedError: when the run covers no day.
+        :raises ValueError: for an argument that can't be right, naming it.
+        """
+        check_both_days(fields)
+        if fields["usage_start_date"] is None:
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
+        return cls(
+            query=parse_query(**{name: fields[name] for name in QUERY_FIELDS}),
+            metric=metric,
+            threshold=parse_threshold(threshold),
+            per_group=per_group,
+            projected=projected,
+            settle_days=settle_days,
+        )
 
     @property
     def window(self) -> DayRange:
         return DayRange(self.query.start, self.query.end)
 
-    def query_at(self, time: datetime) -> UsageQuery:
+    def query_at(self, time: datetime) -> UsageQuery | None:
         """
         The query to send at a moment: days to come are left out. Nothing can have been used on them, and a
-        service that shortens such a range would answer for another than was asked for.
+        service that shortens such a range would answer for another than was asked for. None before the window.
         """
-        return replace(self.query, end=max(self.query.start, min(self.query.end, time.astimezone(UTC).date())))
+        day = time.astimezone(UTC).date()
+        return None if day < self.query.start else replace(self.query, end=min(self.query.end, day))
 
     def read(self, report: UsageReport, time: datetime) -> Reading:
         """
         Hold a report against the threshold.
 
+        A projection is the usage of the window's complete days, divided by their number and multiplied by that of
+        all its days, but never less than what was used so far. A day is complete when it has been over for more than
+        ``settle_days``. While fewer than :data:`PROJECTED_FROM_DAYS` are complete, and when the window is over,
+        what was used stands for itself.
+
         :param time: when the report was asked for.
         :raises CreditsUnavailableError: when credits are needed and the service sent none for some row.
         """
-        groups: dict[str | None, list[UsageRow]] = {}
-        for row in report.rows:
-            groups.setdefault(row.group if self.per_group else None, []).append(row)
-        group, value = None, Decimal(0)
-        for each, rows in groups.items():
-            if (amount := _amount(rows, self.metric, report.org_id)) > value:
-                group, value = each, amount
+        used = report.amounts(self.metric, per_group=self.per_group)
+        values = used
+        complete = self._complete_days(time)
+        if projected := self.projected and complete >= PROJECTED_FROM_DAYS:
+            until = self.query.start + timedelta(days=complete - 1)
+            rates = report.amounts(self.metric, per_group=self.per_group, until=until)
+            values = {
+                group: max(amount, extrapolate(rates.get(group, Decimal(0)), complete, self.window.length))
+                for group, amount in used.items()
+            }
+        group = max(values, key=lambda each: values[each], default=None)
+        if group is not None and values[group] == 0:
+            group = None
         return Reading(
             metric=self.metric,
-            value=value,
+            value=values.get(group, Decimal(0)),
+            used=used.get(group, Decimal(0)),
+            projected=projected,
             threshold=self.threshold,
             window=self.window,
             org_id=report.org_id,
@@ -166,6 +224,11 @@ class UsageThreshold:
             group=group,
             time=time,
         )
+
+    def _complete_days(self, time: datetime) -> int:
+        """Days of the window that a projection may build on; none once the window is over."""
+        day = time.astimezone(UTC).date()
+        return 0 if day > self.query.end else (day - self.query.start).days - self.settle_days
 
     def outcome(self, reading: Reading) -> Outcome:
         """
@@ -178,6 +241,27 @@ class UsageThreshold:
             return "exceeded"
         days_past = (reading.time.astimezone(UTC).date() - self.window.last).days
         return "closed" if days_past > self.settle_days else "waiting"
+
+    def waits_on(self, reading: Reading | None) -> str:
+        """A poll that decided nothing, in one line for the log. None for a window that has not begun."""
+        if reading is None:
+            return f"{self.window} has not begun"
+        if self.projected and not reading.projected and self._complete_days(reading.time) > 0:
+            return f"{reading}; projected from {PROJECTED_FROM_DAYS} complete days on"
+        return str(reading)
+
+
+def check_projectable(days: int) -> None:
+    """
+    See that a window has days enough for a projection to be made before it is over.
+
+    :raises ValueError: when it has not.
+    """
+    if days <= PROJECTED_FROM_DAYS:
+        raise ValueError(
+            f"projected needs a window of more than {PROJECTED_FROM_DAYS} days, as it builds on that many complete "
+            f"ones: this window has {days}"
+        )
 
 
 def parse_threshold(value: object) -> Decimal:
@@ -194,14 +278,3 @@ def parse_threshold(value: object) -> Decimal:
         except InvalidOperation:  # not a number, or NaN, which compares with nothing
             pass
     raise ValueError(f"threshold must be a number, 0 or more, not {value!r}; does its template render to one?")
-
-
-def _amount(rows: list[UsageRow], metric: Metric, org_id: str) -> Decimal:
-    if metric == "requests":
-        return Decimal(sum(row.request_count for row in rows))
-    if (total := sum_credits(rows)) is None:
-        raise CreditsUnavailableError(
-            f"Reducto sends no credits for organization {org_id}, as for accounts on its newer pricing: wait for "
-            "metric='requests' instead"
-        )
-    return total

@@ -42,9 +42,14 @@ class DayRange(NamedTuple):
     first: date
     last: date
 
+    @property
+    def length(self) -> int:
+        """How many days it has."""
+        return (self.last - self.first).days + 1
+
     def days(self) -> Iterator[date]:
         """Every day of the range, in order."""
-        for offset in range((self.last - self.first).days + 1):
+        for offset in range(self.length):
             yield self.first + timedelta(days=offset)
 
     def __str__(self) -> str:
@@ -112,13 +117,19 @@ def days_of_window(window: str | int, context: Mapping[str, Any], timezone: str 
         return days_of_run(context, timezone)
     window = check_window(window)
     day = _day(moment_of_run(context), timezone)
+    if window in CALENDAR_WINDOWS:
+        return calendar_window(str(window), day)
+    return DayRange(day - timedelta(days=int(window) - 1), day)
+
+
+def calendar_window(window: str, day: date) -> DayRange:
+    """The ``"month"``, the ``"week"`` (from Monday) or the ``"day"`` that a day lies in."""
     if window == "month":
         return _month(day)
     if window == "week":
         monday = day - timedelta(days=day.weekday())
         return DayRange(monday, monday + timedelta(days=6))
-    trailing = 1 if window == "day" else int(window)
-    return DayRange(day - timedelta(days=trailing - 1), day)
+    return DayRange(day, day)
 
 
 def check_window(window: str | int) -> str | int:

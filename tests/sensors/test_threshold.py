@@ -82,6 +82,8 @@ def test_exceeded_at_once(wait, simulator):
     assert reading == {
         "metric": "credits",
         "value": pytest.approx(float(sum(row.credits for row in truth))),
+        "used": pytest.approx(float(sum(row.credits for row in truth))),
+        "projected": False,
         "threshold": 100,
         "exceeded": True,
         "usage_start_date": "2026-05-01",

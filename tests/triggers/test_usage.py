@@ -10,7 +10,8 @@ from decimal import Decimal
 import pytest
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
-from reducto_provider.triggers.usage import Poll, ReductoUsageThresholdTrigger
+from reducto_provider.triggers.polls import Poll
+from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
 from reducto_provider.usage.threshold import MAX_FAILED_POLLS, UsageThreshold
@@ -32,7 +33,7 @@ def trigger(query=None, threshold="10.000000001", metric="requests", per_group=T
 
 
 def test_nothing_is_lost_on_the_way_through_the_database():
-    original = trigger(settle_days=3, deadline=1.5, wait_when_closed=True, failed_polls=2, endless=True)
+    original = trigger(settle_days=3, deadline=1.5, wait_when_closed=True, failed_polls=2, silent_fail=True)
     path, arguments = original.serialize()
     again = ReductoUsageThresholdTrigger(**json.loads(json.dumps(arguments)))
 
@@ -112,7 +113,7 @@ def test_passing_failures_are_counted_in_a_row():
     assert event_of([failed()] * most + [used(5)] + [failed()] * most) is None
     assert event_of([failed()] * MAX_FAILED_POLLS)["error"] == "ReductoServerError"
     assert event_of([failed()], failed_polls=most)["error"] == "ReductoServerError"
-    assert event_of([failed()] * 20, endless=True) is None
+    assert event_of([failed()] * 20, silent_fail=True) is None
 
 
 def test_any_other_failure_ends_the_wait():

@@ -31,6 +31,8 @@ def reading():
             **{
                 "metric": "credits",
                 "value": Decimal(value),
+                "used": Decimal(value),
+                "projected": False,
                 "threshold": Decimal(threshold),
                 "window": DayRange(date(2026, 6, 1), date(2026, 6, 30)),
                 "org_id": "org_abc123",
@@ -64,6 +66,8 @@ class TestRead:
         assert reading == Reading(
             metric="credits",
             value=Decimal("100.05"),
+            used=Decimal("100.05"),
+            projected=False,
             threshold=Decimal(100),
             window=DayRange(date(2026, 5, 19), date(2026, 6, 18)),
             org_id="org_abc123",
@@ -149,7 +153,6 @@ class TestQueryAt:
             (datetime(2026, 7, 1, tzinfo=UTC), date(2026, 6, 30)),
             (datetime(2027, 1, 1, tzinfo=UTC), date(2026, 6, 30)),
             (datetime(2026, 6, 1, tzinfo=UTC), date(2026, 6, 1)),
-            (datetime(2026, 5, 1, tzinfo=UTC), date(2026, 6, 1)),
             # A moment in another zone: the day is UTC's.
             (datetime(2026, 6, 19, 1, tzinfo=timezone(timedelta(hours=2))), date(2026, 6, 18)),
             (datetime(2026, 6, 18, 23, tzinfo=timezone(timedelta(hours=-5))), date(2026, 6, 19)),
@@ -160,6 +163,9 @@ class TestQueryAt:
         asked = threshold(days=self.MONTH).query_at(moment)
 
         assert (asked.start, asked.end) == (date(2026, 6, 1), end)
+
+    def test_before_the_window_there_is_nothing_to_ask(self, threshold):
+        assert threshold(days=self.MONTH).query_at(datetime(2026, 5, 31, 23, 59, tzinfo=UTC)) is None
 
     def test_the_rest_of_the_question_stays(self, query):
         asked = query(group_by="feature", org_id="org_abc123", products=["parse"], end=date(2026, 12, 31))
@@ -257,6 +263,8 @@ class TestReading:
         assert reading("230.1", "200", group="parse").as_json() == {
             "metric": "credits",
             "value": 230.1,
+            "used": 230.1,
+            "projected": False,
             "threshold": 200,
             "exceeded": True,
             "usage_start_date": "2026-06-01",

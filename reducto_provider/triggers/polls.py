@@ -1,0 +1,115 @@
+"""Asking the service again and again: what comes of one poll, and how many may fail."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import CreditsUnavailableError, UsageReport
+from reducto_provider.usage.threshold import MAX_FAILED_POLLS, Reading, UsageThreshold
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from reducto_provider.hooks.reducto import ReductoHook
+
+LONGEST_RETRY_AFTER: Final = 3600.0
+"""Seconds that the service may put off the next poll by ``Retry-After``."""
+
+_ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event loop
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What came of asking once: a report, an error, or neither when there was nothing to ask yet."""
+
+    time: datetime
+    query: UsageQuery | None = None
+    report: UsageReport | None = None
+    error: Exception | None = None
+    next_in: float = 0.0
+    """Seconds until the next poll."""
+
+    async def read(self, waited_for: UsageThreshold) -> Reading | None:
+        """
+        Hold what the service answered against a threshold; None when there was nothing to ask yet.
+
+        :raises Exception: the one that the poll came to.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.report is None:
+            return None
+        try:
+            if len(self.report.rows) < _ASIDE_ROWS:
+                return waited_for.read(self.report, self.time)
+            return await asyncio.to_thread(waited_for.read, self.report, self.time)
+        except CreditsUnavailableError as error:
+            raise ReductoCreditsUnavailableError(str(error)) from error
+
+
+class Poller:
+    """Asks by one hook, kept open in between. Whatever comes of it is a poll: nothing is raised."""
+
+    def __init__(self, reducto_conn_id: str) -> None:
+        self._conn_id = reducto_conn_id
+        self._hook: ReductoHook | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def ask(self, query: UsageQuery, moment: datetime) -> Poll:
+        """Ask once, the hook's own attempts included."""
+        from reducto_provider.hooks.reducto import ReductoHook
+
+        try:
+            if self._hook is None:
+                self._hook = await self._stack.enter_async_context(ReductoHook(self._conn_id))
+            return Poll(moment, query, report=await self._hook.aget_usage(query))
+        except Exception as error:  # noqa: BLE001  # who waits decides what it means
+            return Poll(moment, query, error=error)
+
+
+class FailedPolls:
+    """
+    Counts the polls that failed in a row, and says which are tolerated: those that failed for a passing reason, up
+    to :data:`MAX_FAILED_POLLS` - 1, or with ``silent_fail`` all that a retry might mend.
+    """
+
+    def __init__(self, count: int = 0, *, silent_fail: bool = False) -> None:
+        self.count = count
+        self._silent_fail = silent_fail
+
+    def reset(self) -> None:
+        """A poll did not fail."""
+        self.count = 0
+
+    def tolerates(self, error: Exception) -> bool:
+        """Whether to go on after one more poll that failed, with ``error``."""
+        self.count += 1
+        if self._silent_fail:
+            return not isinstance(error, AirflowFailException)
+        return isinstance(error, ReductoError) and error.passing and self.count < MAX_FAILED_POLLS
+
+    def __str__(self) -> str:
+        end = "which are tolerated without end" if self._silent_fail else f"{MAX_FAILED_POLLS} end the wait"
+        return f"{self.count} in a row, {end}"
+
+
+def retry_after_of(error: Exception | None) -> float:
+    """Seconds for which the service asked to be left alone, as far as that is honoured."""
+    return min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
