@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -74,11 +75,11 @@ class Poller:
 
     async def ask(self, query: UsageQuery, moment: datetime) -> Poll:
         """Ask once, the hook's own attempts included."""
-        from reducto_provider.hooks.reducto import ReductoHook
-
         try:
             if self._hook is None:
-                self._hook = await self._stack.enter_async_context(ReductoHook(self._conn_id))
+                # The first import takes a second, which is too long for an event loop.
+                hooks = await asyncio.to_thread(import_module, "reducto_provider.hooks.reducto")
+                self._hook = await self._stack.enter_async_context(hooks.ReductoHook(self._conn_id))
             return Poll(moment, query, report=await self._hook.aget_usage(query))
         except Exception as error:  # noqa: BLE001  # who waits decides what it means
             return Poll(moment, query, error=error)
