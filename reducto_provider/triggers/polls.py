@@ -79,7 +79,8 @@ class Poller:
             if self._hook is None:
                 # The first import takes a second, which is too long for an event loop.
                 hooks = await asyncio.to_thread(import_module, "reducto_provider.hooks.reducto")
-                self._hook = await self._stack.enter_async_context(hooks.ReductoHook(self._conn_id))
+                hook: ReductoHook = hooks.ReductoHook(self._conn_id)
+                self._hook = await self._stack.enter_async_context(hook)
             return Poll(moment, query, report=await self._hook.aget_usage(query))
         except Exception as error:  # noqa: BLE001  # who waits decides what it means
             return Poll(moment, query, error=error)

@@ -420,9 +420,10 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                     continue
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
+                    self._memory.add(self, level, reading)
                 if passed:
                     await asyncio.sleep(_PERSIST_SECONDS)
-                    await self._remember(passed)
+                await self._store_memory()
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
         """The levels that a poll finds passed and that have not fired in its window, with the reading."""
@@ -444,12 +445,11 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
             unforeseen = None if isinstance(error, ReductoError) else error
             self.log.error("Poll failed, and will until that is mended: %s", error, exc_info=unforeseen)
 
-    async def _remember(self, passed: list[tuple[float, Reading]]) -> None:
+    async def _store_memory(self) -> None:
         try:
-            for level, reading in passed:
-                await self._memory.add(self, level, reading)
-        except Exception as error:  # as above
-            self.log.warning("What has fired is not stored, and would fire again after a restart", exc_info=error)
+            await self._memory.store(self)
+        except Exception as error:  # noqa: BLE001  # as above
+            self.log.warning("What has fired is not stored yet, and a restart would fire it again", exc_info=error)
 
 
 class _Memory:
@@ -457,6 +457,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self._fired: dict[str, dict[str, list[float]]] = {}
+        self._to_store: set[str] = set()
         self._stored = True
 
     async def fired(self, trigger: ReductoUsageLevelTrigger, reading: Reading) -> list[float]:
@@ -465,14 +466,21 @@ class _Memory:
             self._fired[key] = await self._load(trigger, key)
         return self._fired[key].get(reading.window.first.isoformat(), [])
 
-    async def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
+    def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
         key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
         windows = self._fired.setdefault(key, {})
         windows[window] = sorted({*windows.get(window, []), level})
         for forgotten in sorted(windows)[:-_WINDOWS_REMEMBERED]:
             del windows[forgotten]
-        if self._stored and (store := _store_of(trigger)) is not None:
-            await store.aset(key, windows)
+        self._to_store.add(key)
+
+    async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
+        """Hand on what has been added; what can't be is tried again the next time."""
+        if not self._stored or (store := _store_of(trigger)) is None:
+            return
+        for key in list(self._to_store):
+            await store.aset(key, self._fired[key])
+            self._to_store.discard(key)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
         if (store := _store_of(trigger)) is None:
