@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.policy import default
 from pathlib import Path
+
+from aiosmtpd.controller import Controller
 
 PROJECT = Path(__file__).parents[1]
 
@@ -39,6 +45,8 @@ def test_parsing_touches_nothing():
     assert [line for line in done.stdout.splitlines() if line.startswith("reducto_")] == [
         "reducto_usage_all_organizations",
         "reducto_usage_backfill",
+        "reducto_usage_budget_levels",
+        "reducto_usage_budget_mail",
         "reducto_usage_org_acme",
         "reducto_usage_org_globex",
         "reducto_usage_org_initech",
@@ -72,3 +80,50 @@ def test_the_demo_says_what_went_wrong(tmp_path):
     assert done.returncode == 1
     assert "failed: connection 'reducto_default': password" in done.stdout
     assert "demo.log" in done.stdout
+
+
+class Mailbox:
+    """What an SMTP server on loopback was given."""
+
+    def __init__(self):
+        self.mails = []
+
+    async def handle_DATA(self, server, session, envelope):  # noqa: N802  # aiosmtpd's name
+        self.mails.append((envelope.rcpt_tos, message_from_bytes(envelope.content, policy=default)))
+        return "250 OK"
+
+
+class Server(Controller):
+    """On whatever port is free, which the original can't."""
+
+    def _trigger_server(self):
+        self.port = self.server.sockets[0].getsockname()[1]
+        super()._trigger_server()
+
+
+def test_the_mail_is_filled_from_the_reading(run_dag, simulator):
+    mailbox = Mailbox()
+    server = Server(mailbox, hostname="127.0.0.1", port=0)
+    server.start()
+    try:
+        extra = {"disable_ssl": True, "disable_tls": True}
+        smtp = {"conn_type": "smtp", "host": "127.0.0.1", "port": server.port, "extra": extra}
+        importable = f"import sys; sys.path.insert(0, {str(PROJECT / 'dags')!r})\n"
+        source = (PROJECT / "dags/reducto_usage_budget_mail.py").read_text()
+        result = run_dag(
+            source.replace("from datetime", importable + "from datetime", 1),
+            env={"AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(smtp)},
+            logical_date=datetime(2026, 10, 14, tzinfo=UTC),
+        )
+    finally:
+        server.stop()
+
+    states = {name: result.tasks[f"projected_{name}"] for name in ("org_acme", "org_globex", "org_initech")}
+    assert states == {"org_acme": "success", "org_globex": "success", "org_initech": "skipped"}
+    mails = {mail["Subject"]: (to, mail) for to, mail in mailbox.mails}
+    assert len(mailbox.mails) == len(mails) == 2
+    to, mail = mails["Reducto: org_globex is on its way past its budget"]
+    assert to == ["finops@globex.example", "data@globex.example"]
+    text = mail.get_body(("html",)).get_content().strip()
+    reading = result.xcom("projected_org_globex")
+    assert text == (f"org_globex used {reading['used']:,.0f} credits since 2026-10-01. Its budget is 10,000.")

@@ -1,0 +1,71 @@
+"""
+# A DAG that runs when an organization passes a level of its budget
+
+A watcher in the triggerer reads the month's usage of each organization once an hour. When half of the budget is passed,
+four fifths, and all of it, it fires an event, and this DAG runs: once for each level, month and organization. No sensor
+waits, and no DAG run is open meanwhile.
+
+Replace `act` by what your budgets call for: tell somebody, open a ticket, pause the DAGs that use Reducto.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+from reducto_organizations import ORGANIZATIONS
+
+from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
+
+try:
+    from airflow.sdk import AssetAny, AssetWatcher
+    from airflow.sdk import Asset as WatchedAsset
+except ImportError:  # Airflow 2 has no watchers
+    AssetWatcher = None
+
+
+@task
+def act(*, triggering_asset_events: dict) -> list[str]:
+    """Say which organization passed which level of its budget. An event holds the level and the reading."""
+    messages = []
+    for events in triggering_asset_events.values():
+        for event in events:
+            level, reading = event.extra["payload"]["level"], event.extra["payload"]["reading"]
+            messages.append(
+                f"{reading['org_id']} passed {level:g} % of its budget of {reading['threshold']:,} {reading['metric']}: "
+                f"{reading['value']:,} from {reading['usage_start_date']} to {reading['usage_end_date']}"
+            )
+    print(*messages, sep="\n")
+    return messages
+
+
+if AssetWatcher is not None:
+    budgets = [
+        WatchedAsset(
+            f"reducto_budget_{organization['id']}",
+            watchers=[
+                AssetWatcher(
+                    name=f"reducto_budget_levels_{organization['id']}",
+                    trigger=ReductoUsageLevelTrigger(
+                        org_id=organization["id"],
+                        reducto_conn_id=organization["connection"],
+                        budget=organization["budget"],
+                        metric=organization["metric"],
+                        levels=(50, 80, 100),
+                        poke_interval=timedelta(hours=1),
+                    ),
+                )
+            ],
+        )
+        for organization in ORGANIZATIONS
+    ]
+
+    with DAG(
+        dag_id="reducto_usage_budget_levels",
+        schedule=AssetAny(*budgets),
+        start_date=datetime(2026, 1, 1),
+        catchup=False,
+        doc_md=__doc__,
+        tags=["reducto", "example"],
+    ):
+        act()

@@ -1,0 +1,57 @@
+"""
+# A mail when a month is on its way past the budget
+
+On the first of a month one sensor for each organization begins to wait in the triggerer, until the month's usage is
+projected to exceed the organization's budget: from the rate of its complete days, the fourth day on. Its owners then get
+a mail, filled from the sensor's reading. A month that stays within its budget skips its sensor.
+
+Needs the SMTP provider (`apache-airflow-providers-smtp`) and its connection `smtp_default`. For Slack take
+`SlackNotifier` of the Slack provider with `text=MESSAGE` instead, or any other notifier.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.smtp.notifications.smtp import SmtpNotifier
+from reducto_organizations import ORGANIZATIONS
+
+from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+
+# A notifier's texts are templates, rendered once the sensor has ended; its XCom is the reading.
+READING = "{% set reading = ti.xcom_pull(task_ids=ti.task_id) %}"
+SUBJECT = READING + "Reducto: {{ reading.org_id }} is on its way past its budget"
+MESSAGE = READING + (
+    "{{ reading.org_id }} used {{ '{:,.0f}'.format(reading.used) }} {{ reading.metric }} since "
+    "{{ reading.usage_start_date }}"
+    "{% if reading.projected %}, and at this rate comes to {{ '{:,.0f}'.format(reading.value) }} by "
+    "{{ reading.usage_end_date }}{% endif %}. "
+    "Its budget is {{ '{:,.0f}'.format(reading.threshold) }}."
+)
+
+with DAG(
+    dag_id="reducto_usage_budget_mail",
+    schedule="@monthly",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+    doc_md=__doc__,
+    tags=["reducto", "example"],
+):
+    for organization in ORGANIZATIONS:
+        ReductoUsageThresholdSensor(
+            task_id=f"projected_{organization['id']}",
+            org_id=organization["id"],
+            reducto_conn_id=organization["connection"],
+            threshold=organization["budget"],
+            metric=organization["metric"],
+            window="month",
+            projected=True,
+            start_from_trigger=True,
+            poke_interval=timedelta(hours=6),
+            timeout=timedelta(days=32),
+            on_success_callback=SmtpNotifier(
+                to=organization["owners"], from_email="airflow@localhost", subject=SUBJECT, html_content=MESSAGE
+            ),
+        )
