@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, localcontext
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 from threading import Lock
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from reducto_provider.usage.query import UsageQuery
 
@@ -26,6 +29,7 @@ CREDITS_SCALE: Final = 9
 _CREDITS_UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
 _CREDITS_LIMIT = Decimal(10) ** (38 - CREDITS_SCALE)  # decimal128(38, 9) holds nothing from here on
 _ZERO = Decimal(0)
+_get_credits = attrgetter("credits")
 _REQUEST_COUNT_MAX = 2**63 - 1
 # Wide enough that no sum of as many values as fit into memory is ever rounded.
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
@@ -39,7 +43,7 @@ class CreditsUnavailableError(ValueError):
     """Credits are needed, but the service sends none for this account, as on Reducto's newer pricing."""
 
 
-class UsageRow(msgspec.Struct, frozen=True, gc=False):
+class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
     """
     The usage of one UTC day by one value of the dimension that its report is grouped by.
 
@@ -49,8 +53,14 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False):
 
     date: date
     group: str | None
-    credits: Decimal | None
-    request_count: int
+    if TYPE_CHECKING:
+        credits: Decimal | None
+    else:
+        credits: Any  # before its checks an int, a Decimal or an offence; a Decimal may be decoded from text as well
+    request_count: Annotated[int, msgspec.Meta(ge=0, le=_REQUEST_COUNT_MAX)]
+
+    def __post_init__(self) -> None:
+        """Let other threads have the GIL: a million rows without a line of Python would hold up an event loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +94,15 @@ class UsageReport:
         """
         answer = _decode_json(body)
         _check_echo(answer, query)
-        rows = [
-            UsageRow(row.date, row.group, _credits(row.credits, index), row.request_count)
-            for index, row in enumerate(answer.data)
-        ]
+        rows = _with_exact_credits(answer.data)
         days = _by_day(rows)
-        if not _within(days, query) or not all(map(_groups_differ, days)):
+        if days and not (query.start <= days[0][0].date and days[-1][0].date <= query.end):
             raise _row_error(rows, query)
         for day in days:
-            day.sort(key=_row_order)
+            groups = {row.group for row in day}
+            if len(groups) < len(day):
+                raise _row_error(rows, query)
+            day.sort(key=_row_order if None in groups else attrgetter("group"))
         return cls(
             org_id=answer.org_id,
             start=query.start,
@@ -177,30 +187,34 @@ def json_number(value: Decimal) -> int | float:
     return int(value) if value == value.to_integral_value() else float(value)
 
 
-class _AnswerRow(msgspec.Struct, rename="camel", gc=False):
-    date: date
-    group: str | None
-    request_count: Annotated[int, msgspec.Meta(ge=0, le=_REQUEST_COUNT_MAX)]
-    credits: Any = None  # int, Decimal or offence; typed as Decimal, msgspec would take a number given as text
-
-    def __post_init__(self) -> None:
-        """Let other threads have the GIL: a million rows without a line of Python would hold up an event loop."""
-
-
-class _KnownRow(_AnswerRow, rename="camel", gc=False, forbid_unknown_fields=True):
-    pass
-
-
-class _Answer(msgspec.Struct, rename="camel"):
+class _Answer(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     org_id: str
     start_date: date
     end_date: date
     group_by: str
-    data: list[_AnswerRow]
+    data: list[UsageRow]
 
 
-class _KnownAnswer(_Answer, rename="camel", forbid_unknown_fields=True):
-    data: list[_KnownRow]  # type: ignore[assignment]  # narrower on purpose
+class _BareRow(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
+    date: date
+    group: str | None
+    request_count: Annotated[int, msgspec.Meta(ge=0, le=_REQUEST_COUNT_MAX)]
+    credits: Any = None
+
+    def __post_init__(self) -> None:
+        """As that of a UsageRow."""
+
+
+class _BareAnswer(_Answer, rename="camel", forbid_unknown_fields=True):
+    data: list[_BareRow]  # type: ignore[assignment]  # what lacks its credits is no UsageRow yet
+
+
+class _WiderRow(_BareRow, rename="camel", gc=False, forbid_unknown_fields=False):
+    pass
+
+
+class _WiderAnswer(_Answer, rename="camel", forbid_unknown_fields=False):
+    data: list[_WiderRow]  # type: ignore[assignment]
 
 
 class _RowKey(msgspec.Struct):
@@ -217,8 +231,9 @@ class _NamesAnswer(msgspec.Struct):
 
 
 # float_hook hands over the literal's own text: no binary float on the way to Decimal.
-_KNOWN_DECODER = msgspec.json.Decoder(_KnownAnswer, float_hook=Decimal)
 _DECODER = msgspec.json.Decoder(_Answer, float_hook=Decimal)
+_BARE_DECODER = msgspec.json.Decoder(_BareAnswer, float_hook=Decimal)
+_WIDER_DECODER = msgspec.json.Decoder(_WiderAnswer, float_hook=Decimal)
 _KEY_DECODER = msgspec.json.Decoder(_RowKey)
 _SENT_DECODER = msgspec.json.Decoder(_SentAnswer)
 _NAMES_DECODER = msgspec.json.Decoder(_NamesAnswer)
@@ -228,12 +243,12 @@ _logged_names: set[str] = set()
 def _decode_json(body: bytes) -> _Answer:
     try:
         body.decode()  # msgspec does not look into the text of keys that it skips
-        try:
-            return _KNOWN_DECODER.decode(body)
-        except msgspec.ValidationError:
-            answer = _DECODER.decode(body)
-            _log_unknown_names(body)
-            return answer
+        for decoder in (_DECODER, _BARE_DECODER):
+            with suppress(msgspec.ValidationError):
+                return decoder.decode(body)
+        answer = _WIDER_DECODER.decode(body)
+        _log_unknown_names(body)
+        return answer
     except msgspec.ValidationError as error:
         raise UsageContractError(f"the answer does not have the documented form: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -245,7 +260,7 @@ def _decode_json(body: bytes) -> _Answer:
 
 def _log_unknown_names(body: bytes) -> None:
     for place, known, found in (
-        ("rows", _AnswerRow, {name for row in _NAMES_DECODER.decode(body).data for name in row}),
+        ("rows", UsageRow, {name for row in _NAMES_DECODER.decode(body).data for name in row}),
         ("answers", _Answer, set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))),
     ):
         names = {f"{place}: {name}" for name in found - set(known.__struct_encode_fields__)} - _logged_names
@@ -269,6 +284,37 @@ def _check_echo(answer: _Answer, query: UsageQuery) -> None:
         raise UsageContractError("the answer names no organization: its orgId is empty")
 
 
+def _with_exact_credits(rows: Sequence[UsageRow | _BareRow]) -> list[UsageRow]:
+    """The rows with their credits checked, and rounded once; those of most answers are good as they came."""
+    if rows and isinstance(rows[0], UsageRow):
+        good = cast("list[UsageRow]", rows)
+        credits: list[Any] = list(map(_get_credits, good))
+        types = set(map(type, credits))
+        if int in types and types <= {int, Decimal}:  # from a service that writes 150.0 as 150
+            for row in good:
+                if isinstance(row.credits, int):
+                    force_setattr(row, "credits", Decimal(row.credits))
+            credits, types = list(map(_get_credits, good)), {Decimal}
+        if types == {type(None)} or (types == {Decimal} and _need_nothing(credits)):
+            return good
+    return [
+        UsageRow(row.date, row.group, _credits(row.credits, index), row.request_count) for index, row in enumerate(rows)
+    ]
+
+
+def _need_nothing(credits: list[Decimal]) -> bool:
+    """Whether no decimal needs rounding or is an offence, as their sum can tell."""
+    if any(map(Decimal.is_signed, credits)):
+        return False
+    try:
+        with localcontext(_EXACT):
+            total = sum(credits, _ZERO)
+    except DecimalException:  # far out of all bounds
+        return False
+    # No summand is larger than the sum of what is not negative, and none has more decimal places than an exact sum.
+    return total < _CREDITS_LIMIT and cast("int", total.as_tuple().exponent) >= -CREDITS_SCALE
+
+
 def _credits(value: object, index: int) -> Decimal | None:
     if value is None:
         return None
@@ -287,17 +333,9 @@ def _credits(value: object, index: int) -> Decimal | None:
 def _by_day(rows: list[UsageRow]) -> list[list[UsageRow]]:
     """The rows of each day, in the order of days. To go on by day is faster, and never holds the GIL for long."""
     days: dict[date, list[UsageRow]] = {}
-    for row in rows:
-        days.setdefault(row.date, []).append(row)
+    for day, some in groupby(rows, attrgetter("date")):  # most services send a day's rows together
+        days.setdefault(day, []).extend(some)
     return [days[day] for day in sorted(days)]
-
-
-def _within(days: list[list[UsageRow]], query: UsageQuery) -> bool:
-    return not days or (query.start <= days[0][0].date and days[-1][0].date <= query.end)
-
-
-def _groups_differ(rows: list[UsageRow]) -> bool:
-    return len({row.group for row in rows}) == len(rows)
 
 
 def _row_error(rows: list[UsageRow], query: UsageQuery) -> UsageContractError:
