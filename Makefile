@@ -23,7 +23,7 @@ AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
 
-.PHONY: help demo test test-harness azure focus focus-validator lint types pins clean
+.PHONY: help demo test test-harness fuzz azure focus focus-validator lint types pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -47,6 +47,9 @@ test: $(READY) ## run the test suite
 
 test-harness: $(READY) ## test what the tests run Airflow with
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
+
+fuzz: $(READY) ## look for answers that break the decoder, with new examples each time (a quarter of an hour)
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py $(ARGS)
 
 focus: $(READY) focus-validator ## hold FOCUS files against the official validator
 	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)

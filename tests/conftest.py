@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 # Before anything imports Airflow, which reads its configuration once: no home, setting or connection of the machine
@@ -21,6 +22,11 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
     os.environ.pop(name, None)
     os.environ.pop(name.upper(), None)
+
+# The same examples on every run, and however slow the machine; `make fuzz` looks for others.
+hypothesis.settings.register_profile("test", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 pytest_plugins = ["tests.real_airflow.fixtures"]
 
