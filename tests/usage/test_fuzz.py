@@ -28,7 +28,10 @@ LITERALS = st.one_of(
 GROUPS = st.one_of(st.none(), st.sampled_from(["parse", "extract", "", "é", '"', "\\"]), st.text(max_size=3))
 
 
-def rows_of(literals, days=st.integers(0, 30), **options):
+IN_RANGE = st.integers(0, 30)
+
+
+def rows_of(literals, days=IN_RANGE, **options):
     day = days.map(lambda number: str(FIRST + timedelta(days=number)))
     return st.lists(st.tuples(day, GROUPS, literals, st.integers(0, 2**63 - 1).map(str)), max_size=6, **options)
 
