@@ -18,7 +18,7 @@ from reducto_provider.operators.usage import ReductoUsageExportOperator
 def show(usage: dict) -> None:
     """Log the day's groups and what they come to."""
     for row in usage["rows"]:
-        print(f"{row['group']!s:<16}{row['credits']!s:>10} credits {row['request_count']:>8} requests")
+        print(f"{row['group']!s:<16}{row['credits']!s:>10} credits{row['request_count']:>8} requests")
     print(f"{usage['org_id']}: {usage['credits']} credits, {usage['request_count']} requests")
 
 
