@@ -58,6 +58,22 @@ def test_every_message_is_one_that_the_code_has():
     assert not [part for part in parts if not is_said(part, texts)]
 
 
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("cost", "export", "focus", "object-storage", "reference", "sensor")),
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_that_is_shown_can_be_parsed_by_airflow(page):
+    names = {}
+    exec("from reducto_provider.operators.usage import ReductoUsageExportOperator", names)
+    blocks = re.findall(r"^```python\n(.*?)^```", (PROJECT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, names)
+
+
 def test_every_field_of_the_connection_is_described():
     from reducto_provider.hooks.settings import EXTRAS
 
