@@ -28,6 +28,8 @@ nitpick_ignore_regex = [("py:.*", r"(?!reducto_provider).*")]
 # DuckDB's and Snowflake's SQL has more than Pygments knows.
 suppress_warnings = ["misc.highlighting_failure"]
 
+highlight_language = "none"
+
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
