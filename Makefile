@@ -23,7 +23,7 @@ AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
 
-.PHONY: help demo test test-harness fuzz azure focus focus-validator lint types pins clean
+.PHONY: help demo test test-harness fuzz azure focus focus-validator lint types docs dist pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -83,9 +83,28 @@ lint: $(READY) ## ruff: style and format
 types: $(READY) ## mypy
 	@$(BIN)/mypy
 
+# What only these targets need comes on top of .venv, in versions that leave the rest as it is.
+.venv/.with-%: requirements/%.txt $(PINNED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+docs: $(READY) .venv/.with-docs ## build the documentation, in build/docs; a warning is an error
+	@$(BIN)/python -m sphinx -q -W -E --keep-going -d build/doctrees -b html docs build/docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -b coverage docs build/coverage
+	@echo "build/docs/index.html"
+
+dist: $(READY) .venv/.with-dist ## build wheel and source distribution, in dist, and check them
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/python -m twine check --strict dist/*
+
 pins: ## renew the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
+	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
+	  --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
+	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet --group dist \
+	  --constraint requirements/dev.txt --constraint requirements/docs.txt --output-file requirements/dist.txt
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 

@@ -1,7 +1,7 @@
 """The errors of this package, one per cause.
 
-All are ``AirflowException``s, so that sensors treat them alike in every mode. Those that no retry can mend are
-``AirflowFailException``s as well: Airflow then fails the task at once instead of spending its retries. Each takes
+Each is an ``AirflowException``, so that sensors treat them alike in every mode. One that no retry can mend is an
+``AirflowFailException`` as well: Airflow then fails the task at once instead of spending its retries. Each takes
 its message as the only positional argument and so survives pickling.
 """
 

@@ -50,6 +50,8 @@ def test_parsing_touches_nothing():
         "reducto_usage_org_acme",
         "reducto_usage_org_globex",
         "reducto_usage_org_initech",
+        "reducto_usage_reconciliation",
+        "reducto_usage_yesterday",
     ]
 
 
@@ -66,6 +68,7 @@ def test_the_demo_runs_them_all_twice(tmp_path):
             assert screen.count(organization) >= 3
         assert "exceeded: " in screen
         assert "kept: sensor skipped" in screen
+        assert "the same for 3 of 3 organizations" in screen
         assert "usage.jsonl" in screen
         assert "Traceback" not in screen
     assert "sim-key" not in (tmp_path / "demo.log").read_text()

@@ -1,4 +1,4 @@
-"""The package as others get it: the wheel, what Airflow discovers, what importing it costs."""
+"""The package as others get it: wheel and source, what Airflow discovers, what importing it costs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import reducto_provider
 from tests.real_airflow.environment import airflow_environment, copy_database, migrated_database
@@ -18,16 +21,29 @@ from tests.real_airflow.environment import airflow_environment, copy_database, m
 PROJECT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+def build(kind: str, folder: Path) -> Path:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(PROJECT)],
+        [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(folder), str(PROJECT)],
         check=True,
         capture_output=True,
     )
-    [path] = folder.glob("*.whl")
-    return zipfile.ZipFile(path)
+    [path] = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The source distribution, unpacked elsewhere."""
+    folder = tmp_path_factory.mktemp("source")
+    with tarfile.open(build("sdist", tmp_path_factory.mktemp("sdist"))) as archive:
+        archive.extractall(folder, filter="data")
+    [root] = folder.iterdir()
+    return root
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -43,10 +59,66 @@ def test_the_wheels_metadata(wheel):
     assert metadata["Version"] == reducto_provider.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"s3", "gcs", "azure"} <= set(metadata.get_all("Provides-Extra"))
-    assert name.replace("METADATA", "licenses/LICENSE") in wheel.namelist()
+    for license_file in ("LICENSE", "NOTICE"):
+        assert name.replace("METADATA", f"licenses/{license_file}") in wheel.namelist()
     entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert "[apache_airflow_provider]" in entry_points
     assert "reducto_provider.provider_info:get_provider_info" in entry_points
+
+
+def test_the_wheel_can_be_installed_and_imported(wheel, tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", "--target", str(tmp_path), wheel.filename], check=True)
+    names = ", ".join(
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in wheel.namelist()
+        if name.endswith(".py")
+    )
+    output = in_a_new_process(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {names}; print(reducto_provider)"
+    )
+    assert str(tmp_path) in output
+
+
+def test_the_source_is_whole(source):
+    folders = (".ci", "dags", "demo", "docs", "reducto_provider", "requirements", "simulator", "tests")
+    files = {
+        path.relative_to(PROJECT)
+        for folder in folders
+        for path in (PROJECT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    unpacked = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    assert files <= unpacked
+    assert {str(path) for path in unpacked - files} == {
+        *(
+            ".airflow-registry.yaml",
+            ".gitignore",
+            "CHANGELOG.md",
+            "LICENSE",
+            "Makefile",
+            "NOTICE",
+            "PKG-INFO",
+            "README.md",
+        ),
+        *("docker-compose.yaml", "pyproject.toml"),
+    }
+
+
+def test_the_source_passes_its_own_tests(source):
+    tests = "tests/usage tests/export/test_formats.py tests/simulator/test_simulator_usage.py tests/test_docs.py"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "AIRFLOW", "MAKE"))}
+    # In the environment of this suite, since making another takes minutes.
+    done = subprocess.run(
+        ["make", "test", "READY=", f"BIN={Path(sys.executable).parent}", f"ARGS=-n 0 -p no:cacheprovider {tests}"],
+        cwd=source,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert f"rootdir: {source}" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +191,6 @@ def test_the_provider_info_is_valid_and_costs_no_import():
 
 
 def test_what_provider_info_names_exists():
-    from importlib import import_module
-
     from reducto_provider.provider_info import get_provider_info
 
     info = get_provider_info()
@@ -132,6 +202,22 @@ def test_what_provider_info_names_exists():
     for path in paths:
         module, _, name = path.rpartition(".")
         assert hasattr(import_module(module), name)
+
+
+def test_the_registry_s_file_says_the_same():
+    from reducto_provider.provider_info import get_provider_info
+
+    info, registry = get_provider_info(), yaml.safe_load((PROJECT / ".airflow-registry.yaml").read_text())
+    assert (registry["package-name"], registry["display-name"]) == (info["package-name"], info["name"])
+    assert registry["description"] == info["description"]
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        modules = [import_module(module) for entry in info[kind] for module in entry["python-modules"]]
+        assert {each["module"] for each in registry[kind]} == {
+            f"{module.__name__}.{name}"
+            for module in modules
+            for name, value in vars(module).items()
+            if name.startswith("Reducto") and value.__module__ == module.__name__
+        }
 
 
 def test_the_connection_form_has_every_extra_that_the_hook_knows():

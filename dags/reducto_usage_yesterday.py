@@ -1,0 +1,33 @@
+"""
+# Yesterday's usage, in XCom
+
+The smallest DAG of this provider: it needs the connection `reducto_default` and nothing else. It asks for the usage of
+the key's own organization on the day before, and shows it in the log.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+
+@task
+def show(usage: dict) -> None:
+    """Log the day's groups and what they come to."""
+    for row in usage["rows"]:
+        print(f"{row['group']!s:<16}{row['credits']!s:>10} credits{row['request_count']:>8} requests")
+    print(f"{usage['org_id']}: {usage['credits']} credits, {usage['request_count']} requests")
+
+
+with DAG(
+    dag_id="reducto_usage_yesterday",
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    doc_md=__doc__,
+    tags=["reducto", "example"],
+):
+    show(ReductoUsageExportOperator(task_id="export_usage").output)
