@@ -13,15 +13,15 @@ from .dagtest import DagRunner
 from .deployment import AirflowDeployment
 from .environment import PROJECT_ROOT
 
-# DAGs find the project's packages whether it is installed or not.
 _PYTHONPATH = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
-_IMPORTABLE = {"PYTHONPATH": _PYTHONPATH}
+IMPORTABLE = {"PYTHONPATH": _PYTHONPATH}
+"""With it, DAGs find the project's packages whether it is installed or not."""
 
 
 @pytest.fixture(scope="session")
 def dag_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagRunner]:
     """One process with Airflow loaded, for all tests that run a DAG by `DAG.test`."""
-    runner = DagRunner(tmp_path_factory.mktemp("dagtest"), _IMPORTABLE)
+    runner = DagRunner(tmp_path_factory.mktemp("dagtest"), IMPORTABLE)
     yield runner
     runner.close()
 
@@ -38,6 +38,6 @@ def airflow_factory(
 
         def start(dags_folder: Path, env: Mapping[str, str] | None = None) -> AirflowDeployment:
             home = tmp_path_factory.mktemp("airflow")
-            return stack.enter_context(AirflowDeployment(home, dags_folder, {**_IMPORTABLE, **(env or {})}))
+            return stack.enter_context(AirflowDeployment(home, dags_folder, {**IMPORTABLE, **(env or {})}))
 
         yield start
