@@ -249,6 +249,20 @@ class AirflowDeployment:
         answer = self.request("GET", path, params=query, headers={"Accept": "application/json"})
         return "\n".join(_log_lines(answer.json()["content"]))
 
+    def command(self, *arguments: str) -> str:
+        """What an `airflow` command prints, run beside the processes."""
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            env=self._env,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise DeploymentError(f"airflow {' '.join(arguments)} gave {done.returncode}: {done.stderr[-2000:]}")
+        return done.stdout
+
     def asset_events(self) -> list[dict[str, Any]]:
         """All asset events, oldest first."""
         return self._all("/api/v2/assets/events", "asset_events", order_by="timestamp")
