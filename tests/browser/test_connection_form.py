@@ -23,7 +23,7 @@ PROXY_PASSWORD = "hunter-22-squid"
 PROXY = f"http://squid:{PROXY_PASSWORD}@127.0.0.1:3128"
 
 FIELDS = """
-return [...document.querySelectorAll("[role=dialog] [data-part=content] [data-scope=field][data-part=root]")].map(
+return [...document.querySelectorAll("[role=dialog] [data-scope=field][data-part=root]")].map(
   field => {
     const input = field.querySelector("input[name], textarea[name]");
     const text = part => field.querySelector(`[data-part=${part}]`)?.textContent.trim() ?? null;
@@ -59,7 +59,7 @@ class Page:
             ]
             return found[-1] if found else None
 
-        return WebDriverWait(self.browser, 20).until(usable, f"nothing to see of {xpath}")
+        return WebDriverWait(self.browser, 30).until(usable, f"nothing to see of {xpath}")
 
     def press(self, name: str) -> None:
         self.see(f"//button[@aria-label='{name}' or normalize-space()='{name}']").click()
@@ -76,7 +76,7 @@ class Page:
 
     def save(self) -> None:
         self.press("Save")
-        WebDriverWait(self.browser, 20).until_not(
+        WebDriverWait(self.browser, 30).until_not(
             lambda browser: browser.find_elements(By.XPATH, "//*[@role='dialog']")
         )
 
@@ -111,7 +111,8 @@ def service():
 
 @pytest.fixture(scope="module")
 def airflow(chromium, airflow_factory, tmp_path_factory):
-    airflow = airflow_factory(tmp_path_factory.mktemp("dags"), {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"})
+    settings = {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
+    airflow = airflow_factory(tmp_path_factory.mktemp("dags"), settings, services=["api-server"])
     yield airflow
     airflow.stop()
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,14 +31,14 @@ def dag_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagRunner]:
 def airflow_factory(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., AirflowDeployment]]:
-    """Starts complete Airflows, given a folder of DAGs and additions to the environment.
+    """Starts Airflows, complete unless told otherwise, given a folder of DAGs and additions to the environment.
 
     They last until the session's end; whoever is done with one earlier calls its `stop`.
     """
     with ExitStack() as stack:
 
-        def start(dags_folder: Path, env: Mapping[str, str] | None = None) -> AirflowDeployment:
+        def start(dags_folder: Path, env: Mapping[str, str] | None = None, **options: Any) -> AirflowDeployment:
             home = tmp_path_factory.mktemp("airflow")
-            return stack.enter_context(AirflowDeployment(home, dags_folder, {**IMPORTABLE, **(env or {})}))
+            return stack.enter_context(AirflowDeployment(home, dags_folder, {**IMPORTABLE, **(env or {})}, **options))
 
         yield start
