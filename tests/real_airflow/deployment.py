@@ -74,7 +74,8 @@ class AirflowDeployment:
     """Airflow in a home folder, from `start` to `stop`, or inside a `with`.
 
     `env` is added to the environment of all processes: connections as `AIRFLOW_CONN_...`, settings as
-    `AIRFLOW__...`, a `PYTHONPATH`. `services` are the processes to start, the `api-server` among them. DAGs are paused until `unpause`, as Airflow has it.
+    `AIRFLOW__...`, a `PYTHONPATH`. `services` are the processes to start, the `api-server` among them. DAGs are
+    paused until `unpause`, as Airflow has it.
     """
 
     def __init__(
