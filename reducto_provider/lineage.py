@@ -32,9 +32,10 @@ _SCHEMES = {"s3a": "s3", "gcs": "gs", "abfs": "abfss"}
 def usage_dataset(base_url: str, org_id: str, group_by: str) -> InputDataset:
     """An organization's usage by one dimension, as the service at ``base_url`` has it: the URL without the days."""
     url = urlsplit(base_url)
+    host = url.netloc.removesuffix({"https": ":443", "http": ":80"}[url.scheme])
     query = urlencode({"orgId": org_id, "groupBy": group_by}, quote_via=quote)
     return InputDataset(
-        namespace=f"{url.scheme}://{url.netloc}",
+        namespace=f"{url.scheme}://{host}",
         name=f"{url.path}{ENDPOINT}?{query}",
         facets=_schema(SENT_COLUMNS),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reducto_provider.lineage import dataset_name
+from reducto_provider.lineage import dataset_name, usage_dataset
 from simulator import Organization, status
 from tests.object_storage.s3server import S3Server
 from tests.real_airflow.dagtest import DagRunner, DagTestResult
@@ -206,6 +206,21 @@ def test_no_secret_is_told(lineage, s3):
     result.expect()
     for secret in (KEY, "AKIAFORTHETESTS", "a-secret-of-the-tests"):
         assert secret not in lineage.text
+
+
+@pytest.mark.parametrize(
+    ("base_url", "namespace", "path"),
+    [
+        ("https://studio.reducto.ai", "https://studio.reducto.ai", ""),
+        ("https://studio.reducto.ai:443", "https://studio.reducto.ai", ""),
+        ("https://studio.reducto.ai:4443", "https://studio.reducto.ai:4443", ""),
+        ("http://gateway:80/reducto", "http://gateway", "/reducto"),
+    ],
+)
+def test_names_of_usage(base_url, namespace, path):
+    dataset = usage_dataset(base_url, "org a&b", "api_key")
+    assert dataset.namespace == namespace
+    assert dataset.name == f"{path}/api/v1/usage/export?orgId=org%20a%26b&groupBy=api_key"
 
 
 @pytest.mark.parametrize(
