@@ -58,7 +58,7 @@ def test_the_wheels_metadata(wheel):
     assert metadata["Name"] == "airflow-provider-reducto"
     assert metadata["Version"] == reducto_provider.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"s3", "gcs", "azure"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"s3", "gcs", "azure", "openlineage"} <= set(metadata.get_all("Provides-Extra"))
     for license_file in ("LICENSE", "NOTICE"):
         assert name.replace("METADATA", f"licenses/{license_file}") in wheel.namelist()
     entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()

@@ -14,7 +14,21 @@ import msgspec
 from reducto_provider.export import focus
 from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, plain
 
-COLUMNS: Final = ("date", "group", "credits", "request_count")
+_CREDITS_TYPE = f"decimal(38,{CREDITS_SCALE})"
+_FOCUS_TYPES = {
+    "text": "string",
+    "moment": "timestamp",
+    "credits": _CREDITS_TYPE,
+    "money": f"decimal(38,{focus.COST_SCALE})",
+    "count": "bigint",
+}
+
+SENT_COLUMNS: Final = {"date": "string", "group": "string", "credits": "double", "requestCount": "bigint"}
+"""What the service sends, and with which types."""
+
+COLUMNS: Final = {"date": "date", "group": "string", "credits": _CREDITS_TYPE, "request_count": "bigint"}
+"""What files hold, in their order, and with which types, as SQL engines name them."""
+
 COMPRESSIONS: Final = {"gzip": "gz", "zstd": "zst"}
 """How text formats can be compressed, and what that adds to a file's ending."""
 
@@ -45,6 +59,10 @@ class Format(ABC):
         """
         return report.rows
 
+    def columns(self, *keys: str) -> Mapping[str, str]:
+        """The columns of a file that has ``keys`` as columns, and their types."""
+        return {**dict.fromkeys(keys, "string"), **COLUMNS}
+
     @abstractmethod
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
         """The content of one file."""
@@ -58,6 +76,9 @@ class JsonFormat(Format):
 
     def rows(self, report: UsageReport) -> Sequence[bytes]:
         return report.sent_rows()
+
+    def columns(self, *keys: str) -> Mapping[str, str]:
+        return {**dict.fromkeys(keys, "string"), **SENT_COLUMNS}
 
     def encode(self, rows: Sequence[bytes], keys: Mapping[str, str]) -> bytes:
         prefix = b"{" + b"".join(_json(name) + b":" + _json(value) + b"," for name, value in keys.items())
@@ -149,6 +170,9 @@ class FocusFormat(Format):
     def rows(self, report: UsageReport) -> Sequence[tuple[focus.Value, ...]]:
         return [tuple(record.values()) for record in focus.focus_records(report, self._terms)]
 
+    def columns(self, *keys: str) -> Mapping[str, str]:
+        return {name: _FOCUS_TYPES[kind] for name, kind in focus.COLUMNS.items()}
+
 
 class FocusCsvFormat(FocusFormat):
     """FOCUS as CSV, written as :class:`CsvFormat` is."""
@@ -204,6 +228,9 @@ class Compressed(Format):
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
         return self._plain.rows(report)
+
+    def columns(self, *keys: str) -> Mapping[str, str]:
+        return self._plain.columns(*keys)
 
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
         content = self._plain.encode(rows, keys)

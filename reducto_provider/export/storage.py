@@ -78,6 +78,11 @@ class Storage(ABC):
     parallel: ClassVar[int] = 1
     """How many files are best written at the same time."""
 
+    @property
+    def account(self) -> str | None:
+        """The account that a container of Azure belongs to. Elsewhere None: the name of a bucket says all."""
+        return None
+
     @abstractmethod
     def uri(self, name: str = "") -> str:
         """The URL of a file, without a connection id."""
@@ -212,6 +217,11 @@ class ObjectStorage(Storage):
 
     def uri(self, name: str = "") -> str:
         return f"{self._scheme}://{self._path(name)}"
+
+    @property
+    def account(self) -> str | None:
+        account: str | None = getattr(getattr(self._fs, "service_client", None), "account_name", None)
+        return account
 
     def read(self, name: str = "") -> bytes | None:
         try:

@@ -29,10 +29,14 @@ from reducto_provider.usage.report import CreditsUnavailableError, json_number, 
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from reducto_provider.export.dataset import PublishedFile
     from reducto_provider.export.focus import BillingTerms
     from reducto_provider.export.formats import Format
+    from reducto_provider.export.storage import Storage
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
     from reducto_provider.usage.report import UsageReport
@@ -48,6 +52,10 @@ class _ReductoUsageOperator(BaseOperator):
     ui_color = "#e4e0f5"
 
     group_by = "product"
+
+    # What the task has read, for its lineage. Nothing of it is known at the start: to look the connection up then, in a
+    # process that shares the task's channel to Airflow, could hang the task.
+    _reports: Sequence[UsageReport] = ()
 
     def __init__(
         self,
@@ -82,6 +90,18 @@ class _ReductoUsageOperator(BaseOperator):
         from reducto_provider.hooks.reducto import ReductoHook
 
         return ReductoHook(self.reducto_conn_id)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """What the task read and wrote, for OpenLineage, which asks after a success and after a failure."""
+        from airflow.providers.openlineage.extractors import OperatorLineage
+
+        from reducto_provider.lineage import usage_dataset
+
+        asked = [(self.hook.settings.base_url, report.org_id, report.group_by) for report in self._reports]
+        return OperatorLineage(inputs=[usage_dataset(*each) for each in asked], outputs=self._outputs())
+
+    def _outputs(self) -> list[OutputDataset]:
+        return []
 
     def _check_literals(self) -> None:
         check_literals({name: getattr(self, name) for name in QUERY_FIELDS})
@@ -214,6 +234,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.prepaid = prepaid
         self.billing_account_name = billing_account_name
         self.max_xcom_bytes = max_xcom_bytes
+        self._target: tuple[Storage, Format] | None = None
+        self._files: Sequence[PublishedFile] | None = None
         self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -281,6 +303,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
 
         try:
             storage = open_storage(self._check_output_path(), self.output_conn_id)
+            self._target = (storage, file_format)
             if self.partitioned:
                 dataset = UsageDataset(storage, file_format, query.filters())
                 dataset.check()  # before a request is spent on it
@@ -291,6 +314,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
                 files = [publish_object(storage, file_format, report)]
         except OSError as error:
             raise ReductoExportError(str(error)) from error
+        self._files = files
         self.log.info(
             "Published %d files with %d bytes at %s; %d changed",
             sum(file.uri is not None for file in files),
@@ -302,6 +326,21 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self._tell_outlets(context, {**_summary(report), "uri": storage.uri(), "changed_days": changed})
         return {**_summary(report), "files": [file.as_json() for file in files]}
 
+    def _outputs(self) -> list[OutputDataset]:
+        if self._target is None or not self._reports:
+            return []
+        from reducto_provider.export.dataset import partition_of
+        from reducto_provider.lineage import files_dataset
+
+        storage, file_format = self._target
+        if self.partitioned:
+            [report] = self._reports
+            folder = f"data/{partition_of(report.org_id, report.group_by)}"
+            return [files_dataset(storage, folder, file_format.columns(), self._files)]
+        if self._files and self._files[0].uri is None:
+            return []  # a format that can't be empty has left no object
+        return [files_dataset(storage, "", file_format.columns("org_id", "group_by"), self._files)]
+
     def _tell_outlets(self, context: Context, summary: dict[str, Any]) -> None:
         """Give the event of each asset that the task produces the summary, for who is started by it."""
         for outlet in self.outlets:
@@ -310,6 +349,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
 
     def _ask(self, query: UsageQuery) -> UsageReport:
         report = self.hook.get_usage(query)
+        self._reports = [report]
         self.log.info(
             "%s used %s credits in %d requests (%d rows)",
             report.org_id,
@@ -349,6 +389,7 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
             raise AirflowSkipException(f"no day of {DayRange(query.start, query.end)} is over yet")
         query = replace(query, end=min(query.end, yesterday))
         reports = {name: self.hook.get_usage(replace(query, group_by=name)) for name in DIMENSIONS}
+        self._reports = list(reports.values())
         if discrepancies := reconcile(reports):
             raise ReductoReconciliationError(
                 f"the dimensions of {reports['product'].org_id} do not agree on {len(discrepancies)} figures: "

@@ -134,6 +134,7 @@ def test_what_it_takes_of_the_store(container):
     storage.replace("a=%2F/b", b"")
     assert list(storage.names("")) == ["a=%2F/b"]
     assert blobs(container) == {"usage/a=%2F/b": b""}
+    assert storage.account == ACCOUNT
 
 
 def test_refusals_are_clear_errors(export, container, connection):

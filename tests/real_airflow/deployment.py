@@ -74,7 +74,8 @@ class AirflowDeployment:
     """Airflow in a home folder, from `start` to `stop`, or inside a `with`.
 
     `env` is added to the environment of all processes: connections as `AIRFLOW_CONN_...`, settings as
-    `AIRFLOW__...`, a `PYTHONPATH`. DAGs are paused until `unpause`, as Airflow has it.
+    `AIRFLOW__...`, a `PYTHONPATH`. `services` are the processes to start, the `api-server` among them. DAGs are
+    paused until `unpause`, as Airflow has it.
     """
 
     def __init__(
@@ -83,10 +84,12 @@ class AirflowDeployment:
         dags_folder: Path,
         env: Mapping[str, str] | None = None,
         *,
+        services: Sequence[Service] = tuple(SERVICES),
         cache_dir: Path | None = None,
         start_timeout: float = 120,
     ) -> None:
         self.home = home.resolve()
+        self._services = services
         port, execution_port = _free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self._execution_url = f"http://127.0.0.1:{execution_port}/execution/"
@@ -121,7 +124,7 @@ class AirflowDeployment:
         self._guard = Guard(self.home)
         try:
             copy_database(migrated_database(self._cache_dir), self.home / "airflow.db")
-            for service in SERVICES:
+            for service in self._services:
                 self.start_service(service)
             self.wait_for(self._is_healthy, self._start_timeout, "a healthy start")
             token = self.request("GET", "/auth/token").json()["access_token"]
@@ -249,6 +252,20 @@ class AirflowDeployment:
         answer = self.request("GET", path, params=query, headers={"Accept": "application/json"})
         return "\n".join(_log_lines(answer.json()["content"]))
 
+    def command(self, *arguments: str) -> str:
+        """What an `airflow` command prints, run beside the processes."""
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            env=self._env,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise DeploymentError(f"airflow {' '.join(arguments)} gave {done.returncode}: {done.stderr[-2000:]}")
+        return done.stdout
+
     def asset_events(self) -> list[dict[str, Any]]:
         """All asset events, oldest first."""
         return self._all("/api/v2/assets/events", "asset_events", order_by="timestamp")
@@ -352,10 +369,12 @@ class AirflowDeployment:
                 return entries
 
     def _is_healthy(self) -> bool:
-        # The tasks' API builds itself at its first call, for seconds: better now than while a task waits.
-        self.request("GET", f"{self._execution_url}health")
+        if "execution-api" in self._services:
+            # The tasks' API builds itself at its first call, for seconds: better now than while a task waits.
+            self.request("GET", f"{self._execution_url}health")
         health = self.request("GET", "/api/v2/monitor/health").json()
-        return all(part["status"] == "healthy" for part in health.values())
+        asked = ("metadatabase", *(service.replace("-", "_") for service in self._services))
+        return all(part["status"] == "healthy" for name, part in health.items() if name in asked)
 
     def _log_tails(self, *services: Service) -> str:
         logs = {service: tail(self.home / f"{service}.log") for service in services}

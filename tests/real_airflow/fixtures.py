@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,15 @@ from .dagtest import DagRunner
 from .deployment import AirflowDeployment
 from .environment import PROJECT_ROOT
 
-# DAGs find the project's packages whether it is installed or not.
 _PYTHONPATH = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
-_IMPORTABLE = {"PYTHONPATH": _PYTHONPATH}
+IMPORTABLE = {"PYTHONPATH": _PYTHONPATH}
+"""With it, DAGs find the project's packages whether it is installed or not."""
 
 
 @pytest.fixture(scope="session")
 def dag_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagRunner]:
     """One process with Airflow loaded, for all tests that run a DAG by `DAG.test`."""
-    runner = DagRunner(tmp_path_factory.mktemp("dagtest"), _IMPORTABLE)
+    runner = DagRunner(tmp_path_factory.mktemp("dagtest"), IMPORTABLE)
     yield runner
     runner.close()
 
@@ -30,14 +31,14 @@ def dag_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagRunner]:
 def airflow_factory(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., AirflowDeployment]]:
-    """Starts complete Airflows, given a folder of DAGs and additions to the environment.
+    """Starts Airflows, complete unless told otherwise, given a folder of DAGs and additions to the environment.
 
     They last until the session's end; whoever is done with one earlier calls its `stop`.
     """
     with ExitStack() as stack:
 
-        def start(dags_folder: Path, env: Mapping[str, str] | None = None) -> AirflowDeployment:
+        def start(dags_folder: Path, env: Mapping[str, str] | None = None, **options: Any) -> AirflowDeployment:
             home = tmp_path_factory.mktemp("airflow")
-            return stack.enter_context(AirflowDeployment(home, dags_folder, {**_IMPORTABLE, **(env or {})}))
+            return stack.enter_context(AirflowDeployment(home, dags_folder, {**IMPORTABLE, **(env or {})}, **options))
 
         yield start
