@@ -18,8 +18,8 @@ from reducto_organizations import ORGANIZATIONS
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
 
 try:
-    from airflow.sdk import AssetAny, AssetWatcher
     from airflow.sdk import Asset as WatchedAsset
+    from airflow.sdk import AssetAny, AssetWatcher
 except ImportError:  # Airflow 2 has no watchers
     AssetWatcher = None
 
@@ -32,8 +32,9 @@ def act(*, triggering_asset_events: dict) -> list[str]:
         for event in events:
             level, reading = event.extra["payload"]["level"], event.extra["payload"]["reading"]
             messages.append(
-                f"{reading['org_id']} passed {level:g} % of its budget of {reading['threshold']:,} {reading['metric']}: "
-                f"{reading['value']:,} from {reading['usage_start_date']} to {reading['usage_end_date']}"
+                f"{reading['org_id']} passed {level:g} % of its budget of {reading['threshold']:,} "
+                f"{reading['metric']}: {reading['value']:,} from {reading['usage_start_date']} to "
+                f"{reading['usage_end_date']}"
             )
     print(*messages, sep="\n")
     return messages

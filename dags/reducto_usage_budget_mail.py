@@ -2,8 +2,8 @@
 # A mail when a month is on its way past the budget
 
 On the first of a month one sensor for each organization begins to wait in the triggerer, until the month's usage is
-projected to exceed the organization's budget: from the rate of its complete days, the fourth day on. Its owners then get
-a mail, filled from the sensor's reading. A month that stays within its budget skips its sensor.
+projected to exceed the organization's budget: from the rate of its complete days, from the fourth day on. Its owners
+then get a mail, filled from the sensor's reading. A month that stays within its budget skips its sensor.
 
 Needs the SMTP provider (`apache-airflow-providers-smtp`) and its connection `smtp_default`. For Slack take
 `SlackNotifier` of the Slack provider with `text=MESSAGE` instead, or any other notifier.

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -50,6 +51,17 @@ class Format(ABC):
     def identity(self) -> dict[str, Any]:
         """What a dataset must agree on, so that its files can be read as one."""
         return {"format": self.name, "compression": self.compression}
+
+    def check_installed(self) -> None:
+        """
+        See that what the format needs is there, before a request is spent on it.
+
+        :raises ImportError: naming the extra to install.
+        """
+        if self.compression == "zstd" and find_spec("pyarrow") is None:
+            raise ImportError(
+                f"output_format={self.name!r} with zstd needs pyarrow: pip install 'airflow-provider-reducto[parquet]'"
+            )
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
         """

@@ -301,6 +301,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         from reducto_provider.export.dataset import UsageDataset, publish_object
         from reducto_provider.export.storage import open_storage
 
+        file_format.check_installed()
         try:
             storage = open_storage(self._check_output_path(), self.output_conn_id)
             self._target = (storage, file_format)

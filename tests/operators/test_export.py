@@ -485,3 +485,24 @@ def test_the_key_is_nowhere(export, simulator, tmp_path):
     assert simulator.requests[-1].headers["Authorization"] == "Bearer sim-key-canary-9f3a"
     kept = [result.log, repr(result.xcoms), repr(result.task_instances), repr(content_of(tmp_path))]
     assert not any("canary" in text for text in kept)
+
+
+@pytest.mark.parametrize("arguments", [{"output_format": "parquet"}, {"compression": "zstd"}])
+def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path, arguments):
+    result = run_dag(f"""
+        from airflow.providers.common.compat.sdk import DAG
+        from reducto_provider.export import formats
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        formats.find_spec = lambda name: None
+        with DAG("export", schedule=None):
+            ReductoUsageExportOperator(
+                task_id="export", org_id="org_acme", output_path={str(tmp_path)!r}, retries=1, **{arguments!r}
+            )
+    """)
+
+    [error] = result.errors
+    assert error.type == "ReductoConfigurationError"
+    assert "airflow-provider-reducto[parquet]" in error.message
+    assert not simulator.requests
+    assert not list(tmp_path.iterdir())
