@@ -448,7 +448,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     async def _store_memory(self) -> None:
         try:
             await self._memory.store(self)
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # as above
             self.log.warning("What has fired is not stored yet, and a restart would fire it again", exc_info=error)
 
 

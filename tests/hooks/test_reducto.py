@@ -1492,7 +1492,7 @@ def test_a_certificate_is_checked_from_then_on(
         asking()
     connect(host=server.url, password=ROTATED, extra={"verify": True, "max_attempts": 1})
     for _ in range(2):
-        with pytest.raises(ReductoTransportError, match="(?i)certificate"):
+        with pytest.raises(ReductoTransportError, match=r"(?i)certificate"):
             asking()
     assert f"Bearer {ROTATED}" not in server.headers("Authorization")
 
