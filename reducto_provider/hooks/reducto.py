@@ -117,14 +117,15 @@ class ReductoHook(HttpHook):
     @property
     def settings(self) -> ReductoSettings:
         """
-        What the connection says, read once.
+        What the connection says, read once, and again when its key is refused.
 
         :raises ReductoConfigurationError: naming the connection's field that can't be used.
         """
-        if self._settings is None:
+        settings = self._settings
+        if settings is None:
             connection = self.get_connection(self.reducto_conn_id)
-            self._settings = ReductoSettings.of(connection, connection.extra_dejson)
-        return self._settings
+            self._settings = settings = ReductoSettings.of(connection, connection.extra_dejson)
+        return settings  # another thread may have forgotten it meanwhile
 
     async def aget_settings(self) -> ReductoSettings:
         """:attr:`settings` for an event loop, which looking a connection up must not block."""
