@@ -1483,6 +1483,7 @@ def refuse(request: bytes, proper: bytes) -> list[bytes]:
     return [b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"]
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS")
 def test_a_certificate_is_checked_from_then_on(
     asking: Callable[[], UsageReport], connect: Connect, listen: Callable[..., Any], certificate: Any
 ) -> None:
