@@ -109,4 +109,4 @@ pins: ## renew the pinned versions in requirements/ (needs uv)
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 
 clean: ## remove everything that the targets above made
-	rm -rf .venv .cache .demo build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .cache .demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -110,22 +110,22 @@ class ReductoHook(HttpHook):
         self.reducto_conn_id = reducto_conn_id
         self._settings: ReductoSettings | None = None
         self._session: requests.Session | None = None
-        self._async_session: aiohttp.ClientSession | None = None
-        self._retired: list[aiohttp.ClientSession] = []
+        self._async_sessions: dict[ReductoSettings, aiohttp.ClientSession] = {}
         self._contexts = 0
-        self._pace: _Pace | None = None
+        self._pace = _Pace()
 
     @property
     def settings(self) -> ReductoSettings:
         """
-        What the connection says, read once.
+        What the connection says, read once, and again when its key is refused.
 
         :raises ReductoConfigurationError: naming the connection's field that can't be used.
         """
-        if self._settings is None:
+        settings = self._settings
+        if settings is None:
             connection = self.get_connection(self.reducto_conn_id)
-            self._settings = ReductoSettings.of(connection, connection.extra_dejson)
-        return self._settings
+            self._settings = settings = ReductoSettings.of(connection, connection.extra_dejson)
+        return settings  # another thread may have forgotten it meanwhile
 
     async def aget_settings(self) -> ReductoSettings:
         """:attr:`settings` for an event loop, which looking a connection up must not block."""
@@ -153,7 +153,6 @@ class ReductoHook(HttpHook):
             self._settings = None
             if self.settings == settings:
                 raise
-        self._session = self._pace = None
         self._log_rotation()
         return self._get_usage(query, self.settings)
 
@@ -168,10 +167,6 @@ class ReductoHook(HttpHook):
             renewed = await self.aget_settings()
             if renewed == settings:
                 raise
-        if self._async_session is not None:
-            self._retired.append(self._async_session)  # others may be using it
-            self._async_session = await _open_async_session(renewed)
-        self._pace = None
         self._log_rotation()
         return await self._aget_usage(query, renewed)
 
@@ -179,8 +174,8 @@ class ReductoHook(HttpHook):
         query = _with_organization(query, settings)
         retrying = tenacity.AsyncRetrying(**self._retry_policy(settings))
         body: bytes
-        if self._async_session is not None:
-            body = await retrying(self._afetch, query, settings, self._async_session)
+        if self._contexts:
+            body = await retrying(self._afetch, query, settings, await self._async_session_of(settings))
         else:
             async with await _open_async_session(settings) as session:
                 body = await retrying(self._afetch, query, settings, session)
@@ -189,11 +184,7 @@ class ReductoHook(HttpHook):
         return await asyncio.to_thread(self._decode, body, query, settings)
 
     async def __aenter__(self) -> Self:
-        session = await _open_async_session(await self.aget_settings())
-        if self._async_session is None:
-            self._async_session = session
-        else:  # entered meanwhile by another task, or around this
-            await session.close()
+        await self._async_session_of(await self.aget_settings())
         self._contexts += 1
         return self
 
@@ -201,11 +192,18 @@ class ReductoHook(HttpHook):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._contexts -= 1
-        if self._contexts == 0 and self._async_session is not None:
-            sessions = [*self._retired, self._async_session]
-            self._retired, self._async_session = [], None
-            for session in sessions:
+        if self._contexts == 0:
+            sessions, self._async_sessions = self._async_sessions, {}
+            for session in sessions.values():
                 await session.close()
+
+    async def _async_session_of(self, settings: ReductoSettings) -> aiohttp.ClientSession:
+        """The context's session for ``settings``. Those of settings that were replaced stay open for who uses them."""
+        if settings not in self._async_sessions:
+            session = await _open_async_session(settings)
+            if self._async_sessions.setdefault(settings, session) is not session:  # another task was faster
+                await session.close()
+        return self._async_sessions[settings]
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for yesterday's usage, once and briefly; say what came of it in words that a person can act on."""
@@ -233,19 +231,23 @@ class ReductoHook(HttpHook):
             raise ReductoConfigurationError(
                 "ReductoHook.get_conn() takes neither headers nor extra_options: use the connection's extras"
             )
-        if self._session is None:
-            settings = self.settings
+        return self._session_of(self.settings)
+
+    def _session_of(self, settings: ReductoSettings) -> requests.Session:
+        auth = _BearerAuth(settings)
+        session = self._session
+        if session is None or session.auth != auth:
             self._set_base_url(None)
             session = self._configure_session_from_mount_adapters(_Session())
             session.trust_env = False  # or netrc and the proxies of other URLs would be mixed in
-            session.auth = _BearerAuth(settings)
+            session.auth = auth
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             session.headers["User-Agent"] = _USER_AGENT
             session.verify = _verify(settings)
             if proxy := _proxy(settings):
                 session.proxies = {settings.origin[0]: proxy}
             self._session = session
-        return self._session
+        return session
 
     def url_from_endpoint(self, endpoint: str | None) -> str:
         """The connection's base URL and ``endpoint``, joined by one slash."""
@@ -280,7 +282,7 @@ class ReductoHook(HttpHook):
     def _fetch(self, query: UsageQuery, settings: ReductoSettings) -> bytes:
         """One attempt: the body of a good answer."""
         time.sleep(self._reserve(settings))
-        session = self.get_conn()
+        session = self._session_of(settings)
         try:
             answer = _call_within(settings.timeout, partial(_read_answer, session, _url(query, settings), settings))
         except TimeoutError:
@@ -355,9 +357,7 @@ class ReductoHook(HttpHook):
 
     def _reserve(self, settings: ReductoSettings) -> float:
         """Seconds to wait until the connection's ``requests_per_second`` allow the next request."""
-        if self._pace is None:
-            self._pace = _Pace(settings.requests_per_second)
-        return self._pace.reserve()
+        return self._pace.reserve(settings.requests_per_second)
 
 
 class _Session(requests.Session):
@@ -367,34 +367,33 @@ class _Session(requests.Session):
         return iter(())
 
 
+@dataclass(frozen=True)
 class _BearerAuth(AuthBase):
     """The key as a bearer token, for the connection's own host only."""
 
-    def __init__(self, settings: ReductoSettings) -> None:
-        self._settings = settings
+    settings: ReductoSettings
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if origin_of(request.url or "") != self._settings.origin:
+        if origin_of(request.url or "") != self.settings.origin:
             raise ReductoConfigurationError(
-                f"the Reducto key is for {self._settings.base_url}: it is not sent to another host"
+                f"the Reducto key is for {self.settings.base_url}: it is not sent to another host"
             )
-        request.headers["Authorization"] = f"Bearer {self._settings.key}"
+        request.headers["Authorization"] = f"Bearer {self.settings.key}"
         return request
 
 
 class _Pace:
     """Spaces requests evenly: ``reserve`` takes the next slot and says how many seconds it is away."""
 
-    def __init__(self, per_second: float | None) -> None:
-        self._interval = 1 / per_second if per_second else 0.0
+    def __init__(self) -> None:
         self._next = 0.0
         self._lock = threading.Lock()
 
-    def reserve(self) -> float:
+    def reserve(self, per_second: float | None) -> float:
         with self._lock:
             now = time.monotonic()
             slot = max(now, self._next)
-            self._next = slot + self._interval
+            self._next = slot + (1 / per_second if per_second else 0.0)
             return slot - now
 
 

@@ -29,16 +29,17 @@ from reducto_provider.exceptions import (
 )
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.triggers.polls import FailedPolls, retry_after_of
-from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
+from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_day
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
     METRICS,
     Reading,
     UsageThreshold,
+    check_one_window,
     check_projectable,
     parse_threshold,
 )
-from reducto_provider.usage.window import NoDayEndedError, check_window
+from reducto_provider.usage.window import DayRange, NoDayEndedError, check_window, least_days
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -90,7 +91,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param projected: hold what the whole window will come to at the rate so far against the threshold: the usage of
         its complete days, divided by their number and multiplied by that of all its days, but never less than what
         was used so far. A day is complete when it has been over for more than ``settle_days``. While fewer than
-        three are, what was used stands for itself.
+        three are, what was used stands for itself. The window must have days enough: four and ``settle_days``.
     :param on_closed_window: ``skip``, ``fail``, or ``wait`` for restatements until the timeout.
     :param settle_days: days after its end in which a window still counts as open, for restatements.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
@@ -230,16 +231,23 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         if is_literal(self.threshold):
             parse_threshold(self.threshold)
         if is_literal(self.window):
-            window = check_window(self.window)
-            if self.usage_start_date is not None and window != "month":
-                raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
-            if self.projected and self.usage_start_date is None and (window == "day" or isinstance(window, int)):
-                check_projectable(1 if window == "day" else int(window))
+            check_one_window(check_window(self.window), self.usage_start_date)
         for name, allowed in (("metric", METRICS), ("on_closed_window", CLOSED_WINDOW_ACTIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not isinstance(self.settle_days, int) or isinstance(self.settle_days, bool) or self.settle_days < 0:
             raise ValueError(f"settle_days must be a whole number, 0 or more, not {self.settle_days!r}")
+        if self.projected and (days := self._known_days()) is not None:
+            check_projectable(days, self.settle_days)
+
+    def _known_days(self) -> int | None:
+        """How many days the window has at the least, as far as that can be known before a run."""
+        if self.usage_start_date is None:
+            return least_days(check_window(self.window)) if is_literal(self.window) else None
+        if is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
+            first, last = (parse_day(name, getattr(self, name)) for name in ("usage_start_date", "usage_end_date"))
+            return DayRange(first, last).length
+        return None
 
     def _waited_for(self, context: Context) -> UsageThreshold:
         try:

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
@@ -432,7 +433,9 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         if reading is None:
             return []
         fired = await self._memory.fired(self, reading)
-        passed = [level for level in self.levels if reading.value * 100 > reading.threshold * Decimal(str(level))]
+        # Fractions, since decimals of many digits would be rounded.
+        percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
+        passed = [level for level in self.levels if percent > Fraction(str(level))]
         new = [level for level in passed if level not in fired]
         told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
         self.log.info("%s%s; next poll in %g s", reading, told, poll.next_in)
@@ -469,9 +472,7 @@ class _Memory:
     def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
         key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
         windows = self._fired.setdefault(key, {})
-        windows[window] = sorted({*windows.get(window, []), level})
-        for forgotten in sorted(windows)[:-_WINDOWS_REMEMBERED]:
-            del windows[forgotten]
+        windows[window] = [*windows.get(window, []), level]
         self._to_store.add(key)
 
     async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
@@ -479,7 +480,10 @@ class _Memory:
         if not self._stored or (store := _store_of(trigger)) is None:
             return
         for key in list(self._to_store):
-            await store.aset(key, self._fired[key])
+            windows = await self._load(trigger, key)  # with what other triggers of the asset have added
+            for window, levels in self._fired[key].items():
+                windows[window] = sorted({*windows.get(window, []), *levels})
+            await store.aset(key, dict(sorted(windows.items())[-_WINDOWS_REMEMBERED:]))
             self._to_store.discard(key)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
@@ -569,6 +573,6 @@ def _parse_interval(interval: object) -> float:
 def _parse_levels(levels: object) -> list[float]:
     if isinstance(levels, list | tuple | set) and levels:
         numbers = [level for level in levels if isinstance(level, int | float) and not isinstance(level, bool)]
-        if len(numbers) == len(set(levels)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
+        if len(set(numbers)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
             return sorted(numbers)
     raise ValueError(f"levels must be different numbers of percent, each more than 0, not {levels!r}")

@@ -141,7 +141,7 @@ class UsageThreshold:
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
         if self.projected:
-            check_projectable(self.window.length)
+            check_projectable(self.window.length, self.settle_days)
 
     @classmethod
     def of_run(
@@ -164,6 +164,7 @@ class UsageThreshold:
         :raises ValueError: for an argument that can't be right, naming it.
         """
         check_both_days(fields)
+        check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
             fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
         return cls(
@@ -251,16 +252,26 @@ class UsageThreshold:
         return str(reading)
 
 
-def check_projectable(days: int) -> None:
+def check_one_window(window: str | int, usage_start_date: object) -> None:
+    """
+    See that a window other than the default is not given along with days, which would win unnoticed.
+
+    :raises ValueError: naming both.
+    """
+    if usage_start_date is not None and window != "month":
+        raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
+
+
+def check_projectable(days: int, settle_days: int) -> None:
     """
     See that a window has days enough for a projection to be made before it is over.
 
     :raises ValueError: when it has not.
     """
-    if days <= PROJECTED_FROM_DAYS:
+    if days <= PROJECTED_FROM_DAYS + settle_days:
         raise ValueError(
-            f"projected needs a window of more than {PROJECTED_FROM_DAYS} days, as it builds on that many complete "
-            f"ones: this window has {days}"
+            f"projected needs a window of more than {PROJECTED_FROM_DAYS + settle_days} days, as it builds on "
+            f"{PROJECTED_FROM_DAYS} that have been over for more than settle_days={settle_days}: this window has {days}"
         )
 
 

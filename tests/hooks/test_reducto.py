@@ -11,6 +11,8 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import pairwise
@@ -670,10 +672,8 @@ def test_requests_per_second_among_threads(simulator: Simulator, connect: Connec
         waits.append(hook._reserve(hook.settings))
 
     clock = type("Clock", (), {"monotonic": staticmethod(lambda: 50.0)})
-    hook._reserve(hook.settings)  # whichever thread is first makes the schedule
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reducto, "time", clock)
-        hook._pace = None
         threads = [threading.Thread(target=reserve) for _ in range(8)]
         hook._reserve(hook.settings)
         for thread in threads:
@@ -1362,3 +1362,233 @@ def test_mostly_failing_service(ask: Ask, simulator: Simulator, connect: Connect
     for _ in range(10):
         assert figures(ask(hook, QUESTION)) == truth(simulator, QUESTION)
     assert len(simulator.requests) > 10
+
+
+# A key that was rotated while the hook lived
+
+ROTATED = "sim-key-rotated-5d1e"
+
+
+@pytest.fixture(params=["sync", "async", "context"])
+def asking(request: pytest.FixtureRequest) -> Iterator[Callable[[], UsageReport]]:
+    """One hook, kept: asked in the three ways, again and again. It is open from its first question on."""
+    hook = ReductoHook()
+    if request.param == "sync":
+        yield lambda: hook.get_usage(QUESTION)
+        return
+    with asyncio.Runner() as runner, ExitStack() as stack:
+
+        def ask_once() -> UsageReport:
+            if request.param == "context" and not hook._contexts:
+                runner.run(hook.__aenter__())
+                stack.callback(lambda: runner.run(hook.__aexit__(None, None, None)))
+            return runner.run(hook.aget_usage(QUESTION))
+
+        yield ask_once
+
+
+def rotate(simulator: Simulator) -> None:
+    simulator.keys[ROTATED] = simulator.keys.pop(KEY)
+
+
+def statuses(simulator: Simulator) -> list[int | None]:
+    return [request.status for request in simulator.requests]
+
+
+def test_a_key_that_was_rotated(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+) -> None:
+    connect(host=simulator.url)
+    before = asking()
+    rotate(simulator)
+    connect(host=simulator.url, password=ROTATED)
+
+    assert asking() == before
+    assert statuses(simulator) == [200, 401, 200]
+    assert asking() == before
+    assert statuses(simulator) == [200, 401, 200, 200], "the new key is kept"
+    conceals(None, KEY, ROTATED)
+
+
+def test_a_rotation_is_logged(ask: Ask, simulator: Simulator, connect: Connect, logged: Any) -> None:
+    connect(host=simulator.url)
+    hook = ReductoHook()
+    ask(hook, QUESTION)
+    rotate(simulator)
+    connect(host=simulator.url, password=ROTATED)
+    ask(hook, QUESTION)
+    assert sum("has changed since it was read" in text for text in logged.everything[::2]) == 1
+
+
+def test_a_refused_key_that_was_not_rotated_is_sent_once(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+) -> None:
+    connect(host=simulator.url, password="sim-key-wrong-77")
+    for count in (1, 2):
+        with pytest.raises(ReductoAuthenticationError, match="'reducto_default'") as caught:
+            asking()
+        assert statuses(simulator) == [401] * count
+    conceals(caught.value, "sim-key-wrong-77")
+
+
+def test_a_rotated_key_that_is_refused_too(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+) -> None:
+    connect(host=simulator.url)
+    asking()
+    rotate(simulator)
+    connect(host=simulator.url, password="sim-key-wrong-77")
+    with pytest.raises(ReductoAuthenticationError) as caught:
+        asking()
+    assert statuses(simulator) == [200, 401, 401]
+    conceals(caught.value, KEY, "sim-key-wrong-77")
+    connect(host=simulator.url, password=ROTATED)
+    asking()
+    assert statuses(simulator) == [200, 401, 401, 401, 200]
+
+
+def test_only_a_401_reads_the_connection_again(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect
+) -> None:
+    connect(host=simulator.url)
+    asking()
+    connect(host=simulator.url, password=ROTATED)
+    simulator.faults.add(status(403), status(400))
+    for error in (ReductoPermissionError, ReductoRequestError):
+        with pytest.raises(error):
+            asking()
+    asking()
+    assert statuses(simulator) == [200, 403, 400, 200]
+
+
+def test_a_connection_that_moved(
+    asking: Callable[[], UsageReport],
+    simulator: Simulator,
+    connect: Connect,
+    listen: Callable[..., Any],
+    certificate: Any,
+) -> None:
+    connect(host=simulator.url, password="sim-key-wrong")
+    with pytest.raises(ReductoAuthenticationError):
+        asking()
+    moved = listen(tls=certificate.tls)
+    connect(host=moved.url, password=ROTATED, extra={"verify": str(certificate.bundle)})
+
+    assert asking().rows == ()
+    assert moved.headers("Authorization") == [f"Bearer {ROTATED}"]
+    assert statuses(simulator) == [401, 401]
+
+
+def refuse(request: bytes, proper: bytes) -> list[bytes]:
+    return [b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"]
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS")
+def test_a_certificate_is_checked_from_then_on(
+    asking: Callable[[], UsageReport], connect: Connect, listen: Callable[..., Any], certificate: Any
+) -> None:
+    server = listen(refuse, tls=certificate.tls)
+    connect(host=server.url, extra={"verify": False, "max_attempts": 1})
+    with pytest.raises(ReductoAuthenticationError):
+        asking()
+    connect(host=server.url, password=ROTATED, extra={"verify": True, "max_attempts": 1})
+    for _ in range(2):
+        with pytest.raises(ReductoTransportError, match=r"(?i)certificate"):
+            asking()
+    assert f"Bearer {ROTATED}" not in server.headers("Authorization")
+
+
+@pytest.mark.parametrize("rate", [4, 2])
+def test_the_pace_is_kept(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, clock: Any, rate: float
+) -> None:
+    connect(host=simulator.url, extra={"requests_per_second": 4})
+    asking()
+    rotate(simulator)
+    connect(host=simulator.url, password=ROTATED, extra={"requests_per_second": rate})
+    asking()
+    asking()
+    assert statuses(simulator) == [200, 401, 200, 200]
+    assert clock.waits == pytest.approx([1 / 4, 1 / 4, 1 / rate])
+
+
+def test_a_connection_that_is_gone_and_comes_back(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(host=simulator.url)
+    before = asking()
+    rotate(simulator)
+    monkeypatch.delenv("AIRFLOW_CONN_REDUCTO_DEFAULT")
+    with pytest.raises(AirflowNotFoundException, match="reducto_default"):
+        asking()
+    with pytest.raises(AirflowNotFoundException, match="reducto_default"):
+        asking()
+    connect(host=simulator.url, password=ROTATED)
+    assert asking() == before
+    assert statuses(simulator) == [200, 401, 200]
+
+
+def test_a_connection_that_can_t_be_used_any_more(
+    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect
+) -> None:
+    connect(host=simulator.url)
+    asking()
+    rotate(simulator)
+    connect(host=simulator.url, password="")
+    with pytest.raises(ReductoConfigurationError, match="password is empty"):
+        asking()
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["within a context", "each by itself"])
+def test_tasks_whose_key_was_rotated(
+    within: bool,
+    connect: Connect,
+    listen: Callable[..., Any],
+    certificate: Any,
+    conceals: Callable[..., None],
+    all_is_closed: Callable[[], None],
+) -> None:
+    arrived = threading.Barrier(5)
+
+    def answer(request: bytes, proper: bytes) -> list[bytes]:
+        if ROTATED.encode() in request:
+            return [proper]
+        arrived.wait(10)  # all are refused at once
+        return refuse(request, proper)
+
+    server = listen(answer, tls=certificate.tls)
+    extra = {"verify": str(certificate.bundle), "max_attempts": 1}
+    connect(host=server.url, extra=extra)
+
+    async def ask_at_once() -> list[UsageReport]:
+        hook = ReductoHook()
+        async with hook if within else nullcontext():
+            await hook.aget_settings()
+            connect(host=server.url, password=ROTATED, extra=extra)
+            return await asyncio.gather(*(hook.aget_usage(QUESTION) for _ in range(5)))
+
+    assert len(asyncio.run(ask_at_once())) == 5
+    assert server.headers("Authorization") == [f"Bearer {KEY}"] * 5 + [f"Bearer {ROTATED}"] * 5
+    conceals(None, KEY, ROTATED)
+    all_is_closed()
+
+
+def test_threads_whose_key_was_rotated(connect: Connect, listen: Callable[..., Any]) -> None:
+    arrived = threading.Barrier(5)
+
+    def answer(request: bytes, proper: bytes) -> list[bytes]:
+        if ROTATED.encode() in request:
+            return [proper]
+        arrived.wait(10)
+        return refuse(request, proper)
+
+    server, moved = listen(answer), listen(answer)
+    connect(host=server.url)
+    hook = ReductoHook()
+    assert hook.settings.key == KEY
+    connect(host=moved.url, password=ROTATED)
+    with ThreadPoolExecutor(5) as pool:
+        reports = [pool.submit(hook.get_usage, QUESTION) for _ in range(5)]
+        assert all(report.result(20).rows == () for report in reports)
+    assert server.headers("Authorization") == [f"Bearer {KEY}"] * 5
+    assert moved.headers("Authorization") == [f"Bearer {ROTATED}"] * 5

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pendulum
 import pytest
+import time_machine
 from airflow import sdk
 from airflow.sdk.definitions.timetables.interval import DeltaDataIntervalTimetable
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from airflow.timetables.base import TimeRestriction
 from dateutil.relativedelta import relativedelta
+from hypothesis import given
+from hypothesis import strategies as st
 
+from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.usage.fields import QUERY_FIELDS
+from reducto_provider.usage.threshold import UsageThreshold
 from reducto_provider.usage.window import (
     DayRange,
     NoDayEndedError,
@@ -605,6 +611,110 @@ class TestDaysOfWindow:
 
         said = str(error.value)
         assert "'month', 'week', 'day', 'run' or a whole number of days from 1 to 3650" in said
+
+
+THRESHOLD = {"threshold": "1", "metric": "credits", "per_group": False, "projected": False, "settle_days": 0}
+QUESTION = {**dict.fromkeys(QUERY_FIELDS), "group_by": "product"}
+
+
+class TestWindowOfARun:
+    """What a sensor asks for depends on its run alone, and not on when it is asked."""
+
+    @staticmethod
+    def waited_for(context, window="month", **fields):
+        return UsageThreshold.of_run(context, window=window, **THRESHOLD, **{**QUESTION, **fields})
+
+    @pytest.mark.parametrize(
+        ("window", "moment", "expected"),
+        [
+            ("month", "2026-01-31T23:59:59", days("2026-01-01", "2026-01-31")),
+            ("month", "2026-02-01T00:00", days("2026-02-01", "2026-02-28")),
+            ("month", "2028-02-29T12:00", days("2028-02-01", "2028-02-29")),
+            ("month", "2100-02-28T12:00", days("2100-02-01", "2100-02-28")),
+            ("month", "2026-12-31T23:59:59", days("2026-12-01", "2026-12-31")),
+            ("month", "2027-01-01T00:00", days("2027-01-01", "2027-01-31")),
+            ("week", "2026-12-31T12:00", days("2026-12-28", "2027-01-03")),
+            ("week", "2028-02-29T12:00", days("2028-02-28", "2028-03-05")),
+            ("week", "2026-06-14T23:59:59", days("2026-06-08", "2026-06-14")),
+            ("week", "2026-06-15T00:00", days("2026-06-15", "2026-06-21")),
+            ("day", "2028-02-29T23:59:59", days("2028-02-29")),
+            ("day", "2027-01-01T00:00", days("2027-01-01")),
+            (1, "2028-03-01T00:00", days("2028-03-01")),
+            (2, "2028-03-01T00:00", days("2028-02-29", "2028-03-01")),
+            (30, "2027-01-01T12:00", days("2026-12-03", "2027-01-01")),
+            (366, "2028-12-31T12:00", days("2028-01-01", "2028-12-31")),
+            ("7", "2026-03-01T00:00", days("2026-02-23", "2026-03-01")),
+            ("run", "2027-01-01T00:00", days("2026-12-31")),
+            ("run", "2028-03-01T06:00", days("2028-02-29")),
+        ],
+    )
+    def test_a_retry_and_a_clear_ask_the_same(self, window, moment, expected):
+        context = run_context(cron("@daily"), utc(moment))
+        seen = []
+        for later in (timedelta(0), timedelta(minutes=5), timedelta(days=3), timedelta(days=40), timedelta(days=800)):
+            with time_machine.travel(utc(moment) + later, tick=False):
+                waited_for = self.waited_for(context, window)
+                seen.append(waited_for)
+        assert seen == [seen[0]] * 5
+        assert seen[0].window == expected
+
+        over = utc(str(expected.last)) + timedelta(days=1)
+        assert {waited_for.query_at(over + timedelta(days=n)) for waited_for in seen for n in (0, 1, 900)} == {
+            seen[0].query
+        }, "what is asked once the window is over"
+
+    @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo", "Pacific/Kiritimati"])
+    @pytest.mark.parametrize("window", ["month", "week", "day", 7])
+    def test_the_zone_of_the_moment_does_not_matter(self, window, zone):
+        for moment in ("2026-06-30T23:59:59", "2026-07-01T00:00", "2026-03-08T07:00", "2026-11-01T06:30"):
+            context = run_context(None, utc(moment).in_timezone(zone))
+            assert self.waited_for(context, window) == self.waited_for(run_context(None, utc(moment)), window)
+
+    def test_the_moment_is_the_end_of_the_interval_or_run_after(self):
+        interval = run_context(None, utc("2026-05-31T00:00"), utc("2026-06-01T00:00"), run_after=utc("2026-08-08"))
+        triggered = run_context(None, None, run_after=utc("2026-06-01T00:00"), logical_date=None)
+
+        assert self.waited_for(interval).window == self.waited_for(triggered).window == days("2026-06-01", "2026-06-30")
+
+    @pytest.mark.parametrize("first", [date(2026, 5, 1), "2026-05-01"])
+    def test_explicit_days(self, first):
+        context = run_context(None, utc("2026-06-18T12:30"))
+
+        explicit = self.waited_for(context, usage_start_date=first, usage_end_date="2026-05-31")
+        assert explicit.window == days("2026-05-01", "2026-05-31")
+
+    @pytest.mark.parametrize("window", ["week", "day", "run", 7, "7", "Month"])
+    def test_explicit_days_beside_another_window_are_refused(self, window):
+        with pytest.raises(ValueError, match="are two windows: give one of them"):
+            self.waited_for(
+                run_context(None, utc("2026-06-18")), window, usage_start_date="2026-05-01", usage_end_date="2026-05-31"
+            )
+        if window != "Month":
+            with pytest.raises(ValueError, match="are two windows: give one of them"):
+                ReductoUsageThresholdSensor(
+                    task_id="wait",
+                    threshold=1,
+                    window=window,
+                    usage_start_date="2026-05-01",
+                    usage_end_date="{{ ds }}",
+                )
+
+    @pytest.mark.parametrize("given", ["usage_start_date", "usage_end_date"])
+    def test_half_a_range_is_refused(self, given):
+        with pytest.raises(ValueError, match="go together"):
+            self.waited_for(run_context(None, utc("2026-06-18")), **{given: "2026-06-01"})
+
+    @given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), st.sampled_from(["month", "week", "day", 1, 30]))
+    def test_it_holds_the_moment_and_windows_join_up(self, moment, window):
+        context = run_context(None, moment.replace(tzinfo=UTC))
+        found = self.waited_for(context, window).window
+
+        assert found.first <= moment.date() <= found.last
+        after = run_context(None, datetime.combine(found.last + timedelta(days=1), moment.time(), tzinfo=UTC))
+        if isinstance(window, str):
+            assert self.waited_for(after, window).window.first == found.last + timedelta(days=1)
+        else:
+            assert (found.length, found.last) == (window, moment.date())
 
 
 class TestDayRange:
