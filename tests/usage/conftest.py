@@ -8,14 +8,9 @@ from datetime import date
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
-
-# The same examples on every machine, however slow it is.
-settings.register_profile("tests", max_examples=50, deadline=None, derandomize=True)
-settings.load_profile("tests")
 
 FIRST, LAST = date(2026, 5, 19), date(2026, 6, 18)
 
