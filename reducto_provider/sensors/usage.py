@@ -169,26 +169,19 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once and decide; when deferrable and there is to wait, hand over to the trigger."""
         waited_for = self._waited_for(context)
-        deadline = time.monotonic() + self._limit
-        while True:
-            self._retry_after = 0.0
-            try:
-                done = self._poll(waited_for)
-            except AirflowSkipException:
-                raise
-            except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
-                self._tolerate(error)
-                done = False
-            else:
-                self._failed_polls.reset()
-            if done:
-                return done
-            if self.deferrable and self.timeout > 0:
-                self._defer(waited_for)
-            if not (self.reschedule and self._failed_polls.count) or time.monotonic() > deadline:
-                return False
-            # Rescheduled, the task would forget how often it failed: it stays while the service fails.
-            time.sleep(max(self.poke_interval, self._retry_after))
+        self._retry_after = 0.0
+        done: bool | PokeReturnValue = False
+        try:
+            done = self._poll(waited_for)
+        except AirflowSkipException:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
+            self._tolerate(error)
+        else:
+            self._failed_polls.reset()
+        if self.deferrable and self.timeout > 0 and not done:
+            self._defer(waited_for)
+        return done
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Make of the trigger's event what :meth:`execute` would have returned or raised."""
@@ -217,6 +210,11 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             raise
         except Exception as error:  # noqa: BLE001  # as in poke
             self._fail(error)
+
+    @property
+    def reschedule(self) -> bool:
+        """Not while the service fails: rescheduled, the task would forget how often it did."""
+        return self.mode == "reschedule" and not self._failed_polls.count
 
     @cached_property
     def hook(self) -> ReductoHook:
