@@ -28,7 +28,7 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.triggers.polls import FailedPolls, retry_after_of
+from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, retry_after_of
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
@@ -101,7 +101,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task
         only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
         ``deferrable``, which this implies.
-    :param poke_interval: seconds between polls.
+    :param poke_interval: seconds between polls, one at the least. The last poll is at the end of the wait.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
     """
 
@@ -305,15 +305,16 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
-        return f"next poll in {max(self.poke_interval, self._retry_after):g} s"
+        return f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
         # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
-        # rescheduled.
-        if run_duration() > self._limit:
+        # rescheduled; and it would sleep beyond the end of the wait.
+        left = self._limit - run_duration()
+        if left < 0:
             raise AirflowTaskTimeout(f"execution_timeout of {self._limit:g} s is over")
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        return max(interval, self._retry_after)
+        return min(max(interval, self._retry_after, SHORTEST_INTERVAL), left)
 
     def _defer(self, waited_for: UsageThreshold) -> NoReturn:
         from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from reducto_provider.hooks.reducto import ReductoHook
 
+SHORTEST_INTERVAL: Final = 1.0
+"""Seconds between two polls at the least, whatever ``poke_interval`` says."""
+
 LONGEST_RETRY_AFTER: Final = 3600.0
 """Seconds that the service may put off the next poll by ``Retry-After``."""
 

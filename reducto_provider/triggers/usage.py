@@ -12,13 +12,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
-from reducto_provider.triggers.polls import FailedPolls, Poll, Poller, retry_after_of
+from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, Poll, Poller, retry_after_of
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, plain
@@ -27,9 +27,6 @@ from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEnded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-
-SHORTEST_INTERVAL: Final = 1.0
-"""Seconds between two polls at the least, whatever ``poke_interval`` says: a triggerer has no use for a spin."""
 
 _PERSIST_SECONDS = 2.0  # the triggerer hands events on once a second
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
@@ -96,12 +93,15 @@ class _UsageTrigger(BaseEventTrigger):
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """The polls of the stream, before them one of its own if nobody has asked yet."""
         if self.asks_first:
-            async with Poller(self.reducto_conn_id) as poller:
-                polls = await self._ask(poller)
+            polls = await self._ask_alone()
             for poll in polls:
                 yield replace(poll, next_in=self._interval(0, polls))
         async for poll in shared_stream:
             yield poll
+
+    async def _ask_alone(self) -> list[Poll]:
+        async with Poller(self.reducto_conn_id) as poller:
+            return await self._ask(poller)
 
     async def _ask(self, poller: Poller) -> list[Poll]:
         moment = datetime.now(UTC)
@@ -264,7 +264,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
                     async with asyncio.timeout(self._seconds_left()):
                         event = await self._event_of(await anext(polls), waited_for, failed_polls)
                 except TimeoutError:
-                    event = timeout_event(waited_for)
+                    [last] = await self._ask_alone()  # as a sensor in a worker asks when its time is over
+                    event = await self._event_of(last, waited_for, failed_polls) or timeout_event(waited_for)
                 if event is not None:
                     yield _event(event)
                     return
@@ -448,7 +449,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     async def _store_memory(self) -> None:
         try:
             await self._memory.store(self)
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # as above
             self.log.warning("What has fired is not stored yet, and a restart would fire it again", exc_info=error)
 
 

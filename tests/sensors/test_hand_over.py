@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
 
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
-from simulator import status
+from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from simulator import Altered, status
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 
@@ -32,6 +35,46 @@ def rescheduled(ago: float) -> dict[str, Any]:
     """The context of a visit to a worker, the first of which was so many seconds ago."""
     first = datetime.now(UTC) - timedelta(seconds=ago)
     return {"ti": SimpleNamespace(get_first_reschedule_date=lambda context: first)}
+
+
+def deferred(sensor: ReductoUsageThresholdSensor) -> ReductoUsageThresholdTrigger:
+    """The trigger that a sensor hands over to, as it comes out of the database."""
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor.execute({})
+    return ReductoUsageThresholdTrigger(**json.loads(json.dumps(deferral.value.trigger.serialize()[1])))
+
+
+def event_of(trigger: ReductoUsageThresholdTrigger) -> Any:
+    """The payload of a trigger's event."""
+
+    async def first() -> Any:
+        return await anext(trigger.run())
+
+    return asyncio.run(first()).payload
+
+
+def waited(sensor: ReductoUsageThresholdSensor) -> Any:
+    """What a sensor returns or raises in the end."""
+    if sensor.deferrable:
+        return sensor.execute_complete({}, event_of(deferred(sensor)))
+    return sensor.execute({})
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_last_poll_is_at_the_end_of_the_wait(sensor, simulator, deferrable):
+    simulator.faults.add(Altered({"data": []}))
+    reading = waited(sensor(threshold=1, poke_interval=3600, timeout=1, deferrable=deferrable))
+
+    assert reading["exceeded"]
+    assert len(simulator.requests) == 2
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_no_interval_makes_it_spin(sensor, simulator, deferrable):
+    with pytest.raises(AirflowSensorTimeout):
+        waited(sensor(poke_interval=0, timeout=2.5, deferrable=deferrable))
+
+    assert len(simulator.requests) <= 4, "at once, after 1 s, after 2 s, and at the end"
 
 
 def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, simulator):

@@ -120,7 +120,3 @@ def test_any_other_failure_ends_the_wait():
     event = event_of([failed(ReductoAuthenticationError("no"))])
     assert event == {"status": "error", "error": "ReductoAuthenticationError", "message": "no"}
     assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
-
-
-def test_a_deadline_that_passed():
-    assert event_of([], deadline=1.0)["status"] == "timeout"
