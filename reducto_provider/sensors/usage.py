@@ -28,7 +28,7 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, retry_after_of
+from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, as_reducto_error, retry_after_of
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
@@ -74,6 +74,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     an answer against the contract             failed                skipped
     passing faults, fewer than five in a row   goes on waiting       goes on waiting
     passing faults, five polls in a row        failed                skipped
+    an exception that nobody foresaw           failed                skipped
     =========================================  ====================  ==============================
 
     ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
@@ -187,10 +188,10 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """Make of the trigger's event what :meth:`execute` would have returned or raised."""
         try:
             match event:
-                case {"status": "exceeded", "reading": sent}:
+                case {"status": "exceeded", "reading": {"exceeded": True} as sent}:
                     Reading.from_json(sent)  # to see that it is one; as it was sent it is what poke returns
                     return dict(sent)
-                case {"status": "closed", "reading": sent}:
+                case {"status": "closed", "reading": {"exceeded": False} as sent}:
                     self._give_up(Reading.from_json(sent))
                 case {"status": "skip", "message": str(message)}:
                     raise AirflowSkipException(message)
@@ -277,7 +278,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _tolerate(self, error: Exception) -> None:
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
-            self._fail(error)
+            self._fail(as_reducto_error(error))
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll failed (%s): %s; %s", self._failed_polls, error, self._next_poll)
 

@@ -18,7 +18,14 @@ from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
-from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, Poll, Poller, retry_after_of
+from reducto_provider.triggers.polls import (
+    SHORTEST_INTERVAL,
+    FailedPolls,
+    Poll,
+    Poller,
+    as_reducto_error,
+    retry_after_of,
+)
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, plain
@@ -293,7 +300,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
                 self.log.error("Poll failed: %s", error, exc_info=unforeseen)
-                return error_event(error)
+                return error_event(as_reducto_error(error))
             self.log.warning(
                 "Poll failed (%s): %s; next poll in %g s", failed_polls, error, poll.next_in, exc_info=unforeseen
             )
@@ -516,7 +523,7 @@ def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
     return f"reducto_usage_levels_{digest[:32]}"
 
 
-def error_event(error: Exception) -> dict[str, Any]:
+def error_event(error: ReductoError) -> dict[str, Any]:
     """The event for an error that ends the wait: its class by name, for the sensor to raise it again."""
     return {"status": "error", "error": type(error).__name__, "message": str(error)}
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
 
+from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from simulator import Altered, status
@@ -75,6 +76,77 @@ def test_no_interval_makes_it_spin(sensor, simulator, deferrable):
         waited(sensor(poke_interval=0, timeout=2.5, deferrable=deferrable))
 
     assert len(simulator.requests) <= 4, "at once, after 1 s, after 2 s, and at the end"
+
+
+READING = {
+    "metric": "credits",
+    "value": 2,
+    "used": 2.0,
+    "projected": False,
+    "threshold": 1,
+    "exceeded": True,
+    "usage_start_date": "2026-05-01",
+    "usage_end_date": "2026-05-31",
+    "org_id": "org_acme",
+    "group_by": "product",
+    "group": None,
+    "time": "2026-06-01T00:00:00+00:00",
+}
+
+
+def test_an_event_comes_back_as_it_was_sent(sensor):
+    assert sensor().execute_complete({}, {"status": "exceeded", "reading": READING}) == READING
+
+
+MALFORMED = {
+    "nothing": None,
+    "text": "exceeded",
+    "no status": {"reading": READING},
+    "an unknown status": {"status": "done", "reading": READING},
+    "a status of another type": {"status": True, "reading": READING},
+    "no reading": {"status": "exceeded"},
+    "a reading of another type": {"status": "exceeded", "reading": [READING]},
+    "a reading that did not exceed": {"status": "exceeded", "reading": {**READING, "exceeded": False}},
+    "a closed window with a reading that exceeded": {"status": "closed", "reading": READING},
+    "a window closed without a reading": {"status": "closed", "reading": None},
+    "an error without its name": {"status": "error", "message": "no"},
+    "an error without its message": {"status": "error", "error": "ReductoServerError"},
+    "a timeout without its message": {"status": "timeout"},
+    "a skip without its message": {"status": "skip", "message": None},
+    **{
+        f"{name} as error": {"status": "error", "error": name, "message": "no"}
+        for name in ("SystemExit", "KeyError", "AirflowFailException", "AirflowSkipException", "annotations", "")
+    },
+    **{f"no {name}": {"status": "exceeded", "reading": {**READING, name: ...}} for name in READING},
+    **{
+        f"{status}, {name}={value!r}": {"status": status, "reading": {**READING, "exceeded": exceeded, name: value}}
+        for status, exceeded in (("exceeded", True), ("closed", False))
+        for name, value in (
+            ("metric", "pages"),
+            ("value", float("nan")),
+            ("value", float("inf")),
+            ("value", "2"),
+            ("used", None),
+            ("projected", "no"),
+            ("threshold", True),
+            ("exceeded", None),
+            ("usage_start_date", "May"),
+            ("usage_end_date", None),
+            ("org_id", None),
+            ("group_by", 1),
+            ("group", 1),
+            ("time", "2026-06-01T00:00:00"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("event", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_event_is_never_taken_for_an_outcome(sensor, event):
+    if isinstance(event, dict) and isinstance(reading := event.get("reading"), dict):
+        event = {**event, "reading": {name: value for name, value in reading.items() if value is not ...}}
+    with pytest.raises(ReductoTriggerEventError):
+        sensor().execute_complete({}, event)
 
 
 def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, simulator):
