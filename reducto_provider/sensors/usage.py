@@ -102,7 +102,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task
         only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
         ``deferrable``, which this implies.
-    :param poke_interval: seconds between polls, one at the least. The last poll is at the end of the wait.
+    :param poke_interval: seconds between polls, one at the least. The last poll is when ``timeout`` is over.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
     """
 
@@ -154,6 +154,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.deferrable = deferrable or start_from_trigger
         self._failed_polls = FailedPolls(silent_fail=self.silent_fail)
         self._retry_after = 0.0
+        self._started_at = 0.0
         self._check_literals()
         if start_from_trigger:
             self._start_from_trigger()
@@ -161,6 +162,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
         self._failed_polls.reset()
+        self._started_at = time.time()
         try:
             reading: dict[str, Any] | None = super().execute(context)
         except (AirflowSensorTimeout, AirflowTaskTimeout) as error:
@@ -322,7 +324,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
         trigger = ReductoUsageThresholdTrigger.waiting_for(
             waited_for,
-            deadline=time.time() + self._limit,
+            deadline=self._started_at + self._limit,
             failed_polls=self._failed_polls.count,
             **self._trigger_options,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferr
 from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
-from simulator import Altered, status
+from simulator import Altered, Stall, status
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 
@@ -59,6 +60,73 @@ def waited(sensor: ReductoUsageThresholdSensor) -> Any:
     if sensor.deferrable:
         return sensor.execute_complete({}, event_of(deferred(sensor)))
     return sensor.execute({})
+
+
+def test_everything_is_handed_over(sensor, simulator):
+    simulator.faults.add(status(503))
+    began = time.time()
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor(
+            deferrable=True,
+            threshold="10.000000001",
+            metric="requests",
+            per_group=True,
+            projected=True,
+            settle_days=3,
+            group_by="api_key",
+            products=["parse", "edit"],
+            features="fields",
+            api_keys=["prod"],
+            file_types=["pdf"],
+            reducto_conn_id="reducto_default",
+            poke_interval=timedelta(minutes=1),
+            exponential_backoff=True,
+            max_wait=timedelta(minutes=5),
+            silent_fail=True,
+            timeout=timedelta(hours=2),
+            execution_timeout=timedelta(hours=1),
+        ).execute({})
+    handed_over = json.loads(json.dumps(deferral.value.trigger.serialize()[1]))
+
+    assert began + 3600 <= handed_over.pop("deadline") <= time.time() + 3600
+    assert handed_over == {
+        "threshold": "10.000000001",
+        "metric": "requests",
+        "per_group": True,
+        "projected": True,
+        "settle_days": 3,
+        **MAY,
+        "org_id": "org_acme",
+        "group_by": "api_key",
+        "products": ["edit", "parse"],
+        "features": ["fields"],
+        "api_keys": ["prod"],
+        "file_types": ["pdf"],
+        "reducto_conn_id": "reducto_default",
+        "poke_interval": 60.0,
+        "exponential_backoff": True,
+        "max_wait": 300.0,
+        "silent_fail": True,
+        "wait_when_closed": True,
+        "failed_polls": 1,
+        "asks_first": False,
+        "window": None,
+        "grace": None,
+    }
+    assert deferral.value.method_name == "execute_complete"
+    assert deferral.value.timeout > timedelta(hours=1), "the trigger keeps the time, Airflow's own limit is a net"
+
+
+def test_a_deferred_sensor_stays_in_its_queue(sensor):
+    assert deferred(sensor(deferrable=True)).supports_triggerer_queue
+
+
+def test_the_first_poll_is_part_of_the_wait(sensor, simulator):
+    simulator.faults.add(Stall(1))
+    waiting = sensor(deferrable=True, timeout=3600)
+    began = time.time()
+
+    assert deferred(waiting).deadline < began + 3600 + 1
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
