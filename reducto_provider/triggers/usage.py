@@ -55,6 +55,7 @@ class _UsageTrigger(BaseEventTrigger):
     poke_interval: float
     exponential_backoff: bool = False
     max_wait: float | None = None
+    retry_after: float = 0.0
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
@@ -122,7 +123,8 @@ class _UsageTrigger(BaseEventTrigger):
             interval *= 2.0 ** min(count, 32)
             if self.max_wait is not None:
                 interval = min(interval, self.max_wait)
-        return max(interval, SHORTEST_INTERVAL, *(retry_after_of(poll.error) for poll in polls))
+        asked_for = [retry_after_of(poll.error) for poll in polls]
+        return max(interval, SHORTEST_INTERVAL, *asked_for, self.retry_after if count == 0 else 0.0)
 
 
 class ReductoUsageThresholdTrigger(_UsageTrigger):
@@ -143,6 +145,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         for never.
     :param wait_when_closed: go on when the window is over and the threshold not exceeded.
     :param failed_polls: polls that failed in a row before this trigger took over.
+    :param retry_after: seconds that the service asked to be left alone when it failed then.
     :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
     :param asks_first: poll once at the start; otherwise the first poll comes after one interval, since a sensor that
         defers has asked before.
@@ -173,6 +176,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         deadline: float | None = None,
         wait_when_closed: bool = False,
         failed_polls: int = 0,
+        retry_after: float = 0.0,
         silent_fail: bool = False,
         asks_first: bool = False,
         window: str | int | None = None,
@@ -199,6 +203,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.deadline = deadline
         self.wait_when_closed = wait_when_closed
         self.failed_polls = failed_polls
+        self.retry_after = retry_after
         self.silent_fail = silent_fail
         self.asks_first = asks_first
         self.window = window

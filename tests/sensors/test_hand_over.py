@@ -63,7 +63,7 @@ def waited(sensor: ReductoUsageThresholdSensor) -> Any:
 
 
 def test_everything_is_handed_over(sensor, simulator):
-    simulator.faults.add(status(503))
+    simulator.faults.add(status(503, retry_after=600))
     began = time.time()
     with pytest.raises(TaskDeferred) as deferral:
         sensor(
@@ -109,6 +109,7 @@ def test_everything_is_handed_over(sensor, simulator):
         "silent_fail": True,
         "wait_when_closed": True,
         "failed_polls": 1,
+        "retry_after": 600.0,
         "asks_first": False,
         "window": None,
         "grace": None,

@@ -70,6 +70,7 @@ def test_intervals():
     assert [growing._interval(n) for n in range(4)] == [10, 20, 35, 35]
     assert growing.shared_stream_key() is None
     assert trigger(poke_interval=0.0)._interval(0) == 1
+    assert [trigger(poke_interval=10.0, retry_after=60.0)._interval(n) for n in range(3)] == [60, 10, 10]
 
 
 def used(requests, time=DURING):
