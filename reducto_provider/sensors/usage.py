@@ -313,8 +313,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
         # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
         # rescheduled; and it would sleep beyond the end of the wait.
-        left = self._limit - run_duration()
-        if left < 0:
+        left = max(0.0, self._limit - run_duration())
+        if not left and self._limit < self.timeout:
             raise AirflowTaskTimeout(f"execution_timeout of {self._limit:g} s is over")
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
         return min(max(interval, self._retry_after, SHORTEST_INTERVAL), left)

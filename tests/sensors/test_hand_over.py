@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
 
 from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
@@ -225,3 +225,10 @@ def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, s
         waiting.execute(rescheduled(ago=60))
 
     assert len(simulator.requests) == 1
+
+
+def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_timeout(sensor):
+    assert sensor(timeout=60)._get_next_poke_interval(0, lambda: 60.001, 1) == 0
+    waiting = sensor(timeout=60, execution_timeout=timedelta(seconds=30))
+    with pytest.raises(AirflowTaskTimeout):
+        waiting._get_next_poke_interval(0, lambda: 30.001, 1)
