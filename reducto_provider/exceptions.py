@@ -77,6 +77,10 @@ class ReductoReconciliationError(ReductoError):
     """The dimensions of the same usage do not agree: figures that can't all be right."""
 
 
+class ReductoPollError(ReductoError):
+    """A poll failed for a reason that this package did not foresee, or that is Airflow's own; the message names it."""
+
+
 class ReductoWindowClosedError(ReductoError, AirflowFailException):
     """The window is over and the threshold was not exceeded: waiting on is in vain."""
 

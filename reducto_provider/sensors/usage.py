@@ -28,7 +28,7 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.triggers.polls import FailedPolls, retry_after_of
+from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, as_reducto_error, retry_after_of
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_day
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
@@ -75,6 +75,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     an answer against the contract             failed                skipped
     passing faults, fewer than five in a row   goes on waiting       goes on waiting
     passing faults, five polls in a row        failed                skipped
+    an exception that nobody foresaw           failed                skipped
     =========================================  ====================  ==============================
 
     ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
@@ -102,7 +103,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task
         only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
         ``deferrable``, which this implies.
-    :param poke_interval: seconds between polls.
+    :param poke_interval: seconds between polls, one at the least. The last poll is when ``timeout`` is over.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
     """
 
@@ -154,6 +155,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.deferrable = deferrable or start_from_trigger
         self._failed_polls = FailedPolls(silent_fail=self.silent_fail)
         self._retry_after = 0.0
+        self._started_at = 0.0
         self._check_literals()
         if start_from_trigger:
             self._start_from_trigger()
@@ -161,6 +163,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
         self._failed_polls.reset()
+        self._started_at = time.time()
         try:
             reading: dict[str, Any] | None = super().execute(context)
         except (AirflowSensorTimeout, AirflowTaskTimeout) as error:
@@ -170,35 +173,28 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once and decide; when deferrable and there is to wait, hand over to the trigger."""
         waited_for = self._waited_for(context)
-        deadline = time.monotonic() + self._limit
-        while True:
-            self._retry_after = 0.0
-            try:
-                done = self._poll(waited_for)
-            except AirflowSkipException:
-                raise
-            except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
-                self._tolerate(error)
-                done = False
-            else:
-                self._failed_polls.reset()
-            if done:
-                return done
-            if self.deferrable and self.timeout > 0:
-                self._defer(waited_for)
-            if not (self.reschedule and self._failed_polls.count) or time.monotonic() > deadline:
-                return False
-            # Rescheduled, the task would forget how often it failed: it stays while the service fails.
-            time.sleep(max(self.poke_interval, self._retry_after))
+        self._retry_after = 0.0
+        done: bool | PokeReturnValue = False
+        try:
+            done = self._poll(waited_for)
+        except AirflowSkipException:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
+            self._tolerate(error)
+        else:
+            self._failed_polls.reset()
+        if self.deferrable and self.timeout > 0 and not done:
+            self._defer(waited_for)
+        return done
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Make of the trigger's event what :meth:`execute` would have returned or raised."""
         try:
             match event:
-                case {"status": "exceeded", "reading": sent}:
+                case {"status": "exceeded", "reading": {"exceeded": True} as sent}:
                     Reading.from_json(sent)  # to see that it is one; as it was sent it is what poke returns
                     return dict(sent)
-                case {"status": "closed", "reading": sent}:
+                case {"status": "closed", "reading": {"exceeded": False} as sent}:
                     self._give_up(Reading.from_json(sent))
                 case {"status": "skip", "message": str(message)}:
                     raise AirflowSkipException(message)
@@ -218,6 +214,11 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             raise
         except Exception as error:  # noqa: BLE001  # as in poke
             self._fail(error)
+
+    @property
+    def reschedule(self) -> bool:
+        """Not while the service fails: rescheduled, the task would forget how often it did."""
+        return self.mode == "reschedule" and not self._failed_polls.count
 
     @cached_property
     def hook(self) -> ReductoHook:
@@ -287,7 +288,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _tolerate(self, error: Exception) -> None:
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
-            self._fail(error)
+            self._fail(as_reducto_error(error))
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll failed (%s): %s; %s", self._failed_polls, error, self._next_poll)
 
@@ -315,23 +316,25 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
-        return f"next poll in {max(self.poke_interval, self._retry_after):g} s"
+        return f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
         # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
-        # rescheduled.
-        if run_duration() > self._limit:
+        # rescheduled; and it would sleep beyond the end of the wait.
+        left = max(0.0, self._limit - run_duration())
+        if not left and self._limit < self.timeout:
             raise AirflowTaskTimeout(f"execution_timeout of {self._limit:g} s is over")
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        return max(interval, self._retry_after)
+        return min(max(interval, self._retry_after, SHORTEST_INTERVAL), left)
 
     def _defer(self, waited_for: UsageThreshold) -> NoReturn:
         from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 
         trigger = ReductoUsageThresholdTrigger.waiting_for(
             waited_for,
-            deadline=time.time() + self._limit,
+            deadline=self._started_at + self._limit,
             failed_polls=self._failed_polls.count,
+            retry_after=self._retry_after,
             **self._trigger_options,
         )
         # The trigger keeps the time; Airflow's own limit is the net below it, for a triggerer that is gone.

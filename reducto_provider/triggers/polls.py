@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError
+from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError, ReductoPollError
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CreditsUnavailableError, UsageReport
 from reducto_provider.usage.threshold import MAX_FAILED_POLLS, Reading, UsageThreshold
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from reducto_provider.hooks.reducto import ReductoHook
+
+SHORTEST_INTERVAL: Final = 1.0
+"""Seconds between two polls at the least, whatever ``poke_interval`` says."""
 
 LONGEST_RETRY_AFTER: Final = 3600.0
 """Seconds that the service may put off the next poll by ``Retry-After``."""
@@ -110,6 +113,11 @@ class FailedPolls:
     def __str__(self) -> str:
         end = "which are tolerated without end" if self._silent_fail else f"{MAX_FAILED_POLLS} end the wait"
         return f"{self.count} in a row, {end}"
+
+
+def as_reducto_error(error: Exception) -> ReductoError:
+    """The error to end a wait by: in every mode the same, as the class of a foreign one does not cross the database."""
+    return error if isinstance(error, ReductoError) else ReductoPollError(f"{type(error).__name__}: {error}")
 
 
 def retry_after_of(error: Exception | None) -> float:

@@ -13,13 +13,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
-from reducto_provider.triggers.polls import FailedPolls, Poll, Poller, retry_after_of
+from reducto_provider.triggers.polls import (
+    SHORTEST_INTERVAL,
+    FailedPolls,
+    Poll,
+    Poller,
+    as_reducto_error,
+    retry_after_of,
+)
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, plain
@@ -28,9 +35,6 @@ from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEnded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-
-SHORTEST_INTERVAL: Final = 1.0
-"""Seconds between two polls at the least, whatever ``poke_interval`` says: a triggerer has no use for a spin."""
 
 _PERSIST_SECONDS = 2.0  # the triggerer hands events on once a second
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
@@ -52,6 +56,7 @@ class _UsageTrigger(BaseEventTrigger):
     poke_interval: float
     exponential_backoff: bool = False
     max_wait: float | None = None
+    retry_after: float = 0.0
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
@@ -97,12 +102,15 @@ class _UsageTrigger(BaseEventTrigger):
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """The polls of the stream, before them one of its own if nobody has asked yet."""
         if self.asks_first:
-            async with Poller(self.reducto_conn_id) as poller:
-                polls = await self._ask(poller)
+            polls = await self._ask_alone()
             for poll in polls:
                 yield replace(poll, next_in=self._interval(0, polls))
         async for poll in shared_stream:
             yield poll
+
+    async def _ask_alone(self) -> list[Poll]:
+        async with Poller(self.reducto_conn_id) as poller:
+            return await self._ask(poller)
 
     async def _ask(self, poller: Poller) -> list[Poll]:
         moment = datetime.now(UTC)
@@ -116,7 +124,8 @@ class _UsageTrigger(BaseEventTrigger):
             interval *= 2.0 ** min(count, 32)
             if self.max_wait is not None:
                 interval = min(interval, self.max_wait)
-        return max(interval, SHORTEST_INTERVAL, *(retry_after_of(poll.error) for poll in polls))
+        asked_for = [retry_after_of(poll.error) for poll in polls]
+        return max(interval, SHORTEST_INTERVAL, *asked_for, self.retry_after if count == 0 else 0.0)
 
 
 class ReductoUsageThresholdTrigger(_UsageTrigger):
@@ -137,6 +146,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         for never.
     :param wait_when_closed: go on when the window is over and the threshold not exceeded.
     :param failed_polls: polls that failed in a row before this trigger took over.
+    :param retry_after: seconds that the service asked to be left alone when it failed then.
     :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
     :param asks_first: poll once at the start; otherwise the first poll comes after one interval, since a sensor that
         defers has asked before.
@@ -167,6 +177,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         deadline: float | None = None,
         wait_when_closed: bool = False,
         failed_polls: int = 0,
+        retry_after: float = 0.0,
         silent_fail: bool = False,
         asks_first: bool = False,
         window: str | int | None = None,
@@ -193,6 +204,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.deadline = deadline
         self.wait_when_closed = wait_when_closed
         self.failed_polls = failed_polls
+        self.retry_after = retry_after
         self.silent_fail = silent_fail
         self.asks_first = asks_first
         self.window = window
@@ -265,7 +277,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
                     async with asyncio.timeout(self._seconds_left()):
                         event = await self._event_of(await anext(polls), waited_for, failed_polls)
                 except TimeoutError:
-                    event = timeout_event(waited_for)
+                    [last] = await self._ask_alone()  # as a sensor in a worker asks when its time is over
+                    event = await self._event_of(last, waited_for, failed_polls) or timeout_event(waited_for)
                 if event is not None:
                     yield _event(event)
                     return
@@ -293,7 +306,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
                 self.log.error("Poll failed: %s", error, exc_info=unforeseen)
-                return error_event(error)
+                return error_event(as_reducto_error(error))
             self.log.warning(
                 "Poll failed (%s): %s; next poll in %g s", failed_polls, error, poll.next_in, exc_info=unforeseen
             )
@@ -519,7 +532,7 @@ def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
     return f"reducto_usage_levels_{digest[:32]}"
 
 
-def error_event(error: Exception) -> dict[str, Any]:
+def error_event(error: ReductoError) -> dict[str, Any]:
     """The event for an error that ends the wait: its class by name, for the sensor to raise it again."""
     return {"status": "error", "error": type(error).__name__, "message": str(error)}
 

@@ -26,6 +26,7 @@ ERRORS = {
     "ReductoCreditsUnavailableError": (True, False),
     "ReductoExportError": (False, False),
     "ReductoReconciliationError": (False, False),
+    "ReductoPollError": (False, False),
     "ReductoWindowClosedError": (True, False),
     "ReductoTriggerEventError": (False, False),
 }

@@ -20,11 +20,22 @@ IMPORTABLE = {"PYTHONPATH": _PYTHONPATH}
 
 
 @pytest.fixture(scope="session")
-def dag_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagRunner]:
+def dag_runner_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], DagRunner]]:
+    """Starts processes with Airflow loaded, for runs at the same time. They last until the session's end."""
+    with ExitStack() as stack:
+
+        def start() -> DagRunner:
+            runner = DagRunner(tmp_path_factory.mktemp("dagtest"), IMPORTABLE)
+            stack.callback(runner.close)
+            return runner
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def dag_runner(dag_runner_factory: Callable[[], DagRunner]) -> DagRunner:
     """One process with Airflow loaded, for all tests that run a DAG by `DAG.test`."""
-    runner = DagRunner(tmp_path_factory.mktemp("dagtest"), IMPORTABLE)
-    yield runner
-    runner.close()
+    return dag_runner_factory()
 
 
 @pytest.fixture(scope="session")

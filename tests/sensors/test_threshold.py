@@ -1,18 +1,17 @@
-"""The threshold sensor on real Airflow: one table of outcomes for poke, reschedule and deferrable."""
+"""The threshold sensor on real Airflow, in each mode. What comes of errors is in test_parity."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from simulator import Reset, Simulator, status
+from simulator import Simulator
 
 DAG = """
 from datetime import datetime, timedelta
@@ -116,72 +115,6 @@ def test_exceeded_while_waiting(wait, simulator):
     assert len(simulator.requests) == 3
     ends = {dict(request.query)["endDate"] for request in simulator.requests}
     assert ends <= {str(today()), str(today() - timedelta(days=1))}, "days to come are not asked for"
-
-
-@dataclass
-class Case:
-    """What happens after the first poll, what the sensor is told, and what comes of it."""
-
-    happens: Callable[[Simulator], None] = lambda simulator: None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    state: str = "failed"
-    error: str | None = None
-    requests: int | None = None
-
-
-def fails(fault: Any, times: int = 1) -> Callable[[Simulator], None]:
-    return lambda simulator: simulator.faults.add(fault, times=times)
-
-
-def fails_then_exceeds(fault: Any, times: int) -> Callable[[Simulator], None]:
-    def happen(simulator: Simulator) -> None:
-        simulator.faults.add(fault, times=times)
-        simulator.usage.add("org_acme", today(), credits=5_000_000, requests=1)
-
-    return happen
-
-
-CASES = {
-    "401": Case(fails(status(401)), {}, "failed", "ReductoAuthenticationError", requests=2),
-    "401, soft": Case(fails(status(401)), {"soft_fail": True}, "skipped", requests=2),
-    "403": Case(fails(status(403)), {}, "failed", "ReductoPermissionError", requests=2),
-    "passing faults": Case(fails_then_exceeds(status(503), 3), {}, "success", requests=5),
-    "resets": Case(fails_then_exceeds(Reset(), 2), {}, "success", requests=4),
-    "faults that stay": Case(fails(status(500), 9), {}, "failed", "ReductoServerError", requests=6),
-    "faults that stay, soft": Case(fails(status(500), 9), {"soft_fail": True}, "skipped", requests=6),
-    "timeout": Case(arguments={"timeout": 2}, state="failed", error="AirflowSensorTimeout"),
-    "timeout, soft": Case(arguments={"timeout": 2, "soft_fail": True}, state="skipped"),
-}
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_happens_while_waiting(wait, simulator, case):
-    window = {"usage_start_date": str(today()), "usage_end_date": str(today() + timedelta(days=1))}
-    with after_requests(simulator, 1, lambda: case.happens(simulator)):
-        # What no retry mends spends none.
-        retries = 0 if case.error == "ReductoServerError" else 1
-        result = wait(threshold=1_000_000, retries=retries, **window, **case.arguments)
-
-    assert result.tasks["wait"] == case.state
-    assert [error.type for error in result.errors] == ([case.error] if case.error else [])
-    if case.requests:
-        assert len(simulator.requests) == case.requests
-
-
-@pytest.mark.parametrize(
-    ("on_closed_window", "soft_fail", "state"),
-    [("skip", False, "skipped"), ("fail", False, "failed"), ("fail", True, "skipped"), ("wait", True, "skipped")],
-)
-def test_a_window_that_is_over(wait, simulator, on_closed_window, soft_fail, state):
-    timeout = 1 if on_closed_window == "wait" else 60
-    result = wait(
-        threshold=10_000_000, on_closed_window=on_closed_window, soft_fail=soft_fail, timeout=timeout, retries=1, **MAY
-    )
-
-    assert result.tasks["wait"] == state
-    assert [error.type for error in result.errors] == (["ReductoWindowClosedError"] if state == "failed" else [])
-    if on_closed_window != "wait":
-        assert len(simulator.requests) == 1
 
 
 def test_per_group(run_dag, simulator):

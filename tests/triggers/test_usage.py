@@ -70,6 +70,7 @@ def test_intervals():
     assert [growing._interval(n) for n in range(4)] == [10, 20, 35, 35]
     assert growing.shared_stream_key() is None
     assert trigger(poke_interval=0.0)._interval(0) == 1
+    assert [trigger(poke_interval=10.0, retry_after=60.0)._interval(n) for n in range(3)] == [60, 10, 10]
 
 
 def used(requests, time=DURING):
@@ -120,7 +121,3 @@ def test_any_other_failure_ends_the_wait():
     event = event_of([failed(ReductoAuthenticationError("no"))])
     assert event == {"status": "error", "error": "ReductoAuthenticationError", "message": "no"}
     assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
-
-
-def test_a_deadline_that_passed():
-    assert event_of([], deadline=1.0)["status"] == "timeout"

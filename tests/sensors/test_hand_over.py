@@ -1,0 +1,234 @@
+"""The threshold sensor by itself: what it hands over to its trigger, what it takes back, and how long it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
+
+from reducto_provider.exceptions import ReductoTriggerEventError
+from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from simulator import Altered, Stall, status
+
+MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
+
+
+@pytest.fixture
+def sensor(simulator: Any, connect: Callable[..., str]) -> Callable[..., ReductoUsageThresholdSensor]:
+    """Make a sensor of a window that is over, with a threshold that is not exceeded."""
+    connect(host=simulator.url, extra={"max_attempts": 1})
+
+    def make(**arguments: Any) -> ReductoUsageThresholdSensor:
+        given = {"org_id": "org_acme", "threshold": 10_000_000, "on_closed_window": "wait", "poke_interval": 1, **MAY}
+        return ReductoUsageThresholdSensor(task_id="wait", **{**given, **arguments})
+
+    return make
+
+
+def rescheduled(ago: float) -> dict[str, Any]:
+    """The context of a visit to a worker, the first of which was so many seconds ago."""
+    first = datetime.now(UTC) - timedelta(seconds=ago)
+    return {"ti": SimpleNamespace(get_first_reschedule_date=lambda context: first)}
+
+
+def deferred(sensor: ReductoUsageThresholdSensor) -> ReductoUsageThresholdTrigger:
+    """The trigger that a sensor hands over to, as it comes out of the database."""
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor.execute({})
+    return ReductoUsageThresholdTrigger(**json.loads(json.dumps(deferral.value.trigger.serialize()[1])))
+
+
+def event_of(trigger: ReductoUsageThresholdTrigger) -> Any:
+    """The payload of a trigger's event."""
+
+    async def first() -> Any:
+        return await anext(trigger.run())
+
+    return asyncio.run(first()).payload
+
+
+def waited(sensor: ReductoUsageThresholdSensor) -> Any:
+    """What a sensor returns or raises in the end."""
+    if sensor.deferrable:
+        return sensor.execute_complete({}, event_of(deferred(sensor)))
+    return sensor.execute({})
+
+
+def test_everything_is_handed_over(sensor, simulator):
+    simulator.faults.add(status(503, retry_after=600))
+    began = time.time()
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor(
+            deferrable=True,
+            threshold="10.000000001",
+            metric="requests",
+            per_group=True,
+            projected=True,
+            settle_days=3,
+            group_by="api_key",
+            products=["parse", "edit"],
+            features="fields",
+            api_keys=["prod"],
+            file_types=["pdf"],
+            reducto_conn_id="reducto_default",
+            poke_interval=timedelta(minutes=1),
+            exponential_backoff=True,
+            max_wait=timedelta(minutes=5),
+            silent_fail=True,
+            timeout=timedelta(hours=2),
+            execution_timeout=timedelta(hours=1),
+        ).execute({})
+    handed_over = json.loads(json.dumps(deferral.value.trigger.serialize()[1]))
+
+    assert began + 3600 <= handed_over.pop("deadline") <= time.time() + 3600
+    assert handed_over == {
+        "threshold": "10.000000001",
+        "metric": "requests",
+        "per_group": True,
+        "projected": True,
+        "settle_days": 3,
+        **MAY,
+        "org_id": "org_acme",
+        "group_by": "api_key",
+        "products": ["edit", "parse"],
+        "features": ["fields"],
+        "api_keys": ["prod"],
+        "file_types": ["pdf"],
+        "reducto_conn_id": "reducto_default",
+        "poke_interval": 60.0,
+        "exponential_backoff": True,
+        "max_wait": 300.0,
+        "silent_fail": True,
+        "wait_when_closed": True,
+        "failed_polls": 1,
+        "retry_after": 600.0,
+        "asks_first": False,
+        "window": None,
+        "grace": None,
+    }
+    assert deferral.value.method_name == "execute_complete"
+    assert deferral.value.timeout > timedelta(hours=1), "the trigger keeps the time, Airflow's own limit is a net"
+
+
+def test_a_deferred_sensor_stays_in_its_queue(sensor):
+    assert deferred(sensor(deferrable=True)).supports_triggerer_queue
+
+
+def test_the_first_poll_is_part_of_the_wait(sensor, simulator):
+    simulator.faults.add(Stall(1))
+    waiting = sensor(deferrable=True, timeout=3600)
+    began = time.time()
+
+    assert deferred(waiting).deadline < began + 3600 + 1
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_last_poll_is_at_the_end_of_the_wait(sensor, simulator, deferrable):
+    simulator.faults.add(Altered({"data": []}))
+    reading = waited(sensor(threshold=1, poke_interval=3600, timeout=1, deferrable=deferrable))
+
+    assert reading["exceeded"]
+    assert len(simulator.requests) == 2
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_no_interval_makes_it_spin(sensor, simulator, deferrable):
+    with pytest.raises(AirflowSensorTimeout):
+        waited(sensor(poke_interval=0, timeout=2.5, deferrable=deferrable))
+
+    assert len(simulator.requests) <= 4, "at once, after 1 s, after 2 s, and at the end"
+
+
+READING = {
+    "metric": "credits",
+    "value": 2,
+    "used": 2.0,
+    "projected": False,
+    "threshold": 1,
+    "exceeded": True,
+    "usage_start_date": "2026-05-01",
+    "usage_end_date": "2026-05-31",
+    "org_id": "org_acme",
+    "group_by": "product",
+    "group": None,
+    "time": "2026-06-01T00:00:00+00:00",
+}
+
+
+def test_an_event_comes_back_as_it_was_sent(sensor):
+    assert sensor().execute_complete({}, {"status": "exceeded", "reading": READING}) == READING
+
+
+MALFORMED = {
+    "nothing": None,
+    "text": "exceeded",
+    "no status": {"reading": READING},
+    "an unknown status": {"status": "done", "reading": READING},
+    "a status of another type": {"status": True, "reading": READING},
+    "no reading": {"status": "exceeded"},
+    "a reading of another type": {"status": "exceeded", "reading": [READING]},
+    "a reading that did not exceed": {"status": "exceeded", "reading": {**READING, "exceeded": False}},
+    "a closed window with a reading that exceeded": {"status": "closed", "reading": READING},
+    "a window closed without a reading": {"status": "closed", "reading": None},
+    "an error without its name": {"status": "error", "message": "no"},
+    "an error without its message": {"status": "error", "error": "ReductoServerError"},
+    "a timeout without its message": {"status": "timeout"},
+    "a skip without its message": {"status": "skip", "message": None},
+    **{
+        f"{name} as error": {"status": "error", "error": name, "message": "no"}
+        for name in ("SystemExit", "KeyError", "AirflowFailException", "AirflowSkipException", "annotations", "")
+    },
+    **{f"no {name}": {"status": "exceeded", "reading": {**READING, name: ...}} for name in READING},
+    **{
+        f"{status}, {name}={value!r}": {"status": status, "reading": {**READING, "exceeded": exceeded, name: value}}
+        for status, exceeded in (("exceeded", True), ("closed", False))
+        for name, value in (
+            ("metric", "pages"),
+            ("value", float("nan")),
+            ("value", float("inf")),
+            ("value", "2"),
+            ("used", None),
+            ("projected", "no"),
+            ("threshold", True),
+            ("exceeded", None),
+            ("usage_start_date", "May"),
+            ("usage_end_date", None),
+            ("org_id", None),
+            ("group_by", 1),
+            ("group", 1),
+            ("time", "2026-06-01T00:00:00"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("event", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_event_is_never_taken_for_an_outcome(sensor, event):
+    if isinstance(event, dict) and isinstance(reading := event.get("reading"), dict):
+        event = {**event, "reading": {name: value for name, value in reading.items() if value is not ...}}
+    with pytest.raises(ReductoTriggerEventError):
+        sensor().execute_complete({}, event)
+
+
+def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, simulator):
+    simulator.faults.add(status(500), times=None)
+    waiting = sensor(mode="reschedule", timeout=30, silent_fail=True)
+    with pytest.raises(AirflowSensorTimeout):
+        waiting.execute(rescheduled(ago=60))
+
+    assert len(simulator.requests) == 1
+
+
+def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_timeout(sensor):
+    assert sensor(timeout=60)._get_next_poke_interval(0, lambda: 60.001, 1) == 0
+    waiting = sensor(timeout=60, execution_timeout=timedelta(seconds=30))
+    with pytest.raises(AirflowTaskTimeout):
+        waiting._get_next_poke_interval(0, lambda: 30.001, 1)
