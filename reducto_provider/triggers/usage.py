@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 SHORTEST_INTERVAL: Final = 1.0
 """Seconds between two polls at the least, whatever ``poke_interval`` says: a triggerer has no use for a spin."""
 
-_PERSIST_SECONDS = 2.0  # the triggerer hands events on once a second
+# Until an event has reached the database, where the triggerer puts it once a second, and the scheduler has made a run
+# of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
+_PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
 
@@ -421,8 +423,8 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
                     self._memory.add(self, level, reading)
-                if passed:
                     await asyncio.sleep(_PERSIST_SECONDS)
+                    await self._store_memory()
                 await self._store_memory()
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
@@ -448,7 +450,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     async def _store_memory(self) -> None:
         try:
             await self._memory.store(self)
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # as above
             self.log.warning("What has fired is not stored yet, and a restart would fire it again", exc_info=error)
 
 
