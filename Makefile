@@ -22,8 +22,9 @@ FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(s
 AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
+WAITING := tests/test_waiting_processes.py
 
-.PHONY: help demo test test-harness fuzz azure focus focus-validator lint types docs dist pins clean
+.PHONY: help demo test test-waiting test-harness fuzz azure focus focus-validator lint types docs dist pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -43,7 +44,10 @@ demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simul
 	@$(BIN)/python -m demo
 
 test: $(READY) ## run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --ignore=$(HARNESS) $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --ignore=$(HARNESS) --ignore=$(WAITING) $(ARGS)
+
+test-waiting: $(READY) ## waits and budgets on real Airflow, whose processes are killed meanwhile (some minutes)
+	@$(BIN)/python -m pytest $(WAITING) $(ARGS)
 
 test-harness: $(READY) ## test what the tests run Airflow with
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)

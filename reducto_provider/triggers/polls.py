@@ -61,7 +61,12 @@ class Poll:
 
 
 class Poller:
-    """Asks by one hook, kept open in between. Whatever comes of it is a poll: nothing is raised."""
+    """
+    Asks by one hook, kept open in between. Whatever comes of it is a poll: nothing is raised.
+
+    After a poll that failed the next one begins with a new hook, and so with the connection as it is by then: who
+    waits for months must see it mended.
+    """
 
     def __init__(self, reducto_conn_id: str) -> None:
         self._conn_id = reducto_conn_id
@@ -86,6 +91,8 @@ class Poller:
                 self._hook = await self._stack.enter_async_context(hook)
             return Poll(moment, query, report=await self._hook.aget_usage(query))
         except Exception as error:  # noqa: BLE001  # who waits decides what it means
+            self._hook = None
+            await self._stack.aclose()
             return Poll(moment, query, error=error)
 
 

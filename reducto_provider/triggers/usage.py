@@ -36,7 +36,9 @@ from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEnded
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-_PERSIST_SECONDS = 2.0  # the triggerer hands events on once a second
+# Until an event has reached the database, where the triggerer puts it once a second, and the scheduler has made a run
+# of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
+_PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
 
@@ -435,8 +437,8 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
                     self._memory.add(self, level, reading)
-                if passed:
                     await asyncio.sleep(_PERSIST_SECONDS)
+                    await self._store_memory()
                 await self._store_memory()
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:

@@ -171,6 +171,12 @@ class AirflowDeployment:
                     member.kill()
         process.wait()
 
+    def terminate(self, service: Service, *, timeout: float = 60) -> None:
+        """End a process by SIGTERM, as an orderly restart does, and wait for it."""
+        process = self._processes.pop(service)
+        process.terminate()
+        process.wait(timeout)
+
     def service_log(self, service: Service) -> str:
         """What a process has written so far, in all its lives."""
         return (self.home / f"{service}.log").read_text(errors="replace")

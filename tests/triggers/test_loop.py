@@ -1,0 +1,407 @@
+"""Whatever the service does, a triggerer's event loop is never blocked and the service never hammered."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import socket
+import time
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER
+from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
+from simulator import (
+    CutShort,
+    Endless,
+    LoggedRequest,
+    Organization,
+    Reply,
+    Reset,
+    Simulator,
+    Stall,
+    Trickle,
+    html,
+    redirect,
+    status,
+)
+
+STALL = 0.05
+"""Seconds for which nothing else runs: more is a block. Airflow complains from 0.2 on."""
+PAUSE = 0.005
+TRIES = 5
+"""A real block shows in each of them, a busy machine hardly so."""
+
+ATTEMPTS = 2
+
+
+def today():
+    return datetime.now(UTC).date().isoformat()
+
+
+def threshold_trigger(**arguments):
+    days = {"usage_start_date": today(), "usage_end_date": today()}
+    return ReductoUsageThresholdTrigger(
+        **{"reducto_conn_id": "reducto_default", "threshold": "10", "poke_interval": 1.0, **days, **arguments}
+    )
+
+
+def level_trigger(**arguments):
+    return ReductoUsageLevelTrigger(**{"budget": 1_000_000, "settle_days": 0, "poke_interval": 1.0, **arguments})
+
+
+# -- never blocked
+
+
+def seconds_waited():
+    """Seconds for which threads of this process wanted to run and others had the processor, where that is known."""
+    seconds = 0
+    for schedule in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that ended meanwhile
+            seconds += int(schedule.read_text().split()[1]) / 1e9
+    return seconds
+
+
+async def watch(stalls):
+    """
+    Note how long other things of this process kept the loop from its next turn.
+
+    Not by the clock alone: on a busy machine everything is late. What computes shows in the processor's time, what
+    sleeps or waits for an answer in the time in which no thread asked for the processor.
+    """
+    while True:
+        clock, computed, waited = time.monotonic(), time.process_time(), seconds_waited()
+        await asyncio.sleep(PAUSE)
+        idle = time.monotonic() - clock - PAUSE - (seconds_waited() - waited)
+        stalls.append(max(time.process_time() - computed, idle))
+
+
+def longest_stall(scenario):
+    """Run a scenario in a loop of its own and measure."""
+
+    async def watched():
+        stalls = [0.0]
+        watchdog = asyncio.create_task(watch(stalls))
+        await asyncio.sleep(0)
+        await scenario()
+        await asyncio.sleep(2 * PAUSE)  # for what held the loop up until now
+        watchdog.cancel()
+        return max(stalls)
+
+    gc.collect()
+    gc.freeze()  # the heap of a whole test suite takes long to look through
+    try:
+        return asyncio.run(watched())
+    finally:
+        gc.unfreeze()
+
+
+def never_blocks(scenario):
+    """Assert that a scenario never holds up the loop that it runs in."""
+    stalls = []
+    while len(stalls) < TRIES and min(stalls, default=STALL) >= STALL:
+        stalls.append(longest_stall(scenario))
+    assert min(stalls) < STALL, stalls
+
+
+def test_the_watchdog_barks():
+    async def computes():
+        sum(range(5_000_000))
+
+    async def sleeps():
+        time.sleep(0.2)  # noqa: ASYNC251
+
+    async def hogs_in_a_thread():
+        await asyncio.to_thread(sorted, [str(number) for number in range(500_000)])
+
+    for scenario in (computes, sleeps, hogs_in_a_thread):
+        assert longest_stall(scenario) > STALL
+
+
+async def first_event(trigger):
+    async with asyncio.timeout(60), aclosing(trigger.run()) as events:
+        return (await anext(events)).payload
+
+
+@pytest.fixture
+def service(simulator, connect):
+    connect(host=simulator.url, extra={"max_attempts": 1})
+    return simulator
+
+
+def large_answer(rows):
+    data = [{"date": today(), "group": f"key {n}", "credits": n + 0.1, "requestCount": n} for n in range(rows)]
+    echo = {"orgId": "org_acme", "startDate": today(), "endDate": today(), "groupBy": "product"}
+    return Reply(200, json.dumps({**echo, "data": data}).encode())
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+def test_while_the_service_takes_its_time(service, where):
+    service.faults.add(Stall(1.5, where), times=None)
+    service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
+
+    async def scenario():
+        assert (await first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+
+    never_blocks(scenario)
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+def test_while_a_large_answer_is_read(service, per_group):
+    service.faults.add(large_answer(100_000), times=None)
+
+    async def scenario():
+        event = await first_event(threshold_trigger(asks_first=True, per_group=per_group))
+        assert event["reading"]["value"] == (99_999.1 if per_group else 4_999_960_000)
+
+    never_blocks(scenario)
+
+
+def test_while_many_read_the_same_answer(service):
+    shared_stream = pytest.importorskip("airflow.triggers.shared_stream")
+    service.faults.add(large_answer(9_000), times=None)
+
+    async def scenario():
+        manager = shared_stream.SharedStreamManager()
+
+        async def wait(number):
+            trigger = threshold_trigger(threshold=str(number))
+            key = trigger.shared_stream_key()
+            stream = manager.subscribe(trigger_id=number, trigger=trigger, key=key)
+            try:
+                return (await anext(trigger.filter_shared_stream(stream))).payload
+            finally:
+                await manager.unsubscribe(number, key)
+
+        events = await asyncio.gather(*(wait(number) for number in range(200)))
+        assert [event["reading"]["threshold"] for event in events] == list(range(200))
+
+    never_blocks(scenario)
+
+
+def test_while_the_connection_is_looked_up(service, monkeypatch):
+    from airflow.secrets.environment_variables import EnvironmentVariablesBackend
+
+    look_up = EnvironmentVariablesBackend.get_conn_value
+
+    def slowly(self, conn_id):
+        time.sleep(0.5)
+        return look_up(self, conn_id)
+
+    monkeypatch.setattr(EnvironmentVariablesBackend, "get_conn_value", slowly)
+    service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
+
+    async def scenario():
+        assert (await first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+
+    never_blocks(scenario)
+
+
+# -- never spun
+
+
+async def collect(trigger, events):
+    async with aclosing(trigger.run()) as stream:
+        async for event in stream:
+            events.append(event.payload)  # as they come
+
+
+async def until(condition, seconds=60):
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # of another thread
+            await asyncio.sleep(0.05)
+
+
+async def first_poll(trigger):
+    async with aclosing(trigger.open_shared_stream(trigger.serialize()[1])) as polls:
+        return await anext(polls)
+
+
+class Troubled(NamedTuple):
+    """What came of triggers whose requests meet a fault each, by the names of the faults."""
+
+    events: dict[str, list[dict[str, Any]]]
+    requests: dict[str, list[LoggedRequest]]
+
+    def assert_bounded(self):
+        """No more polls than intervals, no more requests than attempts in a poll."""
+        too_many = {}
+        for name, requests in self.requests.items():
+            if requests:
+                seconds = requests[-1].monotonic - requests[0].monotonic
+                if len(requests) > ATTEMPTS * (1 + seconds):
+                    too_many[name] = len(requests), seconds
+        assert too_many == {}
+
+    @property
+    def asked_again(self):
+        return {name for name, requests in self.requests.items() if len(requests) > 1}
+
+    @property
+    def ended(self):
+        return {name for name, events in self.events.items() if events}
+
+
+@pytest.fixture
+def trouble(connect):
+    """Let triggers run, each meeting a fault of its own again and again, until all have ended or polled thrice."""
+
+    def run(faults, make_trigger, passing, **extra):
+        organizations = [Organization(name, records=()) for name in faults]
+        with Simulator(organizations) as simulator:
+            connect(host=simulator.url, extra={"max_attempts": ATTEMPTS, **extra})
+            for name, fault in faults.items():
+                simulator.faults.add(fault, times=None, org=name)
+            events = {name: [] for name in faults}
+            enough = {name: 2 * ATTEMPTS + 1 if name in passing else 3 for name in faults}
+
+            def asked():
+                by_name = {name: [] for name in faults}
+                for request in simulator.requests:
+                    by_name[dict(request.query)["orgId"]].append(request)
+                return by_name
+
+            async def at_once():
+                tasks = [asyncio.create_task(collect(make_trigger(org_id=name), events[name])) for name in faults]
+                await until(
+                    lambda: all(events[name] or len(requests) >= enough[name] for name, requests in asked().items())
+                )
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+            asyncio.run(at_once())
+            return Troubled(events, asked())
+
+    return run
+
+
+CODES = {str(code): status(code) for code in range(300, 600)}
+PASSING_CODES = {"429", *map(str, range(500, 600))}
+FAULTS = {
+    "cut_short": CutShort(),
+    "reset": Reset(),
+    "hangs": Stall(60),
+    "hangs_halfway": Stall(60, "body"),
+    "trickles": Trickle(0.1),
+    "endless": Endless(),
+    "html": html(),
+    "html_503": html(503),
+    "no_json": Reply(200, b"\x00\xff"),
+    "empty": Reply(200, b""),
+    "created": Reply(201, b"{}"),
+    "no_content": Reply(204),
+    "elsewhere": redirect("http://127.0.0.1:9/"),
+    "in_a_circle": redirect("/api/v1/usage/export", 308),
+}
+PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "endless", "html_503"}
+
+
+def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
+    seen = trouble(CODES, threshold_trigger, PASSING_CODES)
+
+    seen.assert_bounded()
+    assert seen.asked_again == PASSING_CODES
+    assert seen.ended == CODES.keys() - PASSING_CODES
+    errors = {name: seen.events[name][0]["error"] for name in seen.ended}
+    assert (errors["400"], errors["401"], errors["403"]) == (
+        "ReductoRequestError",
+        "ReductoAuthenticationError",
+        "ReductoPermissionError",
+    )
+    assert set(errors.values()) == {errors["400"], errors["401"], errors["403"], "ReductoResponseError"}
+
+
+def test_a_wait_with_silent_fail_does_so_too(trouble):
+    seen = trouble(CODES, partial(threshold_trigger, silent_fail=True), PASSING_CODES)
+
+    seen.assert_bounded()
+    hopeless = {name for name in CODES if name.startswith("4")} - PASSING_CODES
+    assert seen.ended == hopeless
+    assert seen.asked_again == CODES.keys() - hopeless
+
+
+def test_a_budget_is_asked_for_once_an_interval_whatever_the_status(trouble):
+    seen = trouble(CODES, level_trigger, PASSING_CODES)
+
+    seen.assert_bounded()
+    assert seen.asked_again == CODES.keys()
+    assert seen.ended == set()
+
+
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
+def test_other_answers_are_not_asked_for_more_often(trouble, make_trigger):
+    seen = trouble(FAULTS, make_trigger, PASSING_FAULTS, timeout=0.5)
+
+    seen.assert_bounded()
+    assert seen.asked_again >= PASSING_FAULTS
+    if make_trigger is level_trigger:
+        assert seen.asked_again == FAULTS.keys()
+        assert seen.ended == set()
+
+
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
+@pytest.mark.parametrize(("fault", "requests"), [(status(502), ATTEMPTS), (Reset(), ATTEMPTS), (status(418), 1)])
+def test_a_poll_is_as_many_requests_as_attempts(service, connect, make_trigger, fault, requests):
+    connect(host=service.url, extra={"max_attempts": ATTEMPTS})
+    service.faults.add(fault, times=None)
+
+    assert asyncio.run(first_poll(make_trigger())).error is not None
+    assert len(service.requests) == requests
+
+
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
+def test_nobody_there(connect, make_trigger):
+    connections = []
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and not listened at: connections are refused
+        connect(host=f"http://127.0.0.1:{unheard.getsockname()[1]}", extra={"max_attempts": ATTEMPTS})
+
+        async def scenario():
+            loop = asyncio.get_running_loop()
+            sock_connect = loop.sock_connect
+
+            async def counted(sock, address):
+                connections.append(loop.time())
+                return await sock_connect(sock, address)
+
+            loop.sock_connect = counted
+            task = asyncio.create_task(collect(make_trigger(), []))
+            await until(lambda: len(connections) > 2 * ATTEMPTS)
+            task.cancel()
+
+        asyncio.run(scenario())
+    assert len(connections) <= ATTEMPTS * (1 + connections[-1] - connections[0])
+
+
+@pytest.mark.parametrize("retry_after_as", ["seconds", "date"])
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
+def test_retry_after_puts_off_the_next_poll(service, make_trigger, retry_after_as):
+    service.faults.add(status(429, retry_after=3, retry_after_as=retry_after_as))
+
+    async def scenario():
+        stream = make_trigger().open_shared_stream(make_trigger().serialize()[1])
+        async with aclosing(stream):
+            refused, answered = await anext(stream), await anext(stream)
+        assert refused.error.retry_after == pytest.approx(3, abs=1.1)
+        assert refused.next_in == refused.error.retry_after
+        assert answered.report is not None
+
+    asyncio.run(scenario())
+    [gap] = [later.monotonic - earlier.monotonic for earlier, later in pairwise(service.requests)]
+    assert gap > 2.5  # seconds, of which poke_interval would be one
+
+
+@pytest.mark.parametrize("retry_after_as", ["seconds", "date"])
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
+def test_retry_after_is_honoured_for_an_hour_at_most(service, make_trigger, retry_after_as):
+    service.faults.add(status(503, retry_after=86_400, retry_after_as=retry_after_as))
+
+    assert asyncio.run(first_poll(make_trigger())).next_in == LONGEST_RETRY_AFTER

@@ -1,0 +1,282 @@
+"""Polls over a real connection: what is kept between them, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import warnings
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+
+import pytest
+
+from reducto_provider.triggers import usage as module
+from reducto_provider.triggers.polls import Poller
+from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
+from reducto_provider.usage.query import UsageQuery
+from simulator import Reset, Stall, redirect, status
+
+
+def query(org=None):
+    day = datetime.now(UTC).date()
+    return UsageQuery(start=day, end=day, org_id=org)
+
+
+@pytest.fixture
+def service(simulator, connect):
+    connect(host=simulator.url, extra={"max_attempts": 1})
+    return simulator
+
+
+def ask(*changes):
+    """Poll once, and after each of the changes once more: the polls."""
+
+    async def polls():
+        async with Poller("reducto_default") as poller:
+            found = [await poller.ask(query(), datetime.now(UTC))]
+            for change in changes:
+                change()
+                found.append(await poller.ask(query(), datetime.now(UTC)))
+            return found
+
+    return asyncio.run(polls())
+
+
+@pytest.mark.parametrize("fault", [redirect("https://studio.example/"), status(403), status(503), Reset()])
+def test_a_connection_that_was_mended_is_seen(service, connect, fault):
+    service.faults.add(fault, times=None, org="org_acme")
+    connect(host=service.url, password="sim-key-acme", extra={"max_attempts": 1})
+
+    def mend():
+        connect(host=service.url, password="sim-key-globex")
+
+    failed, failed_again, good = ask(lambda: None, mend)
+    assert failed.error is not None
+    assert type(failed_again.error) is type(failed.error)
+    assert good.report.org_id == "org_globex"
+
+
+def test_a_connection_that_is_not_there_yet_is_seen_when_it_is(service, connect, monkeypatch):
+    host = service.url
+    monkeypatch.delenv("AIRFLOW_CONN_REDUCTO_DEFAULT")
+
+    missing, good = ask(lambda: connect(host=host))
+    assert "reducto_default" in str(missing.error)
+    assert good.report is not None
+
+
+def test_one_tcp_connection_serves_all_polls(service):
+    peers = set()
+    answer = service.answer
+
+    def note(request):
+        peers.add(request.transport.get_extra_info("peername"))
+        return answer(request)
+
+    service.answer = note
+    try:
+        ask(lambda: None, lambda: None)
+    finally:
+        del service.answer
+    assert len(peers) == 1
+
+
+# -- what is left behind
+
+
+@pytest.fixture
+def leaves_nothing_open(caplog):
+    """Assert that what ran left no session to the garbage collector, and no task that failed unheard."""
+    caplog.set_level(logging.WARNING, logger="asyncio")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        yield
+        gc.collect()
+    assert [str(warning.message) for warning in warned if "client" in str(warning.message)] == []
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def threshold_trigger(**arguments):
+    days = {"usage_start_date": query().start.isoformat(), "usage_end_date": query().end.isoformat()}
+    return ReductoUsageThresholdTrigger(
+        **{"reducto_conn_id": "reducto_default", "threshold": "10", "poke_interval": 1.0, **days, **arguments}
+    )
+
+
+def level_trigger():
+    return ReductoUsageLevelTrigger(budget=1_000_000, poke_interval=1)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # of another thread
+            await asyncio.sleep(0.02)
+
+
+async def first_of(events):
+    async with aclosing(events):
+        return await anext(events)
+
+
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, lambda: threshold_trigger(asks_first=True), level_trigger])
+@pytest.mark.parametrize("requests", [0, 1, 2])
+def test_a_trigger_that_is_cancelled(service, make_trigger, requests, leaves_nothing_open):
+    service.faults.add(status(503))
+    service.faults.add(Stall(60), times=None)
+
+    async def cancelled():
+        task = asyncio.create_task(first_of(make_trigger().run()))
+        await asyncio.sleep(0)
+        await until(lambda: len(service.requests) >= requests)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await until(lambda: service.journal.in_flight == 0)
+
+    asyncio.run(cancelled())
+
+
+def test_a_loop_that_ends(service, leaves_nothing_open):
+    service.faults.add(Stall(60), times=None)
+
+    async def ends():
+        tasks = [asyncio.create_task(first_of(threshold_trigger(asks_first=True).run())) for _ in range(3)]
+        await until(lambda: len(service.requests) >= 3)
+        return tasks  # which asyncio.run cancels, as a triggerer's shutdown does
+
+    asyncio.run(ends())
+
+
+# -- shared
+
+
+@pytest.fixture
+def shared():
+    shared_stream = pytest.importorskip("airflow.triggers.shared_stream", reason="Airflow 3.3")
+
+    class Streams(shared_stream.SharedStreamManager):
+        """Waits as the triggerer lets its triggers wait."""
+
+        async def wait(self, number, trigger):
+            key = trigger.shared_stream_key()
+            stream = self.subscribe(trigger_id=number, trigger=trigger, key=key)
+            try:
+                return (await anext(trigger.filter_shared_stream(stream))).payload
+            finally:
+                await self.unsubscribe(number, key)
+
+        def begin(self, number, trigger):
+            return asyncio.create_task(self.wait(number, trigger))
+
+    return Streams
+
+
+def test_who_joins_late_gets_the_next_poll(service, shared, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        early = streams.begin(1, threshold_trigger())
+        await until(lambda: len(service.requests) >= 2)
+        late = streams.begin(2, threshold_trigger(threshold="20"))
+        service.usage.add("org_acme", query().start, credits=21, requests=1)
+        events = await asyncio.gather(early, late)
+        assert [event["reading"]["threshold"] for event in events] == [10, 20]
+
+    asyncio.run(scenario())
+
+
+def test_the_last_to_leave_ends_the_polls_and_who_comes_then_begins_anew(service, shared, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        service.faults.add(Stall(60))
+        last = streams.begin(1, threshold_trigger())
+        await until(lambda: service.journal.in_flight == 1)
+        last.cancel()
+        next_one = streams.begin(2, threshold_trigger())  # while the other is still leaving
+        with suppress(asyncio.CancelledError):
+            await last
+        await until(lambda: len(service.requests) >= 3)
+        service.usage.add("org_acme", query().start, credits=11, requests=1)
+        assert (await next_one)["reading"]["value"] == 11
+
+        asked = len(service.requests)
+        await asyncio.sleep(1.5)
+        assert len(service.requests) == asked, "nobody waits"
+
+    asyncio.run(scenario())
+
+
+def test_who_is_slow_loses_nothing(service, shared, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared(max_subscriber_queue=100)
+        service.faults.add(Stall(3))
+        slow = streams.begin(1, threshold_trigger(asks_first=True))  # its own question is the one that stalls
+        await until(lambda: len(service.requests) >= 1)
+        others = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(2, 202)]
+        await until(lambda: len(service.requests) >= 3)
+        service.usage.add("org_acme", query().start, credits=1000, requests=1)
+        events = await asyncio.gather(slow, *others)
+        assert {event["status"] for event in events} == {"exceeded"}
+        assert len(service.requests) < 20
+
+    asyncio.run(scenario())
+
+
+# -- levels
+
+
+class Store:
+    """Notes what is kept in the place of Airflow's store, which only a triggerer has."""
+
+    def __init__(self, happened):
+        self.happened = happened
+
+    async def aget(self, key):
+        return None
+
+    async def aset(self, key, value):
+        [levels] = value.values()
+        self.happened.append(f"stored {levels}")
+
+
+def test_levels_passed_at_once_are_handed_on_one_by_one(service, monkeypatch, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+    service.usage.add("org_acme", query().start, credits=90, requests=1)
+    happened = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds):
+        if seconds == module._PERSIST_SECONDS:
+            happened.append("waited")
+            seconds = 0
+        await sleep(seconds)
+
+    monkeypatch.setattr(module.asyncio, "sleep", noted)
+
+    async def scenario():
+        trigger = ReductoUsageLevelTrigger(budget=100, poke_interval=1)
+        trigger.asset_state_store = Store(happened)
+        async with aclosing(trigger.run()) as events, asyncio.timeout(60):
+            async for event in events:
+                happened.append(f"fired {event.payload['level']}")
+                if event.payload["level"] == 80:
+                    service.usage.add("org_acme", query().start, credits=90, requests=1)
+                if event.payload["level"] == 100:
+                    return
+
+    asyncio.run(scenario())
+    assert happened == [
+        "fired 50",
+        "waited",
+        "stored [50]",
+        "fired 80",
+        "waited",
+        "stored [50, 80]",
+        "fired 100",
+    ]
