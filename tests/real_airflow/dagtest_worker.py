@@ -16,8 +16,8 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
