@@ -85,7 +85,9 @@ class TestDaysOfRun:
         ],
     )
     @pytest.mark.parametrize(
-        "timetable", [None, cron("@weekly"), dag_author.DeltaTriggerTimetable(timedelta(days=3))], ids=str
+        "timetable",
+        [None, cron("@weekly"), dag_author.DeltaTriggerTimetable(timedelta(days=3))],
+        ids=["no timetable", "cron", "delta"],
     )
     def test_an_interval_stands_for_itself(self, timetable, start, end, expected):
         assert days_of_run(run_context(timetable, utc(start), utc(end))) == expected
