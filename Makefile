@@ -23,7 +23,9 @@ AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
 
-.PHONY: help demo test test-harness azure focus focus-validator lint types pins clean
+OLDEST := suite(airflow-2.11-python-3.11)
+
+.PHONY: help demo test test-harness oldest matrix azure focus focus-validator lint types pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -47,6 +49,14 @@ test: $(READY) ## run the test suite
 
 test-harness: $(READY) ## test what the tests run Airflow with
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
+
+oldest: $(READY) ## run the suite on the oldest supported Airflow
+	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
+
+matrix: $(READY) ## run the suite on every supported Airflow and Python, and tell in docs/ and README (hours)
+	@rm -rf .cache/matrix
+	@$(BIN)/nox --session suite -- $(ARGS) || true # what failed is told
+	@$(BIN)/python -m tests.matrix
 
 focus: $(READY) focus-validator ## hold FOCUS files against the official validator
 	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)
@@ -83,6 +93,9 @@ types: $(READY) ## mypy
 pins: ## renew the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
+	for airflow in requirements/airflow-*.in; do \
+	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
+	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 

@@ -116,10 +116,10 @@ def readme_table(runs: list[Run]) -> str:
 
 def between(marker: str, text: str, inserted: str) -> str:
     """The text with what is between two markers replaced."""
-    begin, end = f"<!-- {marker} -->\n", f"\n<!-- /{marker} -->"
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}{inserted}{end}{after}"
+    return f"{before}{begin}{inserted}\n{end}{after}"
 
 
 def _most(counters: Iterable[Counter[str]]) -> list[tuple[str, int]]:
