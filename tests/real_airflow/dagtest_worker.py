@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -66,13 +67,17 @@ def _warm_up(folder: Path) -> None:
     """Do what is slow before the forks: imports, the execution API's application, SQLAlchemy's statements."""
     from airflow import settings
 
+    if AIRFLOW >= (3,):
+        from airflow.sdk.execution_time import supervisor
+
+        if AIRFLOW < (3, 3):  # which would make the application anew for every task, for seconds
+            supervisor.in_process_api_server = cache(supervisor.in_process_api_server)
     _run_dag(folder, {})
     # Threads and database connections must not cross a fork. The transport to the application has the
     # former: its next use makes a new one, while the application, which took the time, stays.
-    with suppress(ImportError, AttributeError):  # before Airflow 3.3 there is nothing that stays
-        from airflow.sdk.execution_time.supervisor import in_process_api_server
-
-        del in_process_api_server().transport
+    if AIRFLOW >= (3,):
+        with suppress(AttributeError):
+            del supervisor.in_process_api_server().transport
     settings.Session.remove()
     settings.engine.dispose()
 
