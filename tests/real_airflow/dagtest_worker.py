@@ -72,6 +72,11 @@ def _warm_up(folder: Path) -> None:
 
         if AIRFLOW < (3, 3):  # which would make the application anew for every task, for seconds
             supervisor.in_process_api_server = cache(supervisor.in_process_api_server)
+        if AIRFLOW == (3, 0):
+            # In line a rescheduled sensor would get the date as text, which real processes read back from JSON.
+            from airflow.sdk.execution_time.comms import TaskRescheduleStartDate
+
+            TaskRescheduleStartDate.model_construct = TaskRescheduleStartDate
     _run_dag(folder, {})
     # Threads and database connections must not cross a fork. The transport to the application has the
     # former: its next use makes a new one, while the application, which took the time, stays.
