@@ -11,6 +11,7 @@ in the run's own folder: `result.json` and `log.txt`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -73,10 +74,13 @@ def _warm_up(folder: Path) -> None:
         if AIRFLOW < (3, 3):  # which would make the application anew for every task, for seconds
             supervisor.in_process_api_server = cache(supervisor.in_process_api_server)
         if AIRFLOW == (3, 0):
-            # In line a rescheduled sensor would get the date as text, which real processes read back from JSON.
+            # In line a rescheduled sensor would get the date as text, which real processes read back from JSON;
+            # and what is said between task and supervisor would be logged, with the secrets to mask in it.
+            import structlog
             from airflow.sdk.execution_time.comms import TaskRescheduleStartDate
 
             TaskRescheduleStartDate.model_construct = TaskRescheduleStartDate
+            structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     _run_dag(folder, {})
     # Threads and database connections must not cross a fork. The transport to the application has the
     # former: its next use makes a new one, while the application, which took the time, stays.
