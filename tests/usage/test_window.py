@@ -260,13 +260,14 @@ class TestDaysOfRun:
     @pytest.mark.parametrize(
         ("name", "arguments"),
         [
-            ("CronDataIntervalTimetable", {"cron": "0 0 * * 1", "timezone": "UTC"}),
-            ("DeltaDataIntervalTimetable", {"delta": timedelta(days=7)}),
-            pytest.param("CronPartitionTimetable", {"cron": "0 0 * * 1", "timezone": "UTC"}, marks=PARTITIONS),
+            ("CronDataIntervalTimetable", ("0 0 * * 1",)),
+            ("DeltaDataIntervalTimetable", (timedelta(days=7),)),
+            pytest.param("CronPartitionTimetable", ("0 0 * * 1",), marks=PARTITIONS),
         ],
     )
     def test_other_timetables_by_cron_or_delta(self, name, arguments):
-        timetable = getattr(dag_author, name)(*arguments.values())
+        zone = {} if name.startswith("Delta") else {"timezone": "UTC"}
+        timetable = getattr(dag_author, name)(*arguments, **zone)
         assert days_of_run(run_context(timetable, utc("2026-06-15T00:00"))) == days("2026-06-08", "2026-06-14")
 
     @pytest.mark.parametrize("moment", ["2026-06-18T00:00", "2026-06-18T12:30", "2026-06-18T23:59:59"])
