@@ -11,7 +11,7 @@ from tests.airflows import new_in
 
 PROJECT = Path(__file__).parents[1]
 
-# `make demo` runs on the newest Airflow alone, as README says.
+# `make demo` runs on the newest Airflow alone.
 pytestmark = new_in(3, 3, "the demo, which brings its own Airflow")
 
 
