@@ -24,7 +24,9 @@ AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 HARNESS := tests/real_airflow/test_harness.py
 WAITING := tests/test_waiting_processes.py
 
-.PHONY: help demo test test-waiting test-harness fuzz azure focus focus-validator lint types docs dist pins clean
+OLDEST := suite(airflow-2.11-python-3.11)
+
+.PHONY: help demo test test-waiting test-harness fuzz oldest matrix azure focus focus-validator lint types docs dist pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -54,6 +56,14 @@ test-harness: $(READY) ## test what the tests run Airflow with
 
 fuzz: $(READY) ## look for answers that break the decoder, with new examples each time (a quarter of an hour)
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py $(ARGS)
+
+oldest: $(READY) ## run the suite on the oldest supported Airflow
+	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
+
+matrix: $(READY) ## run the suite on every supported Airflow and Python, and tell in docs/ and README (hours)
+	@rm -rf .cache/matrix
+	@$(BIN)/nox --session suite -- $(ARGS) || true # what failed is told
+	@$(BIN)/python -m tests.matrix
 
 focus: $(READY) focus-validator ## hold FOCUS files against the official validator
 	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)
@@ -109,6 +119,9 @@ pins: ## renew the pinned versions in requirements/ (needs uv)
 	  --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet --group dist \
 	  --constraint requirements/dev.txt --constraint requirements/docs.txt --output-file requirements/dist.txt
+	for airflow in requirements/airflow-*.in; do \
+	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
+	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 

@@ -1,4 +1,4 @@
-"""The example DAGs: parsed without a network, a database or a Variable; run by the demo."""
+"""The example DAGs, run by the demo."""
 
 from __future__ import annotations
 
@@ -13,48 +13,14 @@ from pathlib import Path
 
 from aiosmtpd.controller import Controller
 
+from tests.airflows import new_in
+
 PROJECT = Path(__file__).parents[1]
 
-PARSE = """
-import socket, sqlite3, sys
-from airflow.dag_processing.dagbag import BundleDagBag
-from airflow.sdk import Connection, Variable
-
-def refuse(*args, **kwargs):
-    raise AssertionError(f"parsing reached out: {args}")
-
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-sqlite3.connect = sqlite3.dbapi2.connect = refuse
-Variable.get = Connection.get = refuse
-
-folder = sys.argv[1]
-sys.path.insert(0, folder)
-bag = BundleDagBag(dag_folder=folder, bundle_path=folder, bundle_name="dags")
-assert not bag.import_errors, bag.import_errors
-for dag_id, dag in sorted(bag.dags.items()):
-    assert dag.doc_md and dag.doc_md.strip().startswith("# "), dag_id
-    print(dag_id)
-"""
+DEMO = new_in(3, 3, "the demo, which brings its own Airflow")
 
 
-def test_parsing_touches_nothing():
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE, str(PROJECT / "dags")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("reducto_")] == [
-        "reducto_usage_all_organizations",
-        "reducto_usage_backfill",
-        "reducto_usage_budget_levels",
-        "reducto_usage_budget_mail",
-        "reducto_usage_org_acme",
-        "reducto_usage_org_globex",
-        "reducto_usage_org_initech",
-        "reducto_usage_reconciliation",
-        "reducto_usage_yesterday",
-    ]
-
-
+@DEMO
 def test_the_demo_runs_them_all_twice(tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "REDUCTO_API_KEY_STUDIO"}
     command = [sys.executable, "-m", "demo", str(tmp_path)]
@@ -74,6 +40,7 @@ def test_the_demo_runs_them_all_twice(tmp_path):
     assert "sim-key" not in (tmp_path / "demo.log").read_text()
 
 
+@DEMO
 def test_the_demo_says_what_went_wrong(tmp_path):
     env = {**os.environ, "REDUCTO_API_KEY_STUDIO": "not a key"}
     done = subprocess.run(

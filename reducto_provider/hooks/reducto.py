@@ -114,6 +114,20 @@ class ReductoHook(HttpHook):
         self._contexts = 0
         self._pace = _Pace()
 
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """The form's fields for the extras. Asked for by Airflow before 3.2; later ones read provider info."""
+        from reducto_provider.hooks import form
+
+        return form.widgets()
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """What the form makes of Airflow's own fields, likewise."""
+        from reducto_provider.hooks import form
+
+        return form.field_behaviour()
+
     @property
     def settings(self) -> ReductoSettings:
         """

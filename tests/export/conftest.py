@@ -15,13 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from airflow.sdk import ObjectStoragePath
-from airflow.sdk.io import attach
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+from tests.airflows import attach_store
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A local folder, and fsspec's memory in the place of an object store."""
     if request.param == "file":
         return Place(f"file://{tmp_path}/usage")
-    attach("memory", fs=MemoryFileSystem())
+    attach_store("memory", fs=MemoryFileSystem())
     return Place(f"memory://{uuid4().hex}/usage")
 
 

@@ -10,7 +10,7 @@ from threading import Barrier, Thread
 from urllib.parse import unquote
 
 import pytest
-from airflow.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__

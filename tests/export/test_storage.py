@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from airflow.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from reducto_provider.export.storage import check_output_path, open_storage
 

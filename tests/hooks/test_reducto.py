@@ -1297,7 +1297,7 @@ def test_the_event_loop_is_not_held_up(
 
     monkeypatch.setattr(reducto, "_ssl_context", noting("bundle", reducto._ssl_context))
     monkeypatch.setattr(ReductoHook, "_decode", noting("decoding", ReductoHook._decode))
-    monkeypatch.setattr(ReductoHook, "get_connection", noting("connection", ReductoHook.get_connection))
+    monkeypatch.setattr(ReductoHook, "get_connection", staticmethod(noting("connection", ReductoHook.get_connection)))
     connect(host=listen(long, certificate.tls).url, extra={"verify": str(certificate.bundle)})
     asyncio.run(ReductoHook().aget_usage(QUESTION))
     elsewhere.setdefault("connection", True)  # Airflow has an asynchronous look-up since 3.1

@@ -17,20 +17,20 @@ from typing import Any
 
 import airflow.providers.amazon.aws.fs.s3  # noqa: F401
 import s3fs  # noqa: F401
-from airflow.sdk.io.fs import has_fs
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import open_storage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+from tests.airflows import has_file_system
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__])
 
 Answers = Sequence[tuple[UsageReport, UsageQuery]]
 
-has_fs("s3")  # looks for Airflow's file systems, which takes its time
+has_file_system("s3")  # looks for Airflow's file systems, which takes its time
 
 
 def started(function: Any, *arguments: Any, environment: Mapping[str, str] | None = None) -> BaseProcess:

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.airflows import new_in
+
+NO_LOGICAL_DATE = new_in(3, 0, "runs without a logical date")
 NOON = datetime(2026, 10, 22, 12, 30, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 10, 22, tzinfo=UTC)
 
@@ -42,17 +45,21 @@ MIDNIGHT = datetime(2026, 10, 22, tzinfo=UTC)
             MIDNIGHT.replace(hour=6),
             ("2026-10-21", "2026-10-21"),
             id="several crons",
+            marks=new_in(3, 0, "timetables of several crons"),
         ),
         pytest.param("None", MIDNIGHT, ("2026-10-21", "2026-10-21"), id="no schedule, with a logical date"),
-        pytest.param("'@daily'", None, ("2026-10-21", "2026-10-21"), id="no logical date"),
-        pytest.param("None", None, ("2026-10-21", "2026-10-21"), id="no schedule, no logical date"),
+        pytest.param("'@daily'", None, ("2026-10-21", "2026-10-21"), id="no logical date", marks=NO_LOGICAL_DATE),
+        pytest.param(
+            "None", None, ("2026-10-21", "2026-10-21"), id="no schedule, no logical date", marks=NO_LOGICAL_DATE
+        ),
     ],
 )
 def test_the_days_of_a_run(export, schedule, logical_date, days):
     result = export(
         schedule=schedule,
         imports="from airflow.timetables.interval import CronDataIntervalTimetable\n"
-        "from airflow.timetables.trigger import CronTriggerTimetable, MultipleCronTriggerTimetable",
+        "from airflow.timetables.trigger import CronTriggerTimetable\n"
+        + ("from airflow.timetables.trigger import MultipleCronTriggerTimetable" if "Multiple" in schedule else ""),
         org_id="org_acme",
         run={"logical_date": logical_date, "run_after": NOON},
     ).expect()

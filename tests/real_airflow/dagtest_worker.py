@@ -11,19 +11,25 @@ in the run's own folder: `result.json` and `log.txt`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-WARM_UP = """
-from airflow.sdk import DAG, task
+AIRFLOW = tuple(map(int, version("apache-airflow").split(".")[:2]))
 
-with DAG("warm_up"):
+WARM_UP = """
+from datetime import datetime
+from airflow.providers.common.compat.sdk import DAG, task
+
+with DAG("warm_up", schedule=None, start_date=datetime(2026, 1, 1)):
     @task
     def numbers():
         return [1]
@@ -61,13 +67,26 @@ def main(home: Path, connection: Connection) -> None:
 def _warm_up(folder: Path) -> None:
     """Do what is slow before the forks: imports, the execution API's application, SQLAlchemy's statements."""
     from airflow import settings
-    from airflow.sdk.execution_time.supervisor import in_process_api_server
 
+    if AIRFLOW >= (3,):
+        from airflow.sdk.execution_time import supervisor
+
+        if AIRFLOW < (3, 3):  # which would make the application anew for every task, for seconds
+            supervisor.in_process_api_server = cache(supervisor.in_process_api_server)
+        if AIRFLOW == (3, 0):
+            # In line a rescheduled sensor would get the date as text, which real processes read back from JSON;
+            # and what is said between task and supervisor would be logged, with the secrets to mask in it.
+            import structlog
+            from airflow.sdk.execution_time.comms import TaskRescheduleStartDate
+
+            TaskRescheduleStartDate.model_construct = TaskRescheduleStartDate
+            structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     _run_dag(folder, {})
     # Threads and database connections must not cross a fork. The transport to the application has the
     # former: its next use makes a new one, while the application, which took the time, stays.
-    with suppress(AttributeError):  # Airflow 3.1 makes both anew for every task: slower, and nothing to drop
-        del in_process_api_server().transport
+    if AIRFLOW >= (3,):
+        with suppress(AttributeError):
+            del supervisor.in_process_api_server().transport
     settings.Session.remove()
     settings.engine.dispose()
 
@@ -94,13 +113,8 @@ def _run_dag(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
     from airflow import settings
 
-    try:
-        from airflow.dag_processing.dagbag import BundleDagBag
-    except ImportError:  # Airflow 3.1
-        from airflow.models.dagbag import BundleDagBag
-
     settings.configure_vars()  # reads the DAGs folder again
-    bag = BundleDagBag(dag_folder=folder, bundle_path=folder)
+    bag = _parse(folder)
     if bag.import_errors:
         raise ImportError("\n".join(bag.import_errors.values()))
     dag_id = request.get("dag_id") or (next(iter(bag.dags)) if len(bag.dags) == 1 else None)
@@ -110,14 +124,46 @@ def _run_dag(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     errors = _collect_errors()
     # The dates are there only when given: DAG.test takes a logical date of None for a run without one.
     dates = {name: request[name] for name in ("logical_date", "run_after") if name in request}
+    if AIRFLOW < (3,):
+        # It has no run_after, and every run of it has a logical date.
+        dates = {"execution_date": dates.get("logical_date")}
     run = bag.dags[dag_id].test(run_conf=request.get("conf"), **dates)
     return {**_outcome(run), "errors": errors}
+
+
+def _parse(folder: Path) -> Any:
+    """The folder's DAGs, in the database as well where `DAG.test` does not see to it."""
+    if AIRFLOW >= (3, 1):
+        try:
+            from airflow.dag_processing.dagbag import BundleDagBag
+        except ImportError:  # Airflow 3.1
+            from airflow.models.dagbag import BundleDagBag
+
+        return BundleDagBag(dag_folder=folder, bundle_path=folder)
+
+    from airflow.models.dagbag import DagBag
+
+    sys.path.insert(0, str(folder))
+    bag = DagBag(dag_folder=folder, include_examples=False)
+    # Only an asset that is in the database takes events.
+    if AIRFLOW >= (3,):
+        from airflow.dag_processing.bundles.manager import DagBundlesManager
+
+        DagBundlesManager().sync_bundles_to_db()
+        bag.sync_to_db("dags-folder", None)
+    else:
+        bag.sync_to_db()
+    return bag
 
 
 def _collect_errors() -> list[dict[str, Any]]:
     """A list that fills with the errors of the tasks' tries: `DAG.test` itself only logs them."""
     from airflow.listeners import hookimpl
-    from airflow.sdk.execution_time.task_runner import get_listener_manager  # wherever a version has it
+
+    try:
+        from airflow.sdk.execution_time.task_runner import get_listener_manager  # wherever Airflow 3 has it
+    except ImportError:
+        from airflow.listeners.listener import get_listener_manager
 
     seen: list[dict[str, Any]] = []
 
@@ -142,11 +188,16 @@ def _collect_errors() -> list[dict[str, Any]]:
 
 def _outcome(run: Any) -> dict[str, Any]:
     """What the run left in the database."""
-    from airflow.models.asset import AssetEvent
     from airflow.models.renderedtifields import RenderedTaskInstanceFields
-    from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
+
+    if AIRFLOW >= (3,):
+        from airflow.models.asset import AssetEvent
+        from airflow.models.xcom import XComModel
+    else:
+        from airflow.models.dataset import DatasetEvent as AssetEvent
+        from airflow.models.xcom import XCom as XComModel
 
     with create_session() as session:
         rendered = {

@@ -23,7 +23,7 @@ pytest_plugins = ["tests.real_airflow.fixtures"]
 
 DAG = """
 from datetime import datetime, timedelta, timezone
-from airflow.sdk import DAG, Asset, BaseHook, task
+from airflow.providers.common.compat.sdk import DAG, Asset, BaseHook, task
 
 with DAG("tiny"):
     @task
@@ -66,7 +66,7 @@ class TestDagTest:
         result = dag_runner.run("""
             from datetime import timedelta
             from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
-            from airflow.sdk import DAG
+            from airflow.providers.common.compat.sdk import DAG
 
             with DAG("tiny"):
                 TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=2), deferrable=True)

@@ -11,8 +11,7 @@ from typing import Any
 import pendulum
 import pytest
 import time_machine
-from airflow import sdk
-from airflow.sdk.definitions.timetables.interval import DeltaDataIntervalTimetable
+from airflow.providers.common.compat.sdk import Asset
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from airflow.timetables.base import TimeRestriction
@@ -32,8 +31,11 @@ from reducto_provider.usage.window import (
     moment_of_run,
     today,
 )
+from tests.airflows import dag_author, new_in
 
-ASSET = sdk.Asset("usage")
+ASSET = Asset("usage")
+PARTITIONS = new_in(3, 2, "runs by partition")
+SEVERAL_CRONS = new_in(3, 0, "timetables of several crons")
 
 
 def utc(text: str) -> pendulum.DateTime:
@@ -66,8 +68,8 @@ def run_context(
     }
 
 
-def cron(expression: str, zone: str = "UTC") -> sdk.CronTriggerTimetable:
-    return sdk.CronTriggerTimetable(expression, zone)
+def cron(expression: str, zone: str = "UTC") -> Any:
+    return dag_author.CronTriggerTimetable(expression, timezone=zone)
 
 
 class TestDaysOfRun:
@@ -89,7 +91,9 @@ class TestDaysOfRun:
         ],
     )
     @pytest.mark.parametrize(
-        "timetable", [None, cron("@weekly"), sdk.DeltaTriggerTimetable(timedelta(days=3))], ids=str
+        "timetable",
+        [None, cron("@weekly"), dag_author.DeltaTriggerTimetable(timedelta(days=3))],
+        ids=["no timetable", "cron", "delta"],
     )
     def test_an_interval_stands_for_itself(self, timetable, start, end, expected):
         assert days_of_run(run_context(timetable, utc(start), utc(end))) == expected
@@ -188,8 +192,9 @@ class TestDaysOfRun:
         ids=str,
     )
     def test_under_a_delta_a_moment_stands_for_what_led_up_to_it(self, delta, moment, expected):
-        assert days_of_run(run_context(sdk.DeltaTriggerTimetable(delta), utc(moment))) == expected
+        assert days_of_run(run_context(dag_author.DeltaTriggerTimetable(delta), utc(moment))) == expected
 
+    @SEVERAL_CRONS
     @pytest.mark.parametrize(
         ("moment", "expected"),
         [
@@ -199,22 +204,27 @@ class TestDaysOfRun:
         ],
     )
     def test_several_crons_take_turns(self, moment, expected):
-        timetable = sdk.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC")
+        timetable = dag_author.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC")
 
         assert days_of_run(run_context(timetable, utc(moment))) == expected
 
     @pytest.mark.parametrize(
         ("timetable", "expected"),
         [
-            pytest.param(cron("0 0 * * 1"), days("2026-06-08", "2026-06-14"), id="cron"),
+            pytest.param(lambda: cron("0 0 * * 1"), days("2026-06-08", "2026-06-14"), id="cron"),
             pytest.param(
-                sdk.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC"),
+                lambda: dag_author.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC"),
                 days("2026-06-11", "2026-06-14"),
                 id="several crons",
+                marks=SEVERAL_CRONS,
             ),
-            pytest.param(sdk.DeltaTriggerTimetable(timedelta(days=7)), days("2026-06-08", "2026-06-14"), id="delta"),
             pytest.param(
-                sdk.DeltaTriggerTimetable(relativedelta(months=1)),
+                lambda: dag_author.DeltaTriggerTimetable(timedelta(days=7)),
+                days("2026-06-08", "2026-06-14"),
+                id="delta",
+            ),
+            pytest.param(
+                lambda: dag_author.DeltaTriggerTimetable(relativedelta(months=1)),
                 days("2026-05-15", "2026-06-14"),
                 id="relative delta",
             ),
@@ -222,44 +232,48 @@ class TestDaysOfRun:
     )
     class TestByTimeOrByAssets:
         def test_a_run_by_time_follows_the_schedule(self, timetable, expected):
-            either = sdk.AssetOrTimeSchedule(assets=[ASSET], timetable=timetable)
+            either = dag_author.AssetOrTimeSchedule(assets=[ASSET], timetable=timetable())
 
             assert days_of_run(run_context(either, utc("2026-06-15T00:00"))) == expected
 
         @pytest.mark.parametrize("run_type", ["asset_triggered", "dataset_triggered"])
         def test_a_run_by_assets_takes_the_day_before(self, timetable, expected, run_type):
-            either = sdk.AssetOrTimeSchedule(assets=[ASSET], timetable=timetable)
+            either = dag_author.AssetOrTimeSchedule(assets=[ASSET], timetable=timetable())
             context = run_context(either, utc("2026-06-15T00:00"), run_type=run_type)
 
             assert days_of_run(context) == days("2026-06-14")
 
     @pytest.mark.parametrize(
-        ("timetable", "expected"),
+        ("name", "arguments", "expected"),
         [
-            (core_trigger.CronTriggerTimetable("0 0 * * 1", timezone="UTC"), days("2026-06-08", "2026-06-14")),
-            (
-                core_trigger.MultipleCronTriggerTimetable("0 0 * * 1", "0 0 * * 4", timezone="UTC"),
+            ("CronTriggerTimetable", ("0 0 * * 1",), days("2026-06-08", "2026-06-14")),
+            pytest.param(
+                "MultipleCronTriggerTimetable",
+                ("0 0 * * 1", "0 0 * * 4"),
                 days("2026-06-11", "2026-06-14"),
+                marks=SEVERAL_CRONS,
             ),
-            (core_trigger.DeltaTriggerTimetable(timedelta(days=7)), days("2026-06-08", "2026-06-14")),
-            (core_interval.CronDataIntervalTimetable("@monthly", timezone="UTC"), days("2026-05-01", "2026-05-31")),
+            ("DeltaTriggerTimetable", (timedelta(days=7),), days("2026-06-08", "2026-06-14")),
         ],
-        ids=lambda value: type(value).__name__,
     )
-    def test_timetables_may_keep_their_schedule_private(self, timetable, expected):
+    def test_timetables_may_keep_their_schedule_private(self, name, arguments, expected):
+        zone = {} if name.startswith("Delta") else {"timezone": "UTC"}
+        timetable = getattr(core_trigger, name)(*arguments, **zone)
+
         assert not hasattr(timetable, "expression")
         assert days_of_run(run_context(timetable, utc("2026-06-15T00:00"))) == expected
 
     @pytest.mark.parametrize(
-        "timetable",
+        ("name", "arguments"),
         [
-            sdk.CronDataIntervalTimetable("0 0 * * 1", "UTC"),
-            DeltaDataIntervalTimetable(timedelta(days=7)),
-            sdk.CronPartitionTimetable("0 0 * * 1", timezone="UTC"),
+            ("CronDataIntervalTimetable", ("0 0 * * 1",)),
+            ("DeltaDataIntervalTimetable", (timedelta(days=7),)),
+            pytest.param("CronPartitionTimetable", ("0 0 * * 1",), marks=PARTITIONS),
         ],
-        ids=lambda value: type(value).__name__,
     )
-    def test_other_timetables_by_cron_or_delta(self, timetable):
+    def test_other_timetables_by_cron_or_delta(self, name, arguments):
+        zone = {} if name.startswith("Delta") else {"timezone": "UTC"}
+        timetable = getattr(dag_author, name)(*arguments, **zone)
         assert days_of_run(run_context(timetable, utc("2026-06-15T00:00"))) == days("2026-06-08", "2026-06-14")
 
     @pytest.mark.parametrize("moment", ["2026-06-18T00:00", "2026-06-18T12:30", "2026-06-18T23:59:59"])
@@ -366,6 +380,7 @@ class TestPartitions:
             return
         assert len(covered) == length
 
+    @PARTITIONS
     @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y"])
     @pytest.mark.parametrize("zone", ["UTC", "Asia/Taipei", "America/New_York"])
     def test_a_day_is_the_one_that_the_key_spells(self, zone, key_format):
@@ -373,6 +388,7 @@ class TestPartitions:
 
         assert format(days_of_run(context).first, key_format) == context["dag_run"].partition_key
 
+    @PARTITIONS
     @pytest.mark.parametrize(("expression", "length"), [("0 0 * * 1", 7), ("@monthly", 30)])
     @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%d.%m.%Y"])
     def test_partitions_longer_than_a_day_are_covered_whole_or_refused(self, expression, length, key_format):
@@ -392,7 +408,7 @@ class TestPartitions:
             last_dagrun_info=None, restriction=TimeRestriction(utc("2026-06-18T20:00"), None, catchup=True)
         )
         return run_context(
-            sdk.CronPartitionTimetable(expression, run_offset=-1, **arguments),
+            dag_author.CronPartitionTimetable(expression, run_offset=-1, **arguments),
             None,
             partition_key=run.partition_key,
             partition_date=run.partition_date,
@@ -463,7 +479,7 @@ class TestConsecutiveRuns:
     def test_by_cron(self, expression, zone):
         end = "2026-11-15" if expression == "@daily" or expression.endswith(("* * *", "1-5")) else "2031-11-15"
         scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
-        timetable = sdk.CronTriggerTimetable(expression, timezone=zone)
+        timetable = dag_author.CronTriggerTimetable(expression, timezone=zone)
 
         covered = _covered(scheduler, timetable, "2026-02-01", end)
 
@@ -496,7 +512,7 @@ class TestConsecutiveRuns:
         @pytest.fixture
         def covered(self, expression, zone):
             scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
-            timetable = sdk.CronTriggerTimetable(expression, timezone=zone)
+            timetable = dag_author.CronTriggerTimetable(expression, timezone=zone)
             return _covered(scheduler, timetable, "2026-03-01", "2026-11-15")
 
         def test_no_day_is_left_out(self, covered):
@@ -510,10 +526,11 @@ class TestConsecutiveRuns:
         def test_no_day_is_covered_twice(self, covered):
             assert _breaks(covered) == []
 
+    @SEVERAL_CRONS
     def test_by_several_crons(self):
         crons = ("0 4 * * 1-5", "30 7 * * 6", "0 12 * * 0")
         scheduler = core_trigger.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
-        timetable = sdk.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
+        timetable = dag_author.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
 
         covered = _covered(scheduler, timetable, "2026-03-02T03:00", "2026-04-20")
 
@@ -530,7 +547,7 @@ class TestConsecutiveRuns:
     def test_by_a_delta(self, delta, start):
         scheduler = core_trigger.DeltaTriggerTimetable(delta)
 
-        covered = _covered(scheduler, sdk.DeltaTriggerTimetable(delta), start, "2026-12-31")
+        covered = _covered(scheduler, dag_author.DeltaTriggerTimetable(delta), start, "2026-12-31")
 
         assert len(covered) > 3
         assert _breaks(covered) == []

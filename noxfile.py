@@ -1,0 +1,79 @@
+"""The suite on every supported Airflow, each in an environment of its own. ``make matrix`` runs all, ``nox -l`` lists.
+
+What is pinned for an Airflow, and why, is in ``requirements/airflow-*.in``; the newest is that of ``dev.txt``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+PYTHONS = {
+    "2.11": ("3.11", "3.12"),
+    "3.0": ("3.11", "3.12"),
+    "3.1": ("3.11", "3.12", "3.13"),
+    "3.2": ("3.11", "3.12", "3.13"),
+    "3.3": ("3.11", "3.12", "3.13"),
+}
+"""The supported Airflows, and which of our Pythons each has."""
+
+NEWEST = list(PYTHONS)[-1]
+RESULTS = Path(".cache/matrix").absolute()
+
+# What knows nothing of Airflow, or is asked of files that are the same bytes on each: `make test` runs it.
+ELSEWHERE = ("tests/simulator", "tests/engines", "tests/real_airflow/test_harness.py")
+
+TITLE = """
+import platform, importlib.metadata
+print(f"Airflow {importlib.metadata.version('apache-airflow')}, Python {platform.python_version()}")
+"""
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv|venv"
+nox.options.envdir = ".cache/nox"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+
+
+def interpreter(version: str) -> str:
+    """A Python of this version: on PATH, or beside the one that runs this, as version managers have it."""
+    beside = sorted(Path(sys.base_prefix).parent.glob(f"{version}*/bin/python"), reverse=True)
+    for candidate in (shutil.which(f"python{version}"), sys.executable, *map(str, beside)):
+        if candidate and _version(candidate) == version:
+            return candidate
+    return version
+
+
+def _version(python: str) -> str:
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout.strip()
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "airflow"),
+    [
+        nox.param(interpreter(python), airflow, id=f"airflow-{airflow}-python-{python}", tags=[f"airflow-{airflow}"])
+        for airflow, pythons in PYTHONS.items()
+        for python in pythons
+    ],
+)
+def suite(session: nox.Session, airflow: str) -> None:
+    """Run the suite; what is given after ``--`` is for pytest."""
+    pins = "dev" if airflow == NEWEST else f"airflow-{airflow}"
+    session.install("-r", f"requirements/{pins}.txt")
+    session.install("--no-deps", "--no-build-isolation", "-e", ".")
+    title = session.run("python", "-W", "ignore", "-c", TITLE, silent=True)
+    name = session.name.removeprefix("suite(").removesuffix(")")
+    session.run(
+        *("python", "-m", "pytest", "-n", "2", "--dist", "loadscope", "-q", "-k", "not official_validator"),
+        *(f"--ignore={path}" for path in ELSEWHERE),
+        *(f"--junit-xml={RESULTS / name}.xml", "-o", f"junit_suite_name={str(title).strip()}"),
+        *session.posargs,
+        env={"PYTHONDONTWRITEBYTECODE": ""},
+    )

@@ -1,0 +1,59 @@
+"""The Airflow that the suite runs on, and what differs among the supported ones."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+AIRFLOW = tuple(int(number) for number in version("apache-airflow").split(".")[:2])
+"""Its version, as in ``AIRFLOW >= (3, 1)``."""
+
+
+def new_in(major: int, minor: int, what: str) -> pytest.MarkDecorator:
+    """
+    Mark what an older Airflow does not have. Where it does something else instead, a test of its own says so.
+
+    The matrix lists these words for the versions that lack it.
+    """
+    return pytest.mark.skipif((major, minor) > AIRFLOW, reason=f"new in Airflow {major}.{minor}: {what}")
+
+
+def _find(name: str, *modules: str) -> Any:
+    for module in modules:
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def _asset_or_time_schedule() -> Any:
+    if AIRFLOW >= (3,):
+        return _find("AssetOrTimeSchedule", "airflow.sdk", "airflow.timetables.assets")
+    from airflow.timetables.datasets import DatasetOrTimeSchedule
+
+    return lambda *, assets, timetable: DatasetOrTimeSchedule(datasets=assets, timetable=timetable)
+
+
+dag_author = SimpleNamespace(
+    **{
+        name: _find(name, "airflow.sdk", f"airflow.timetables.{module}")
+        for name, module in {
+            "CronDataIntervalTimetable": "interval",
+            "CronPartitionTimetable": "trigger",
+            "CronTriggerTimetable": "trigger",
+            "DeltaDataIntervalTimetable": "interval",
+            "DeltaTriggerTimetable": "trigger",
+            "MultipleCronTriggerTimetable": "trigger",
+        }.items()
+    },
+    AssetOrTimeSchedule=_asset_or_time_schedule(),
+)
+"""The timetables that a DAG's author imports: the task SDK's from Airflow 3.2 on, before that the scheduler's own."""
+
+attach_store = _find("attach", "airflow.sdk.io", "airflow.io.store")
+has_file_system = _find("has_fs", "airflow.sdk.io.fs", "airflow.io")
