@@ -71,7 +71,7 @@ def parse(folder):
     except ImportError:  # before Airflow 3.2
         from airflow.models.dagbag import DagBag
     sys.path.insert(0, folder)
-    bag = DagBag(dag_folder=folder, include_examples=False)
+    bag = DagBag(dag_folder=folder)
     assert not bag.import_errors, bag.import_errors
     return bag.dags
 """
