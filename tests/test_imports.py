@@ -147,12 +147,22 @@ def test_nothing_deprecated_is_used(run):
 
 AIRFLOW_MODULES = {
     "airflow.providers.common.compat.connection",
+    "airflow.providers.common.compat.openlineage.facet",
     "airflow.providers.common.compat.sdk",
     "airflow.providers.common.compat.triggers",
+    "airflow.providers.common.compat.version_compat",
     "airflow.providers.http.hooks.http",
     "airflow.triggers.base",
 }
 """What every supported Airflow has by these names, none of them deprecated."""
+
+OF_OTHERS = {
+    "lineage.py": {"airflow.providers.openlineage.extractors"},
+    "usage.py": {"airflow.providers.openlineage.extractors"},
+    "reducto_usage_budget_levels.py": {"airflow.sdk"},  # where there are watchers, and the file says what else
+    "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
+}
+"""What a file needs of another provider, or of newer Airflows alone."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -161,7 +171,8 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
     imports = [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
     modules |= {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
-    assert {module for module in modules if module.split(".")[0] == "airflow"} <= AIRFLOW_MODULES
+    airflow = {module for module in modules if module.split(".")[0] == "airflow"}
+    assert airflow <= AIRFLOW_MODULES | OF_OTHERS.get(path.name, set())
 
 
 HEAVY = {
@@ -188,5 +199,5 @@ def test_what_a_dag_file_imports_loads_nothing_heavy(run):
 def test_an_example_dag_loads_nothing_heavy(run, dag):
     code = f"sys.path.insert(0, {str(PROJECT / 'dags')!r})\nimport {dag.removesuffix('.py')}"
     loaded = run(HEAVY_CODE.format(code))
-    assert "reducto_provider.operators.usage" in loaded
+    assert "reducto_provider" in loaded
     assert HEAVY & set(loaded) == set()

@@ -145,7 +145,9 @@ class ReductoHook(HttpHook):
         """:attr:`settings` for an event loop, which looking a connection up must not block."""
         if self._settings is None:
             try:
-                connection = await get_async_connection(self.reducto_conn_id, hook=self)
+                # Cancelled half-way, the look-up would leave its answer to the next one: on Airflow 3.0 that ends the
+                # whole triggerer.
+                connection = await asyncio.shield(get_async_connection(self.reducto_conn_id, hook=self))
             except AirflowNotFoundException:
                 # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
                 connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)
