@@ -153,7 +153,7 @@ class ReductoHook(HttpHook):
             self._settings = None
             if self.settings == settings:
                 raise
-        self._session = self._pace = None
+        self._session = None
         self._log_rotation()
         return self._get_usage(query, self.settings)
 
@@ -171,7 +171,6 @@ class ReductoHook(HttpHook):
         if self._async_session is not None:
             self._retired.append(self._async_session)  # others may be using it
             self._async_session = await _open_async_session(renewed)
-        self._pace = None
         self._log_rotation()
         return await self._aget_usage(query, renewed)
 
@@ -355,7 +354,7 @@ class ReductoHook(HttpHook):
 
     def _reserve(self, settings: ReductoSettings) -> float:
         """Seconds to wait until the connection's ``requests_per_second`` allow the next request."""
-        if self._pace is None:
+        if self._pace is None or self._pace.per_second != settings.requests_per_second:
             self._pace = _Pace(settings.requests_per_second)
         return self._pace.reserve()
 
@@ -386,6 +385,7 @@ class _Pace:
     """Spaces requests evenly: ``reserve`` takes the next slot and says how many seconds it is away."""
 
     def __init__(self, per_second: float | None) -> None:
+        self.per_second = per_second
         self._interval = 1 / per_second if per_second else 0.0
         self._next = 0.0
         self._lock = threading.Lock()
