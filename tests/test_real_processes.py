@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from airflow.sdk import DAG, Asset
 from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow.timetables.trigger import CronPartitionTimetable, CronTriggerTimetable
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 
 FILES = Asset("reducto-usage-files")
@@ -113,6 +113,17 @@ with DAG("wait_together", schedule=None):
         map_index_template="over {{ task.threshold }}",
         **WINDOW,
     ).expand(threshold=[1_000_000 + 5_000 * number for number in range(8)])
+
+with DAG("fleet", schedule=None):
+    ReductoUsageFleetExportOperator(
+        task_id="export",
+        organizations=["org_acme", "org_initech"],
+        usage_start_date="2026-05-01",
+        usage_end_date="2026-05-03",
+        output_path={fleet_path!r},
+        retries=1,
+        retry_delay=timedelta(seconds=0),
+    )
 """
 
 
@@ -130,7 +141,8 @@ def airflow(airflow_factory, service, tmp_path_factory):
         for dag_id, (schedule, start, end, _) in SCHEDULES.items()
     )
     (dags / "scheduled.py").write_text(HEADER + scheduled)
-    (dags / "others.py").write_text(HEADER + OTHERS)
+    fleet_path = str(tmp_path_factory.mktemp("fleet"))
+    (dags / "others.py").write_text(HEADER + OTHERS.replace("{fleet_path!r}", repr(fleet_path)))
     connection = {"conn_type": "reducto", "host": service.url, "password": "sim-key-all", "extra": {"max_attempts": 1}}
     airflow = airflow_factory(dags, {"AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection)})
     for dag_id in SCHEDULES:
@@ -247,3 +259,26 @@ def test_who_asks_the_same_shares_one_poll(airflow, service):
     assert [number for number in range(8) if states["wait", number] == "success"] == exceeded
     names = {ti["rendered_map_index"] for ti in airflow.task_instances("wait_together", run_id)}
     assert "over 1005000" in names
+
+
+def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
+    def asked():
+        return [dict(r.query)["orgId"] for r in service.requests if ("startDate", "2026-05-01") in r.query]
+
+    airflow.unpause("fleet")
+    run_id = None
+    for clears in (0, 1, 2):
+        service.faults.add(status(500), times=1, org="org_initech")
+        before = len(asked())
+        if run_id is None:
+            run_id = airflow.trigger("fleet")["dag_run_id"]
+        else:
+            airflow.clear("fleet", run_id)
+        airflow.wait_for(lambda: len(asked()) >= before + 3, 90, "two tries")  # noqa: B023
+        airflow.wait_for_run("fleet", run_id, state="success")
+
+        assert sorted(asked()[before:]) == ["org_acme", "org_initech", "org_initech"]
+        [task] = airflow.task_instances("fleet", run_id)
+        assert task["try_number"] == 2 * (clears + 1)
+        result = airflow.xcom("fleet", run_id, "export")
+        assert [each["status"] for each in result["organizations"]] == ["exported before", "exported"]
