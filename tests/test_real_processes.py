@@ -274,7 +274,7 @@ def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
             run_id = airflow.trigger("fleet")["dag_run_id"]
         else:
             airflow.clear("fleet", run_id)
-        airflow.wait_for(lambda: len(asked()) >= before + 3, 90, "two tries")  # noqa: B023
+        airflow.wait_for(lambda: len(asked()) >= before + 3, 240, "two tries")  # noqa: B023
         airflow.wait_for_run("fleet", run_id, state="success")
 
         assert sorted(asked()[before:]) == ["org_acme", "org_initech", "org_initech"]
