@@ -108,6 +108,17 @@ class _ReductoUsageOperator(BaseOperator):
             )
 
     def _query(self, context: Context) -> UsageQuery:
+        """As :meth:`_query_of_run`, and say so."""
+        query = self._query_of_run(context)
+        self.log.info(
+            "Asking Reducto for the usage of %s on %s by %s",
+            query.org_id or "the connection's organization",
+            DayRange(query.start, query.end),
+            query.group_by,
+        )
+        return query
+
+    def _query_of_run(self, context: Context) -> UsageQuery:
         """
         What to ask.
 
@@ -132,16 +143,7 @@ class _ReductoUsageOperator(BaseOperator):
                     f"settle_days={self.settle_days}, is {settled}. lookback_days takes the days before along"
                 )
             query = replace(query, end=min(query.end, settled))
-        self._log_query(query)
         return query
-
-    def _log_query(self, query: UsageQuery) -> None:
-        self.log.info(
-            "Asking Reducto for the usage of %s on %s by %s",
-            query.org_id or "the connection's organization",
-            DayRange(query.start, query.end),
-            query.group_by,
-        )
 
     def _warn_if_not_final(self, query: UsageQuery) -> None:
         if query.end >= (day := today()):
@@ -424,11 +426,17 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             entries = parse_fleet(self.organizations, self.group_by, self.reducto_conn_id)
             terms = parse_terms(self.output_format, _price_options(self))
             file_format = self._format(terms, entries)
-            query = self._query(context)
+            query = self._query_of_run(context)
             self._warn_if_not_final(query)
             storage = open_storage(check_output_path(self.output_path), self.output_conn_id)
             dataset = UsageDataset(storage, file_format, query.filters())
             dataset.check()  # before a request is spent on it
+        self.log.info(
+            "Exporting %d organizations and dimensions on %s, %d at a time",
+            len(entries),
+            DayRange(query.start, query.end),
+            self.concurrency,
+        )
         fleet = FleetExport(
             entries,
             query,
@@ -458,7 +466,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         result = fleet_result(query, outcomes, self.max_xcom_bytes)
         failed = failures(outcomes)
         self.log.info(
-            "Exported %d of %d at %s, of which %d were before this try; %d days changed",
+            "Exported %d of %d at %s, %d of them by an earlier try; %d days changed",
             len(outcomes) - len(failed),
             len(outcomes),
             uri,
@@ -488,13 +496,6 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
 
     def _query_fields(self) -> dict[str, Any]:
         return {**super()._query_fields(), "group_by": "product"}  # stands for all of them
-
-    def _log_query(self, query: UsageQuery) -> None:
-        self.log.info(
-            "Asking Reducto for the usage on %s, %d organizations at a time",
-            DayRange(query.start, query.end),
-            self.concurrency,
-        )
 
     def _check_literals(self) -> None:
         if self.org_id is not None:
