@@ -39,6 +39,7 @@ def test_parsing_touches_nothing():
     assert [line for line in done.stdout.splitlines() if line.startswith("reducto_")] == [
         "reducto_usage_all_organizations",
         "reducto_usage_backfill",
+        "reducto_usage_fleet",
         "reducto_usage_org_acme",
         "reducto_usage_org_globex",
         "reducto_usage_org_initech",
