@@ -76,9 +76,11 @@ def demo(screen: TextIO) -> None:
             )
         with steps(f"reducto_usage_all_organizations, as scheduled {today:%Y-%m-%d}"):
             daily = run_dag(bag["reducto_usage_all_organizations"], logical_date=today)
+        with steps(f"reducto_usage_fleet, as scheduled {today:%Y-%m-%d}"):
+            [fleet] = run_dag(bag["reducto_usage_fleet"], logical_date=today).xcoms["export_usage"]
         monthly = {}
         for dag_id, dag in sorted(bag.items()):
-            if dag_id not in ("reducto_usage_backfill", "reducto_usage_all_organizations"):
+            if dag_id not in ("reducto_usage_backfill", "reducto_usage_all_organizations", "reducto_usage_fleet"):
                 with steps(f"{dag_id}, as scheduled {last_month:%Y-%m-%d}"):
                     monthly[dag_id] = run_dag(dag, logical_date=last_month)
 
@@ -86,6 +88,7 @@ def demo(screen: TextIO) -> None:
     show_exports(screen, backfill.xcoms["export_usage"])
     changed = sum(file["changed"] for export in daily.xcoms["export_usage"] for file in export["files"])
     print(f"  the daily run exported its three days again: {changed} files changed", file=screen)
+    print(f"  the fleet run exported {fleet['exported']} views of it, each organization by each dimension", file=screen)
     print(f"\nBudgets of {last_month:%B %Y}, as the sensors saw them", file=screen)
     show_budgets(screen, monthly)
     print("\nFiles", file=screen)

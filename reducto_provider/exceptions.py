@@ -81,8 +81,8 @@ class ReductoFleetError(ReductoError):
     """Some organizations of a fleet could not be exported, the others were. A retry asks for the former alone."""
 
 
-class ReductoFleetFailError(ReductoFleetError, AirflowFailException):
-    """As before, and each failed for a reason that no retry can mend."""
+class ReductoFleetFailError(ReductoError, AirflowFailException):
+    """Some organizations of a fleet could not be exported, each for a reason that no retry can mend."""
 
 
 class ReductoReconciliationError(ReductoError):

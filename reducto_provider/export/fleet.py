@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -78,7 +78,9 @@ class FleetOutcome:
     row_count: int = 0
     credits: Decimal | None = Decimal(0)
     request_count: int = 0
-    changed: list[date] = field(default_factory=list)
+    changed_days: tuple[date, ...] = ()
+    """The latest of those that changed."""
+    changed_day_count: int = 0
     error: str | None = None
     hopeless: bool = False
     """Whether it failed for a reason that no retry can mend."""
@@ -88,12 +90,13 @@ class FleetOutcome:
         self.row_count += days.row_count
         self.credits = add_credits((self.credits, days.credits))
         self.request_count += days.request_count
-        self.changed += days.changed
+        self.changed_days = (*self.changed_days, *days.changed)[-MOST_CHANGED_DAYS:]
+        self.changed_day_count += len(days.changed)
 
-    def fail(self, error: Exception, *, hopeless: bool) -> None:
+    def fail(self, error: str, *, hopeless: bool) -> None:
         """Note why not all of it could be published."""
         self.status = "failed"
-        self.error = _cut(f"{type(error).__name__}: {error}", LONGEST_MESSAGE)
+        self.error = _cut(error, LONGEST_MESSAGE)
         self.hopeless = hopeless
 
     def __str__(self) -> str:
@@ -102,7 +105,7 @@ class FleetOutcome:
         credits = "no figure of" if self.credits is None else plain(self.credits)
         return (
             f"{self.entry} {self.status}: {credits} credits in {self.request_count} requests "
-            f"({self.row_count} rows, {len(self.changed)} days changed)"
+            f"({self.row_count} rows, {self.changed_day_count} days changed)"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -116,8 +119,8 @@ class FleetOutcome:
             "row_count": None if failed else self.row_count,
             "credits": None if failed or self.credits is None else json_number(self.credits),
             "request_count": None if failed else self.request_count,
-            "changed_day_count": len(self.changed),
-            "changed_days": [day.isoformat() for day in self.changed[-MOST_CHANGED_DAYS:]],
+            "changed_day_count": self.changed_day_count,
+            "changed_days": [day.isoformat() for day in self.changed_days],
             "error": self.error,
         }
 

@@ -13,9 +13,9 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, redact
 
-from reducto_provider.exceptions import ReductoAuthenticationError, ReductoError, typed_errors
+from reducto_provider.exceptions import ReductoAuthenticationError, typed_errors
 from reducto_provider.export.dataset import Attempt, PublishedDays, UsageDataset
 from reducto_provider.export.fleet import FleetEntry, FleetOutcome, split_query
 from reducto_provider.usage.report import UsageReport
@@ -83,8 +83,10 @@ class FleetExport:
                 with typed_errors(str(entry)):
                     await self._export(entry, outcome)
             except Exception as error:  # noqa: BLE001  # one organization's failure is no other's
-                outcome.fail(error, hopeless=isinstance(error, AirflowFailException))
-                if not isinstance(error, ReductoError):
+                # Airflow masks what is logged, but not what goes to XCom.
+                reason = str(redact(f"{type(error).__name__}: {error}"))
+                outcome.fail(reason, hopeless=isinstance(error, AirflowFailException))
+                if not isinstance(error, AirflowException):
                     self._log(logging.ERROR, "%s failed for a reason that was not foreseen", entry, exc_info=True)
             self.outcomes.append(outcome)
             level = logging.ERROR if outcome.status == "failed" else logging.INFO

@@ -471,7 +471,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             len(outcomes),
             uri,
             sum(each.status == "exported before" for each in outcomes),
-            sum(len(each.changed) for each in outcomes),
+            sum(each.changed_day_count for each in outcomes),
         )
         if not failed:
             self._tell_outlets(context, {**result, "uri": uri})

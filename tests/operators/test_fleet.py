@@ -449,6 +449,25 @@ def test_another_format_is_refused_before_anything_is_asked(fleet, simulator):
     assert not simulator.requests
 
 
+TELL_A_SECRET = """
+from airflow.providers.common.compat.sdk import mask_secret
+from reducto_provider.export.dataset import UsageDataset
+
+def fails(*args, **kwargs):
+    mask_secret("swordfish-canary")
+    raise OSError("https://store.example/?sig=swordfish-canary: Forbidden")
+
+UsageDataset.publish = fails
+"""
+
+
+def test_what_airflow_masks_is_masked_in_the_result(fleet):
+    result = fleet(before=TELL_A_SECRET).expect("failed")
+
+    assert result.xcom("export")["organizations"][0]["error"].endswith("?sig=***: Forbidden")
+    assert "canary" not in result.errors[0].message
+
+
 TERMINATE_WHEN_PUBLISHED = """
 import os, signal
 from reducto_provider.export.dataset import UsageDataset
