@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from airflow.providers.common.compat.sdk import XCOM_RETURN_KEY, AirflowSkipException, Asset, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, BaseOperator
 
 from reducto_provider import __version__
 from reducto_provider.exceptions import (
@@ -477,7 +477,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             self._tell_outlets(context, {**result, "uri": uri})
             return result
         if self.do_xcom_push:
-            context["ti"].xcom_push(key=XCOM_RETURN_KEY, value=result)
+            context["ti"].xcom_push(key="return_value", value=result)
         hopeless = all(each.hopeless for each in failed)
         raise (ReductoFleetFailError if hopeless else ReductoFleetError)(
             f"{self.task_id}: {describe_failures(outcomes)}"
@@ -491,8 +491,9 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         a task that is running makes a retry of it, but for ``clear_number``, which counts that too from Airflow 3.3 on.
         """
         ti, retries = context["ti"], self.retries or 0
+        first = ti.max_tries - retries + 1 if ti.max_tries >= retries else ti.try_number
         what = (ti.max_tries, retries, getattr(context["dag_run"], "clear_number", None), terms, __version__)
-        return Attempt(number=ti.try_number, first=ti.max_tries - retries + 1, fingerprint=repr(what))
+        return Attempt(number=ti.try_number, first=first, fingerprint=repr(what))
 
     def _query_fields(self) -> dict[str, Any]:
         return {**super()._query_fields(), "group_by": "product"}  # stands for all of them
