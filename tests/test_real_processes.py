@@ -117,7 +117,7 @@ with DAG("wait_together", schedule=None):
 with DAG("fleet", schedule=None):
     ReductoUsageFleetExportOperator(
         task_id="export",
-        organizations=["org_acme", "org_initech"],
+        organizations=["org_acme", "org_umbrella"],  # the latter is no other DAG's
         usage_start_date="2026-05-01",
         usage_end_date="2026-05-03",
         output_path={fleet_path!r},
@@ -268,7 +268,7 @@ def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
     airflow.unpause("fleet")
     run_id = None
     for clears in (0, 1, 2):
-        service.faults.add(status(500), times=1, org="org_initech")
+        service.faults.add(status(500), times=1, org="org_umbrella")
         before = len(asked())
         if run_id is None:
             run_id = airflow.trigger("fleet")["dag_run_id"]
@@ -277,7 +277,7 @@ def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
         airflow.wait_for(lambda: len(asked()) >= before + 3, 240, "two tries")  # noqa: B023
         airflow.wait_for_run("fleet", run_id, state="success")
 
-        assert sorted(asked()[before:]) == ["org_acme", "org_initech", "org_initech"]
+        assert sorted(asked()[before:]) == ["org_acme", "org_umbrella", "org_umbrella"]
         [task] = airflow.task_instances("fleet", run_id)
         assert task["try_number"] == 2 * (clears + 1)
         result = airflow.xcom("fleet", run_id, "export")
