@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from reducto_provider.export.dataset import PublishedDays, partition_of
+from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery, check_text
 from reducto_provider.usage.report import add_credits, json_number, plain
 
@@ -36,6 +37,12 @@ class FleetEntry:
 
     def __str__(self) -> str:
         return f"{self.org_id} by {self.group_by}"
+
+
+def is_literal_fleet(organizations: object) -> bool:
+    """Whether organizations are final, not a template or another task's result."""
+    several = organizations if isinstance(organizations, list | tuple) else (organizations,)
+    return all(is_literal(list(each.values()) if isinstance(each, Mapping) else each) for each in several)
 
 
 def parse_fleet(organizations: object, group_by: object, conn_id: str) -> list[FleetEntry]:

@@ -23,7 +23,7 @@ from reducto_provider.exceptions import (
     typed_errors,
 )
 from reducto_provider.export.dataset import Attempt
-from reducto_provider.export.fleet import describe_failures, failures, fleet_result, parse_fleet
+from reducto_provider.export.fleet import describe_failures, failures, fleet_result, is_literal_fleet, parse_fleet
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
@@ -503,7 +503,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             raise ValueError(f"org_id must be left out, not {self.org_id!r}: name it in organizations")
         super()._check_literals()
         terms = parse_literal_terms(self.output_format, _price_options(self))
-        if is_literal(self.organizations) and is_literal(self.group_by):
+        if is_literal_fleet(self.organizations) and is_literal(self.group_by):
             conn_id = self.reducto_conn_id if is_literal(self.reducto_conn_id) else "any"
             entries = parse_fleet(self.organizations, self.group_by, conn_id)
             if is_literal(self.output_format) and is_literal(self.compression):

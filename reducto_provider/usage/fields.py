@@ -32,8 +32,6 @@ def is_literal(value: object) -> bool:
         return "{{" not in value and "{%" not in value
     if isinstance(value, list | tuple | set):
         return all(map(is_literal, value))
-    if isinstance(value, dict):
-        return all(map(is_literal, value.values()))
     return value is None or isinstance(value, int | float | Decimal | date)
 
 
