@@ -7,9 +7,13 @@ its message as the only positional argument and so survives pickling.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from reducto_provider.usage.report import CreditsUnavailableError
 
 
 class ReductoError(AirflowException):
@@ -73,6 +77,14 @@ class ReductoExportError(ReductoError):
     """Files could not be written; days that were there before are untouched."""
 
 
+class ReductoFleetError(ReductoError):
+    """Some organizations of a fleet could not be exported, the others were. A retry asks for the former alone."""
+
+
+class ReductoFleetFailError(ReductoError, AirflowFailException):
+    """Some organizations of a fleet could not be exported, each for a reason that no retry can mend."""
+
+
 class ReductoReconciliationError(ReductoError):
     """The dimensions of the same usage do not agree: figures that can't all be right."""
 
@@ -87,3 +99,16 @@ class ReductoWindowClosedError(ReductoError, AirflowFailException):
 
 class ReductoTriggerEventError(ReductoError):
     """A deferred task was resumed with an event that its trigger can't have sent."""
+
+
+@contextmanager
+def typed_errors(who: str) -> Iterator[None]:
+    """Raise what the domain and the stores raise as the error of this package that it is to a task."""
+    try:
+        yield
+    except CreditsUnavailableError as error:
+        raise ReductoCreditsUnavailableError(f"{who}: {error}") from error
+    except (ValueError, ImportError, OverflowError) as error:
+        raise ReductoConfigurationError(f"{who}: {error}") from error
+    except OSError as error:
+        raise ReductoExportError(str(error)) from error

@@ -128,6 +128,7 @@ def test_parsing_the_example_dags_touches_nothing(run):
         "reducto_usage_backfill": True,
         **({"reducto_usage_budget_levels": True} if AIRFLOW >= (3,) else {}),  # Airflow 2 has no watchers
         "reducto_usage_budget_mail": True,
+        "reducto_usage_fleet": True,
         "reducto_usage_org_acme": True,
         "reducto_usage_org_globex": True,
         "reducto_usage_org_initech": True,

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +21,7 @@ from reducto_provider import __version__
 from reducto_provider.export.formats import Format
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport, UsageRow, plain, sum_credits
+from reducto_provider.usage.report import UsageReport, UsageRow, add_credits, plain, sum_credits
 from reducto_provider.usage.window import DayRange, today
 
 LAYOUT_VERSION: Final = 1
@@ -64,6 +65,31 @@ class PublishedFile:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """
+    A try of a task instance, for its later tries to know what it did. Airflow counts tries on when a task is cleared.
+
+    :param number: which try it is.
+    :param first: which was the first one since the task was cleared, or at all.
+    :param fingerprint: of all that decides what is exported, but for the query: tries that differ in it do not count.
+    """
+
+    number: int
+    first: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedDays:
+    """What the days of a query hold in all; ``credits`` is None when any row has none."""
+
+    row_count: int
+    credits: Decimal | None
+    request_count: int
+    changed: tuple[date, ...]
+
+
 class _Manifest(msgspec.Struct):
     """What of a day's manifest an export looks at."""
 
@@ -76,12 +102,27 @@ class _Manifest(msgspec.Struct):
         return self.changed and run is not None and self.run == run
 
     @classmethod
-    def read(cls, content: bytes | None) -> _Manifest | None:
+    def read(cls, content: bytes | None) -> Self | None:
         """None if there is no manifest, or none that can be read."""
         try:
             return None if content is None else msgspec.json.decode(content, type=cls)
         except (ValueError, RecursionError):
             return None
+
+
+class _AttemptOfManifest(msgspec.Struct):
+    number: int
+    fingerprint: str
+
+
+class _WholeManifest(_Manifest, kw_only=True):
+    """What a later try wants to know."""
+
+    query: list[tuple[str, str]]
+    attempt: _AttemptOfManifest
+    row_count: int
+    credits: str | None
+    request_count: int
 
 
 class UsageDataset:
@@ -130,13 +171,47 @@ class UsageDataset:
                 "another output_path, or remove the dataset first"
             )
 
-    def publish(self, report: UsageReport, query: UsageQuery, run: str | None = None) -> list[PublishedFile]:
+    def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
+        """
+        What the tries before this one, since the first that counts, published in answer to the query.
+
+        :param query: names its organization.
+        :return: None unless they published every day of it.
+        :raises PublishError: when a manifest can't be read.
+        """
+        folder = partition_of(str(query.org_id), query.group_by)
+        found: dict[date, _WholeManifest] = {}
+        for day in DayRange(query.start, query.end).days():
+            name = f"metadata/{folder}/dt={day}.json"
+            with _storage_errors(f"could not read {self._storage.uri(name)}"):
+                manifest = _WholeManifest.read(self._storage.read(name))
+            if (
+                manifest is None
+                or manifest.run != run
+                or not attempt.first <= manifest.attempt.number < attempt.number
+                or manifest.attempt.fingerprint != attempt.fingerprint
+                or manifest.query != query.params()
+            ):
+                return None
+            found[day] = manifest
+        return PublishedDays(
+            row_count=sum(each.row_count for each in found.values()),
+            credits=add_credits(None if each.credits is None else Decimal(each.credits) for each in found.values()),
+            request_count=sum(each.request_count for each in found.values()),
+            changed=tuple(day for day, each in found.items() if each.changed),
+        )
+
+    def publish(
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+    ) -> list[PublishedFile]:
         """
         Make the dataset hold, for each day of the report, exactly its rows: days without rows lose their file.
 
         :param query: what was asked, for the manifests.
         :param run: names the task instance that exports, whichever its try. What an earlier try of it changed
             counts as changed: nobody was told, since that try failed.
+        :param attempt: lets later tries find what this one published, see :meth:`published_before`. To be left out
+            for an answer that is not final.
         :raises DatasetMismatchError: see :meth:`check`.
         :raises PublishError: naming the day. Days published before it stay; the export can be run again.
         """
@@ -154,7 +229,7 @@ class UsageDataset:
                     f"{len(days)} days are published, each file is whole, and the export can be run again)"
                 )
             ):
-                published = self._publish_day(folder, day, *rows_of.get(day, ((), ())), query, run)
+                published = self._publish_day(folder, day, *rows_of.get(day, ((), ())), query, run, attempt)
             done += 1
             return published
 
@@ -189,6 +264,7 @@ class UsageDataset:
         encodable: Sequence[Any],
         query: UsageQuery,
         run: str | None,
+        attempt: Attempt | None,
     ) -> PublishedFile:
         file = f"data/{folder}/dt={day}/usage.{self._format.extension}"
         manifest = f"metadata/{folder}/dt={day}.json"
@@ -208,14 +284,15 @@ class UsageDataset:
                 "request_count": sum(row.request_count for row in rows),
                 "query": query.params(),
                 "run": run,
+                **({"attempt": {"number": attempt.number, "fingerprint": attempt.fingerprint}} if attempt else {}),
                 "changed": changed,
                 "package_version": __version__,
                 "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
-        for attempt in range(_MOST_WRITES):
+        for write in range(_MOST_WRITES):
             # In step with each other, two exports would go on correcting what both of them write.
-            time.sleep(attempt and random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
+            time.sleep(write and random.uniform(0, 0.02 * 2**write))  # noqa: S311
             if content is None:
                 self._storage.remove(file)
             else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -12,28 +13,35 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, BaseOperator
 
+from reducto_provider import __version__
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
-    ReductoCreditsUnavailableError,
     ReductoExportError,
+    ReductoFleetError,
+    ReductoFleetFailError,
     ReductoReconciliationError,
+    typed_errors,
 )
+from reducto_provider.export.dataset import Attempt
+from reducto_provider.export.fleet import describe_failures, failures, fleet_result, is_literal_fleet, parse_fleet
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
+from reducto_provider.operators.fleet import FleetExport, LoopThread
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
 from reducto_provider.usage.query import DIMENSIONS
 from reducto_provider.usage.reconciliation import reconcile
-from reducto_provider.usage.report import CreditsUnavailableError, json_number, plain
+from reducto_provider.usage.report import json_number, plain
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from reducto_provider.export.dataset import PublishedFile
+    from reducto_provider.export.fleet import FleetEntry, FleetOutcome
     from reducto_provider.export.focus import BillingTerms
     from reducto_provider.export.formats import Format
     from reducto_provider.export.storage import Storage
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
     from reducto_provider.usage.report import UsageReport
 
 DEFAULT_MAX_XCOM_BYTES = 48 * 1024
+MOST_CONCURRENT = 64
 _MOST_SHOWN = 20
 
 
@@ -51,7 +60,7 @@ class _ReductoUsageOperator(BaseOperator):
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
 
-    group_by = "product"
+    group_by: str | Sequence[str] = "product"
 
     # What the task has read, for its lineage. Nothing of it is known at the start: to look the connection up then, in a
     # process that shares the task's channel to Airflow, could hang the task.
@@ -91,36 +100,55 @@ class _ReductoUsageOperator(BaseOperator):
 
         return ReductoHook(self.reducto_conn_id)
 
+    def _query_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in QUERY_FIELDS}
+
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """What the task read and wrote, for OpenLineage, which asks after a success and after a failure."""
         from airflow.providers.openlineage.extractors import OperatorLineage
 
         from reducto_provider.lineage import usage_dataset
 
-        asked = [(self.hook.settings.base_url, report.org_id, report.group_by) for report in self._reports]
-        return OperatorLineage(inputs=[usage_dataset(*each) for each in asked], outputs=self._outputs())
+        return OperatorLineage(inputs=[usage_dataset(*each) for each in self._asked()], outputs=self._outputs())
+
+    def _asked(self) -> list[tuple[str, str, str]]:
+        """What has been read: of which service, which organization, by which dimension."""
+        return [(self.hook.settings.base_url, report.org_id, report.group_by) for report in self._reports]
 
     def _outputs(self) -> list[OutputDataset]:
         return []
 
     def _check_literals(self) -> None:
-        check_literals({name: getattr(self, name) for name in QUERY_FIELDS})
+        check_literals(self._query_fields())
         self._check_number("lookback_days", 0)
         self._check_number("settle_days", 0)
 
-    def _check_number(self, name: str, least: int) -> None:
+    def _check_number(self, name: str, least: int, most: int | None = None) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least or (most and value > most):
+            raise ValueError(
+                f"{name} must be a whole number, {least} {f'to {most}' if most else 'or more'}, not {value!r}"
+            )
 
     def _query(self, context: Context) -> UsageQuery:
+        """As :meth:`_query_of_run`, and say so."""
+        query = self._query_of_run(context)
+        self.log.info(
+            "Asking Reducto for the usage of %s on %s by %s",
+            query.org_id or "the connection's organization",
+            DayRange(query.start, query.end),
+            query.group_by,
+        )
+        return query
+
+    def _query_of_run(self, context: Context) -> UsageQuery:
         """
         What to ask.
 
         :raises AirflowSkipException: when no day is left.
         :raises ValueError: naming the field that can't be right.
         """
-        fields = {name: getattr(self, name) for name in QUERY_FIELDS}
+        fields = self._query_fields()
         check_both_days(fields)
         if fields["usage_start_date"] is None:
             try:
@@ -138,13 +166,17 @@ class _ReductoUsageOperator(BaseOperator):
                     f"settle_days={self.settle_days}, is {settled}. lookback_days takes the days before along"
                 )
             query = replace(query, end=min(query.end, settled))
-        self.log.info(
-            "Asking Reducto for the usage of %s on %s by %s",
-            query.org_id or "the connection's organization",
-            DayRange(query.start, query.end),
-            query.group_by,
-        )
         return query
+
+    def _warn_if_not_final(self, query: UsageQuery) -> None:
+        if query.end >= (day := today()):
+            self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
+
+    def _tell_outlets(self, context: Context, summary: dict[str, Any]) -> None:
+        """Give the event of each asset that the task produces the summary, for who is started by it."""
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra = summary
 
 
 class ReductoUsageExportOperator(_ReductoUsageOperator):
@@ -240,22 +272,17 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, write, and return what goes to XCom."""
-        try:
+        with typed_errors(self.task_id):
             query = self._query(context)
-            file_format = self._format(parse_terms(self.output_format, self._price_options()), query.group_by)
-            if query.end >= (day := today()):
-                self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
+            file_format = self._format(parse_terms(self.output_format, _price_options(self)), query.group_by)
+            self._warn_if_not_final(query)
             if self.output_path is None:
                 return self._export_to_xcom(query, context)
             return self._export_to_files(query, file_format, context)
-        except CreditsUnavailableError as error:
-            raise ReductoCreditsUnavailableError(f"{self.task_id}: {error}") from error
-        except (ValueError, ImportError, OverflowError) as error:
-            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
 
     def _check_literals(self) -> None:
         super()._check_literals()
-        terms = parse_literal_terms(self.output_format, self._price_options())
+        terms = parse_literal_terms(self.output_format, _price_options(self))
         if is_literal(self.output_format) and is_literal(self.compression):
             self._format(terms)
         if self.output_path is not None and is_literal(self.output_path):
@@ -267,9 +294,6 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         if not self.partitioned and path.endswith("/"):
             raise ValueError(f"output_path must name a file when partitioned=False, not the folder {path!r}")
         return path
-
-    def _price_options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in PRICE_OPTIONS}
 
     def _format(self, terms: BillingTerms | None, group_by: str = "product") -> Format:
         if terms is not None and self.output_path is None:
@@ -302,19 +326,16 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         from reducto_provider.export.storage import open_storage
 
         file_format.check_installed()
-        try:
-            storage = open_storage(self._check_output_path(), self.output_conn_id)
-            self._target = (storage, file_format)
-            if self.partitioned:
-                dataset = UsageDataset(storage, file_format, query.filters())
-                dataset.check()  # before a request is spent on it
-                report = self._ask(query)
-                files = dataset.publish(report, query, run=_run_of(context))
-            else:
-                report = self._ask(query)
-                files = [publish_object(storage, file_format, report)]
-        except OSError as error:
-            raise ReductoExportError(str(error)) from error
+        storage = open_storage(self._check_output_path(), self.output_conn_id)
+        self._target = (storage, file_format)
+        if self.partitioned:
+            dataset = UsageDataset(storage, file_format, query.filters())
+            dataset.check()  # before a request is spent on it
+            report = self._ask(query)
+            files = dataset.publish(report, query, run=_run_of(context))
+        else:
+            report = self._ask(query)
+            files = [publish_object(storage, file_format, report)]
         self._files = files
         self.log.info(
             "Published %d files with %d bytes at %s; %d changed",
@@ -342,12 +363,6 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             return []  # a format that can't be empty has left no object
         return [files_dataset(storage, "", file_format.columns("org_id", "group_by"), self._files)]
 
-    def _tell_outlets(self, context: Context, summary: dict[str, Any]) -> None:
-        """Give the event of each asset that the task produces the summary, for who is started by it."""
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra = summary
-
     def _ask(self, query: UsageQuery) -> UsageReport:
         report = self.hook.get_usage(query)
         self._reports = [report]
@@ -359,6 +374,215 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             len(report.rows),
         )
         return report
+
+
+class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
+    """
+    Export many organizations, by one dimension or several, into one dataset, in one task.
+
+    Each organization's files are those of :class:`ReductoUsageExportOperator`, and so are the days. Up to
+    ``concurrency`` organizations are exported at a time; each connection's ``requests_per_second`` is kept by all of
+    its organizations together. Memory holds at most ``concurrency`` answers of ``days_per_request`` days.
+
+    One organization's failure stops no other. The task fails in the end if any did, with the result in XCom all the
+    same, and is retried unless no retry can mend any of the failures. The next try asks again only for what the tries
+    before did not publish, which the days' manifests tell. It asks for everything again once the task was cleared, and
+    always for days that were not over.
+
+    The XCom holds ``usage_start_date``, ``usage_end_date``, how many were ``exported`` and ``failed`` (counting each
+    dimension of an organization), and ``organizations``: ``org_id``, ``reducto_conn_id``, ``group_by``, ``status``
+    (``exported``, ``exported before`` by an earlier try, ``failed``), ``row_count``, ``credits``, ``request_count``,
+    ``changed_day_count``, ``changed_days`` (the 31 latest) and ``error``. Those that failed come first, and
+    ``organizations_left_out`` counts those beyond ``max_xcom_bytes``.
+
+    :param organizations: ids, or dicts of ``org_id`` and ``reducto_conn_id`` for one with a connection of its own; also
+        as JSON text, as templates give it.
+    :param output_path: where the dataset is: a URL, or an absolute path.
+    :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``, or several of them. FOCUS takes one.
+    :param concurrency: how many organizations are exported at a time, 1 to 64.
+    :param days_per_request: a longer range is asked for in parts. The dataset and the totals are the same.
+    :param max_xcom_bytes: the largest result.
+    :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
+    :raises ReductoFleetError: when some were not exported; :class:`~reducto_provider.exceptions.ReductoFleetFailError`
+        when no retry can mend any of them.
+    :raises ReductoError: one class per cause, before anything is asked.
+
+    The other parameters are those of :class:`ReductoUsageExportOperator`.
+    """
+
+    template_fields: Sequence[str] = (
+        "organizations",
+        *(name for name in QUERY_FIELDS if name != "org_id"),
+        "output_path",
+        "output_conn_id",
+        "output_format",
+        "compression",
+        "price_per_credit",
+        "contracted_price_per_credit",
+        "billing_currency",
+        "reducto_conn_id",
+    )
+
+    billing_account_name = None  # one for all would be wrong
+
+    _loop: LoopThread | None = None
+    _fleet: FleetExport | None = None
+    _target: tuple[Storage, Format] | None = None
+
+    def __init__(
+        self,
+        *,
+        organizations: Sequence[str | Mapping[str, str]] | str | XComArg,
+        output_path: str,
+        group_by: str | Sequence[str] = "product",
+        output_conn_id: str | None = None,
+        output_format: str = "jsonl",
+        compression: str | None = None,
+        price_per_credit: str | Decimal | float | None = None,
+        contracted_price_per_credit: str | Decimal | float | None = None,
+        billing_currency: str = "USD",
+        prepaid: bool = False,
+        concurrency: int = 8,
+        days_per_request: int = 31,
+        max_xcom_bytes: int = DEFAULT_MAX_XCOM_BYTES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.organizations = organizations
+        self.output_path = output_path
+        self.group_by = group_by
+        self.output_conn_id = output_conn_id
+        self.output_format = output_format
+        self.compression = compression
+        self.price_per_credit = price_per_credit
+        self.contracted_price_per_credit = contracted_price_per_credit
+        self.billing_currency = billing_currency
+        self.prepaid = prepaid
+        self.concurrency = concurrency
+        self.days_per_request = days_per_request
+        self.max_xcom_bytes = max_xcom_bytes
+        self._check_literals()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Export them all, and return what goes to XCom."""
+        from reducto_provider.export.dataset import UsageDataset
+        from reducto_provider.export.storage import open_storage
+
+        with typed_errors(self.task_id):
+            entries = parse_fleet(self.organizations, self.group_by, self.reducto_conn_id)
+            terms = parse_terms(self.output_format, _price_options(self))
+            file_format = self._format(terms, entries)
+            file_format.check_installed()
+            query = self._query_of_run(context)
+            self._warn_if_not_final(query)
+            storage = open_storage(check_output_path(self.output_path), self.output_conn_id)
+            dataset = UsageDataset(storage, file_format, query.filters())
+            dataset.check()  # before a request is spent on it
+        self.log.info(
+            "Exporting %d organizations and dimensions on %s, %d at a time",
+            len(entries),
+            DayRange(query.start, query.end),
+            self.concurrency,
+        )
+        self._target = (storage, file_format)
+        self._fleet = fleet = FleetExport(
+            entries,
+            query,
+            dataset,
+            days_per_request=self.days_per_request,
+            concurrency=self.concurrency,
+            run=_run_of(context),
+            attempt=self._attempt(context, repr(terms)),
+            log=self.log.log,
+        )
+        self._loop = LoopThread()
+        try:
+            outcomes = self._loop.run(fleet.run())
+        except asyncio.CancelledError:
+            raise ReductoExportError(
+                f"{self.task_id} was stopped when {len(fleet.outcomes)} of {len(entries)} were done. Each file is "
+                "whole, and the next try goes on"
+            ) from None
+        return self._conclude(query, outcomes, storage.uri(), context)
+
+    def on_kill(self) -> None:
+        """Ask no more, let the files under way be written, and end."""
+        if self._loop is not None:
+            self._loop.stop()
+
+    def _asked(self) -> list[tuple[str, str, str]]:
+        return list(dict.fromkeys(self._fleet.asked)) if self._fleet else []
+
+    def _outputs(self) -> list[OutputDataset]:
+        if self._target is None:
+            return []
+        from reducto_provider.export.dataset import partition_of
+        from reducto_provider.lineage import files_dataset
+
+        storage, file_format = self._target
+        folders = [f"data/{partition_of(org_id, group_by)}" for _, org_id, group_by in self._asked()]
+        return [files_dataset(storage, folder, file_format.columns(), None) for folder in folders]
+
+    def _conclude(self, query: UsageQuery, outcomes: list[FleetOutcome], uri: str, context: Context) -> dict[str, Any]:
+        result = fleet_result(query, outcomes, self.max_xcom_bytes)
+        failed = failures(outcomes)
+        self.log.info(
+            "Exported %d of %d at %s, %d of them by an earlier try; %d days changed",
+            len(outcomes) - len(failed),
+            len(outcomes),
+            uri,
+            sum(each.status == "exported before" for each in outcomes),
+            sum(each.changed_day_count for each in outcomes),
+        )
+        if not failed:
+            self._tell_outlets(context, {**result, "uri": uri})
+            return result
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key="return_value", value=result)
+        hopeless = all(each.hopeless for each in failed)
+        raise (ReductoFleetFailError if hopeless else ReductoFleetError)(
+            f"{self.task_id}: {describe_failures(outcomes)}"
+        )
+
+    def _attempt(self, context: Context, terms: str) -> Attempt:
+        """
+        Which try this is. Where it can't be told, what was published before is exported again.
+
+        A retry leaves ``max_tries`` as it is, and a clear sets it to the tries so far and ``retries`` more. Clearing
+        a task that is running makes a retry of it, but for ``clear_number``, which counts that too from Airflow 3.3 on.
+        """
+        ti, retries = context["ti"], self.retries or 0
+        first = ti.max_tries - retries + 1 if ti.max_tries >= retries else ti.try_number
+        what = (ti.max_tries, retries, getattr(context["dag_run"], "clear_number", None), terms, __version__)
+        return Attempt(number=ti.try_number, first=first, fingerprint=repr(what))
+
+    def _query_fields(self) -> dict[str, Any]:
+        return {**super()._query_fields(), "group_by": "product"}  # stands for all of them
+
+    def _check_literals(self) -> None:
+        if self.org_id is not None:
+            raise ValueError(f"org_id must be left out, not {self.org_id!r}: name it in organizations")
+        super()._check_literals()
+        terms = parse_literal_terms(self.output_format, _price_options(self))
+        if is_literal_fleet(self.organizations) and is_literal(self.group_by):
+            conn_id = self.reducto_conn_id if is_literal(self.reducto_conn_id) else "any"
+            entries = parse_fleet(self.organizations, self.group_by, conn_id)
+            if is_literal(self.output_format) and is_literal(self.compression):
+                self._format(terms, entries)
+        if is_literal(self.output_path):
+            check_output_path(self.output_path)
+        self._check_number("concurrency", 1, MOST_CONCURRENT)
+        self._check_number("days_per_request", 1)
+        self._check_number("max_xcom_bytes", 1)
+
+    def _format(self, terms: BillingTerms | None, entries: list[FleetEntry]) -> Format:
+        dimensions = list(dict.fromkeys(entry.group_by for entry in entries))
+        if terms is not None and len(dimensions) > 1:
+            raise ValueError(
+                f"group_by must be one dimension for output_format={self.output_format!r}, not {dimensions}: each "
+                "restates the same costs"
+            )
+        return check_format(self.output_format, self.compression, terms, dimensions[0])
 
 
 class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
@@ -401,6 +625,10 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
         self.log.info("All dimensions agree on %s of %s", DayRange(query.start, query.end), summary["org_id"])
         names = ("org_id", "usage_start_date", "usage_end_date", "credits", "request_count")
         return {name: summary[name] for name in names}
+
+
+def _price_options(operator: ReductoUsageExportOperator | ReductoUsageFleetExportOperator) -> dict[str, Any]:
+    return {name: getattr(operator, name) for name in PRICE_OPTIONS}
 
 
 def _run_of(context: Context) -> str:

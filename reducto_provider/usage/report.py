@@ -161,12 +161,17 @@ class UsageReport:
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
     """The exact sum of the credits of ``rows``: None when any row has none."""
+    return add_credits(row.credits for row in rows)
+
+
+def add_credits(amounts: Iterable[Decimal | None]) -> Decimal | None:
+    """The exact sum of amounts of credits: None when any of them is."""
     total = Decimal(0)
     with localcontext(_EXACT):
-        for row in rows:
-            if row.credits is None:
+        for amount in amounts:
+            if amount is None:
                 return None
-            total += row.credits
+            total += amount
     return total
 
 

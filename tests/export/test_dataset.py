@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from threading import Barrier, Thread
 from urllib.parse import unquote
 
@@ -14,7 +16,14 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__
-from reducto_provider.export.dataset import DatasetMismatchError, PublishError, UsageDataset, publish_object
+from reducto_provider.export.dataset import (
+    Attempt,
+    DatasetMismatchError,
+    PublishedDays,
+    PublishError,
+    UsageDataset,
+    publish_object,
+)
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 
@@ -628,3 +637,83 @@ class TestOneObject:
             publish_one(folder, make_export(*THREE_DAYS))
 
         assert [path.name for path in tmp_path.rglob("*")] == ["usage"]
+
+
+class TestTries:
+    """What a try may take from those before it: too little is asked for again, too much would be lost."""
+
+    FIRST = Attempt(number=1, first=1, fingerprint="a")
+    SECOND = replace(FIRST, number=2)
+
+    @pytest.fixture
+    def export(self, make_export):
+        return make_export(*THREE_DAYS, start="2026-06-15", org_id="org/abc")
+
+    @pytest.fixture
+    def query(self, export):
+        return replace(export.query, org_id="org/abc")
+
+    @pytest.fixture
+    def dataset(self, place, export, query):
+        dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
+        dataset.publish(export.report, query, run="run", attempt=self.FIRST)
+        return dataset
+
+    def test_the_next_try_finds_it(self, dataset, export, query):
+        days = [date(2026, 6, day) for day in (15, 16, 17, 18)]
+        assert dataset.published_before(query, "run", self.SECOND) == PublishedDays(
+            row_count=4, credits=Decimal("467.6"), request_count=171, changed=tuple(days)
+        )
+        assert dataset.published_before(query, "run", replace(self.SECOND, number=7)) is not None
+
+    def test_changes_are_those_that_nobody_was_told_of(self, place, dataset, export, query):
+        dataset.publish(export.report, query, run="other", attempt=self.FIRST)
+        assert dataset.published_before(query, "other", self.SECOND).changed == ()
+
+    def test_without_credits_there_is_no_sum(self, place, make_export):
+        export = make_export(("2026-06-16", "parse", "1", 75), ("2026-06-17", "parse", "null", 3), org_id="org_x")
+        query = replace(export.query, org_id="org_x")
+        dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
+        dataset.publish(export.report, query, run="run", attempt=self.FIRST)
+        found = dataset.published_before(query, "run", self.SECOND)
+        assert (found.credits, found.request_count) == (None, 78)
+
+    @pytest.mark.parametrize(
+        ("run", "attempt"),
+        [
+            ("run", FIRST),
+            ("other", SECOND),
+            ("run", Attempt(number=2, first=2, fingerprint="a")),
+            ("run", Attempt(number=3, first=2, fingerprint="a")),
+            ("run", Attempt(number=2, first=1, fingerprint="b")),
+        ],
+        ids=["the same try", "another task instance", "cleared", "a retry after a clear", "something else"],
+    )
+    def test_others_do_not(self, dataset, query, run, attempt):
+        assert dataset.published_before(query, run, attempt) is None
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"start": date(2026, 6, 14)},
+            {"end": date(2026, 6, 17)},
+            {"group_by": "feature"},
+            {"org_id": "org_abc"},
+            {"products": ("parse",)},
+        ],
+    )
+    def test_another_question_is_not_answered(self, dataset, query, fields):
+        assert dataset.published_before(replace(query, **fields), "run", self.SECOND) is None
+
+    def test_a_day_that_is_missing_or_was_exported_otherwise_is_asked_for_again(
+        self, place, dataset, export, query, make_export
+    ):
+        name = "metadata/org_id=org%2Fabc/group_by=product/dt=2026-06-17.json"
+        before = place.files()[name]
+        for content in (b"", b"{}", before.replace(b'"number": 1', b'"number": "1"')):
+            place.put(name, content)
+            assert dataset.published_before(query, "run", self.SECOND) is None
+        place.put(name, before)
+        assert dataset.published_before(query, "run", self.SECOND) is not None
+        dataset.publish(export.report, query, run="run")
+        assert dataset.published_before(query, "run", self.SECOND) is None, "an answer that was not final"

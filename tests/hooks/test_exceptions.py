@@ -25,6 +25,8 @@ ERRORS = {
     "ReductoResponseError": (False, False),
     "ReductoCreditsUnavailableError": (True, False),
     "ReductoExportError": (False, False),
+    "ReductoFleetError": (False, False),
+    "ReductoFleetFailError": (True, False),
     "ReductoReconciliationError": (False, False),
     "ReductoPollError": (False, False),
     "ReductoWindowClosedError": (True, False),

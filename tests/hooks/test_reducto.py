@@ -662,6 +662,22 @@ def test_requests_per_second_among_concurrent_questions(simulator: Simulator, co
     assert clock.waits == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
+def test_requests_per_second_when_a_key_is_rotated_under_many(
+    simulator: Simulator, connect: Connect, clock: Any
+) -> None:
+    fields = {"host": simulator.url, "extra": {"requests_per_second": 4}}
+    connect(password="sim-key-of-yesterday", **fields)
+    clock.stands_still = True
+
+    async def ask_at_once() -> None:
+        async with ReductoHook() as hook:
+            connect(**fields)
+            await asyncio.gather(*(hook.aget_usage(QUESTION) for _ in range(3)))
+
+    asyncio.run(ask_at_once())
+    assert sorted(clock.waits) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.25])
+
+
 def test_requests_per_second_among_threads(simulator: Simulator, connect: Connect) -> None:
     connect(host=simulator.url, extra={"requests_per_second": 4})
     hook, asked = ReductoHook(), threading.Barrier(8)

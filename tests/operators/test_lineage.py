@@ -17,7 +17,11 @@ from tests.real_airflow.fixtures import IMPORTABLE
 
 DAG = """
 from airflow.providers.common.compat.sdk import DAG, Asset
-from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageReconciliationOperator
+from reducto_provider.operators.usage import (
+    ReductoUsageExportOperator,
+    ReductoUsageFleetExportOperator,
+    ReductoUsageReconciliationOperator,
+)
 
 DAYS = dict(usage_start_date="2026-05-01", usage_end_date="2026-05-03")
 
@@ -126,6 +130,23 @@ def test_an_object_in_a_bucket(lineage, simulator, s3):
     assert names([written]) == [(f"s3://{bucket}", "usage/may.parquet")]
     assert list(columns(written)) == ["org_id", "group_by", "date", "group", "credits", "request_count"]
     assert statistics(written)["fileCount"] == 1
+
+
+def test_a_fleet_names_what_it_exported(lineage, simulator, tmp_path):
+    simulator.faults.add(status(403), times=None, org="org_globex")
+    task = (
+        "ReductoUsageFleetExportOperator(task_id='task', organizations=['org_acme', 'org_globex'], days_per_request=1,"
+        f" group_by=['product', 'api_key'], output_path='{tmp_path}', **DAYS)"
+    )
+    result, events = lineage(task)
+
+    assert result.state == "failed"
+    assert sorted(names(events[-1]["inputs"])) == sorted(
+        usage(simulator, "org_acme", by) for by in ("product", "api_key")
+    )
+    assert sorted(names(events[-1]["outputs"])) == [
+        ("file", f"{tmp_path}/data/org_id=org_acme/group_by={by}") for by in ("api_key", "product")
+    ]
 
 
 def test_an_export_to_xcom_writes_nothing(lineage, simulator):
