@@ -262,11 +262,11 @@ import time
 from reducto_provider.hooks import reducto
 reserve, begun = reducto._Pace.reserve, set()
 
-def noted(pace):
-    if pace.per_second not in begun:
-        begun.add(pace.per_second)
-        print(f"PACE {pace.per_second} FROM {time.monotonic()}")
-    return reserve(pace)
+def noted(pace, per_second):
+    if per_second not in begun:
+        begun.add(per_second)
+        print(f"PACE {per_second} FROM {time.monotonic()}")
+    return reserve(pace, per_second)
 
 reducto._Pace.reserve = noted
 """
