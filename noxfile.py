@@ -77,3 +77,23 @@ def suite(session: nox.Session, airflow: str) -> None:
         *session.posargs,
         env={"PYTHONDONTWRITEBYTECODE": ""},
     )
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "airflow"),
+    [
+        nox.param(interpreter(pythons[-1]), airflow, id=f"airflow-{airflow}-python-{pythons[-1]}")
+        for airflow, pythons in PYTHONS.items()
+    ],
+)
+def plain(session: nox.Session, airflow: str) -> None:
+    """Install the wheel into an environment with Airflow and nothing else, and run the example DAGs there."""
+    pins = "dev" if airflow == NEWEST else f"airflow-{airflow}"
+    wheels = Path(session.create_tmp()).absolute() / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), silent=True)
+    [wheel] = wheels.glob("*.whl")
+    session.install("-c", f"requirements/{pins}.txt", "apache-airflow", str(wheel))
+    session.run("python", "-P", "tests/plain.py", env={"PYTHONDONTWRITEBYTECODE": ""})

@@ -101,7 +101,7 @@ def test_the_source_is_whole(source):
             "PKG-INFO",
             "README.md",
         ),
-        *("docker-compose.yaml", "pyproject.toml"),
+        *("docker-compose.yaml", "noxfile.py", "pyproject.toml"),
     }
 
 

@@ -81,7 +81,6 @@ class UsageReport:
     _amounts: dict[tuple[Any, ...], dict[str | None, Decimal]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _lock: Any = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def decode(cls, body: bytes, query: UsageQuery) -> UsageReport:
@@ -131,7 +130,7 @@ class UsageReport:
         :param until: the last day that counts; all days when it is None.
         :raises CreditsUnavailableError: for credits, when the service sent none for some row.
         """
-        with self._lock:
+        with _summing:
             key = (metric, per_group, until)
             if key not in self._amounts:
                 self._amounts[key] = self._sum_up(metric, per_group, until or self.end)
@@ -243,6 +242,7 @@ _KEY_DECODER = msgspec.json.Decoder(_RowKey)
 _SENT_DECODER = msgspec.json.Decoder(_SentAnswer)
 _NAMES_DECODER = msgspec.json.Decoder(_NamesAnswer)
 _logged_names: set[str] = set()
+_summing = Lock()
 
 
 def _decode_json(body: bytes) -> _Answer:
