@@ -26,7 +26,7 @@ WAITING := tests/test_waiting_processes.py
 
 OLDEST := suite(airflow-2.11-python-3.11)
 
-.PHONY: help demo test test-waiting test-harness fuzz oldest matrix azure focus focus-validator lint types docs dist pins clean
+.PHONY: help demo test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types docs dist pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -64,6 +64,9 @@ matrix: $(READY) ## run the suite on every supported Airflow and Python, and tel
 	@rm -rf .cache/matrix
 	@$(BIN)/nox --session suite -- $(ARGS) || true # what failed is told
 	@$(BIN)/python -m tests.matrix
+
+plain: $(READY) ## run the example DAGs on the built wheel, in a plain environment of each supported Airflow
+	@$(BIN)/nox --session plain
 
 focus: $(READY) focus-validator ## hold FOCUS files against the official validator
 	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)

@@ -36,7 +36,7 @@ from simulator import (
 STALL = 0.05
 """Seconds for which nothing else runs: more is a block. Airflow complains from 0.2 on."""
 PAUSE = 0.005
-TRIES = 5
+TRIES = 10
 """A real block shows in each of them, a busy machine hardly so."""
 
 ATTEMPTS = 2
