@@ -24,6 +24,7 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.coverage", "sphinx_copybutton"]
 nitpicky = True
 # Airflow, requests and others are described elsewhere, and nothing is fetched to build these pages.
+nitpick_ignore = [("py:class", "reducto_provider.operators.fleet.Result")]  # a type variable
 nitpick_ignore_regex = [("py:.*", r"(?!reducto_provider).*")]
 # DuckDB's and Snowflake's SQL has more than Pygments knows.
 suppress_warnings = ["misc.highlighting_failure"]
