@@ -47,8 +47,8 @@ class _UsageTrigger(BaseEventTrigger):
     Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
 
     A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`shared_stream_key`) and what the
-    answers mean (:meth:`_events`). Its arguments are plain JSON values, since Airflow stores them unencrypted: no
-    secret is among them. Each lies in an attribute of its name.
+    answers mean (:meth:`_events`). Its arguments are plain JSON values. No secret is among them, since a serialized
+    DAG may hold them in clear. Each lies in an attribute of its name.
     """
 
     # A deferred sensor stays in its task's queue; event triggers as such leave it.
