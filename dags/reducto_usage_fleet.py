@@ -5,7 +5,7 @@ One task exports the day that ended for every organization, by all four dimensio
 takes the two days before along in case they were restated. For hundreds of organizations it is lighter than a mapped
 task each.
 
-Needs the connections that `reducto_organizations.yaml` names. A failed organization holds up no other: the task's XCom
+Needs the connections that `reducto_organizations.yaml` names. A failed organization holds up no other: the task's log
 has the outcome of each, and a retry asks only for those that failed. Clear the task to export all of them again.
 """
 

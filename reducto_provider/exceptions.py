@@ -74,7 +74,7 @@ class ReductoCreditsUnavailableError(ReductoError, AirflowFailException):
 
 
 class ReductoExportError(ReductoError):
-    """Files could not be written; days that were there before are untouched."""
+    """Files could not be written or read. Each is whole: the one that was there before, or the new one."""
 
 
 class ReductoFleetError(ReductoError):

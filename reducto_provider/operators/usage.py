@@ -407,7 +407,8 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         when no retry can mend any of them.
     :raises ReductoError: one class per cause, before anything is asked.
 
-    The other parameters are those of :class:`ReductoUsageExportOperator`.
+    The other parameters are those of :class:`ReductoUsageExportOperator`, but for ``org_id``, ``partitioned`` and
+    ``billing_account_name``, which it does not take.
     """
 
     template_fields: Sequence[str] = (
@@ -593,6 +594,9 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
     :class:`ReductoUsageExportOperator`; a day that is not over is left out, since it grows from one question to
     the next. The XCom holds ``org_id``, ``usage_start_date``, ``usage_end_date``, ``credits`` and
     ``request_count``, as all four say.
+
+    The parameters are ``org_id``, the days, ``lookback_days``, ``settle_days``, the filters and ``reducto_conn_id``, as of
+    :class:`ReductoUsageExportOperator`.
 
     :raises ReductoReconciliationError: naming each day that differs, the dimensions' totals and the difference.
     """
