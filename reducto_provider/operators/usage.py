@@ -595,8 +595,8 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
     the next. The XCom holds ``org_id``, ``usage_start_date``, ``usage_end_date``, ``credits`` and
     ``request_count``, as all four say.
 
-    The parameters are ``org_id``, the days, ``lookback_days``, ``settle_days``, the filters and ``reducto_conn_id``, as of
-    :class:`ReductoUsageExportOperator`.
+    The parameters are ``org_id``, the days, ``lookback_days``, ``settle_days``, the filters and ``reducto_conn_id``, as
+    of :class:`ReductoUsageExportOperator`.
 
     :raises ReductoReconciliationError: naming each day that differs, the dimensions' totals and the difference.
     """

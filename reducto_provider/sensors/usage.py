@@ -79,7 +79,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     =========================================  ====================  ==============================
 
     ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
-    in every mode. A refused key (401) is read from its connection once more before it fails the task.
+    in every mode. When the key is refused (401), the connection is read once more before the task fails.
 
     :param threshold: 0 or more; templated.
     :param metric: ``credits`` or ``requests``.

@@ -99,7 +99,8 @@ class Poller:
 class FailedPolls:
     """
     Counts the polls that failed in a row, and says which are tolerated: those that failed for a passing reason, up
-    to :data:`MAX_FAILED_POLLS` - 1, or with ``silent_fail`` all that a retry might mend.
+    to :data:`~reducto_provider.usage.threshold.MAX_FAILED_POLLS` - 1, or with ``silent_fail`` all that a retry might
+    mend.
     """
 
     def __init__(self, count: int = 0, *, silent_fail: bool = False) -> None:

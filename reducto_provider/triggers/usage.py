@@ -137,7 +137,10 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
     On Airflow 3.3 all triggers that ask the same question at the same interval share one poll, each with its own
     threshold; on older versions each polls for itself. Between polls lie ``poke_interval`` seconds whatever the
     service answers, or more if it asks for that by ``Retry-After``. A poll that fails for a passing reason is
-    tolerated :data:`MAX_FAILED_POLLS` - 1 times in a row, any other failure ends the wait.
+    tolerated :data:`~reducto_provider.usage.threshold.MAX_FAILED_POLLS` - 1 times in a row, any other failure ends
+    the wait.
+
+    The parameters that are not named here are those of the sensor.
 
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param usage_start_date: first day of the window, as ``yyyy-mm-dd``; likewise ``usage_end_date``, the last.
