@@ -65,7 +65,7 @@ matrix: $(READY) ## run the suite on every supported Airflow and Python, and tel
 	@$(BIN)/nox --session suite -- $(ARGS) || true # what failed is told
 	@$(BIN)/python -m tests.matrix
 
-plain: $(READY) ## run the example DAGs on the built wheel, in a plain environment of each supported Airflow
+plain: $(READY) ## run example DAGs on the built wheel, in a plain environment of each supported Airflow
 	@$(BIN)/nox --session plain
 
 focus: $(READY) focus-validator ## hold FOCUS files against the official validator
