@@ -1,4 +1,5 @@
-"""The suite on every supported Airflow, each in an environment of its own. ``make matrix`` runs all, ``nox -l`` lists.
+"""The suite, and example DAGs on the built wheel, on every supported Airflow, each in an environment of its own.
+``make matrix`` and ``make plain`` run all, ``nox -l`` lists.
 
 What is pinned for an Airflow, and why, is in ``requirements/airflow-*.in``; the newest is that of ``dev.txt``.
 """
@@ -88,7 +89,7 @@ def suite(session: nox.Session, airflow: str) -> None:
     ],
 )
 def plain(session: nox.Session, airflow: str) -> None:
-    """Install the wheel into an environment with Airflow and nothing else, and run the example DAGs there."""
+    """Install the wheel into an environment with Airflow and nothing else, and run example DAGs there."""
     pins = "dev" if airflow == NEWEST else f"airflow-{airflow}"
     wheels = Path(session.create_tmp()).absolute() / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Run the example DAGs as users have them: with the package installed, and nothing of this checkout to import.
+"""Run example DAGs as users have them: with the package installed, and nothing of this checkout to import.
 
 python -P tests/plain.py       in an environment that has Airflow and the wheel; see `plain` in noxfile.py
 """

@@ -86,12 +86,14 @@ class ReductoHook(HttpHook):
 
     A question is asked up to ``max_attempts`` times (an extra of the connection) while the service answers 429 or
     5xx or the transport fails, with jittered exponential waits, or as long as ``Retry-After`` says, at most
-    :data:`RETRY_AFTER_CAP` seconds. Every other failure is raised at once. Sync and async behave alike.
+    :data:`RETRY_AFTER_CAP` seconds. Every other failure is raised at once, but for a refused key (401): the connection
+    is read once more, and if it has changed the question is asked with what it says now. Sync and async behave alike.
 
     As an async context manager the hook keeps one session open for all that is asked meanwhile.
 
     :param reducto_conn_id: the Airflow connection, of type ``reducto``.
     :param adapter: mounted for the sync session, instead of the one that keeps TCP alive.
+    :param keep_alive: ``tcp_keep_alive`` and what goes with it, as of Airflow's ``HttpHook``.
     """
 
     conn_name_attr = "reducto_conn_id"
