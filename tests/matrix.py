@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from noxfile import PYTHONS
+
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / ".cache/matrix"
 DOCS = PROJECT / "docs/matrix.md"
@@ -76,7 +78,14 @@ def main() -> int:
         return 1
     DOCS.write_text("\n".join(document(runs)) + "\n")
     README.write_text(between("matrix", README.read_text(), readme_table(runs)))
-    return 1 if any(run.failed for run in runs) else 0
+    return 1 if any(run.failed for run in runs) or not_run() else 0
+
+
+def not_run() -> list[tuple[str, str]]:
+    """Airflow and Python of the sessions that left no result: no such interpreter, no environment, or an early end."""
+    there = {path.stem for path in RESULTS.glob("*.xml")}
+    sessions = ((airflow, python) for airflow, pythons in PYTHONS.items() for python in pythons)
+    return [(airflow, python) for airflow, python in sessions if f"airflow-{airflow}-python-{python}" not in there]
 
 
 def document(runs: list[Run]) -> Iterator[str]:
@@ -87,6 +96,9 @@ def document(runs: list[Run]) -> Iterator[str]:
     for run in runs:
         numbers = f"{run.passed:,} | {len(run.failed)} | {run.absent.total()}"
         yield f"| {run.airflow} | {run.python} | {numbers} | {run.day} |"
+
+    if missing := [f"- {airflow}, Python {python}" for airflow, python in not_run()]:
+        yield from ("", "## What was not run", "", *missing)
 
     if failed := [f"- {run.airflow}, Python {run.python}: `{name}`" for run in runs for name in run.failed]:
         yield from ("", "## What failed", "", *failed)
