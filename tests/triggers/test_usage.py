@@ -121,3 +121,16 @@ def test_any_other_failure_ends_the_wait():
     event = event_of([failed(ReductoAuthenticationError("no"))])
     assert event == {"status": "error", "error": "ReductoAuthenticationError", "message": "no"}
     assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
+
+
+def test_who_reads_a_poll_that_failed_does_not_lengthen_its_traceback():
+    def frames(poll):
+        with pytest.raises(KeyError) as raised:
+            asyncio.run(poll.read(trigger()._waited_for()))
+        return len(raised.traceback)
+
+    try:
+        raise KeyError("a bug")
+    except KeyError as error:
+        poll = Poll(DURING, error=error)
+    assert len({frames(poll) for _ in range(3)}) == 1
