@@ -506,7 +506,10 @@ class _Memory:
             return {}
         try:
             stored = await store.aget(key)
-        except ValueError as error:  # several assets are watched by the same trigger: whose store?
+        except ValueError as error:
+            if type(error) is not ValueError:  # what can't be decoded: a store that fails for now, as any other error
+                raise
+            # Several assets are watched by the same trigger: whose store?
             self._stored = False
             trigger.log.warning(
                 "Levels that have fired are forgotten when the triggerer restarts: give each asset a trigger with "
