@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
 from reducto_provider.triggers.polls import Poll
@@ -71,6 +72,19 @@ def test_intervals():
     assert growing.shared_stream_key() is None
     assert trigger(poke_interval=0.0)._interval(0) == 1
     assert [trigger(poke_interval=10.0, retry_after=60.0)._interval(n) for n in range(3)] == [60, 10, 10]
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow 3.3 renders a trigger's arguments")
+def test_what_a_template_lacks_is_not_left_out():
+    begins = ReductoUsageThresholdTrigger(
+        reducto_conn_id="conn", threshold="{{ params.base }}0", window="month", asks_first=True
+    )
+    begins.template_fields = ("threshold",)
+    begins.render_template_fields({"params": {}})
+
+    assert begins.shared_stream_key() is None
+    event = asyncio.run(anext(begins.run())).payload
+    assert (event["error"], "base" in event["message"]) == ("ReductoConfigurationError", True)
 
 
 def used(requests, time=DURING):
