@@ -289,6 +289,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
             self._fail(as_reducto_error(error))
+        vars(self).pop("hook", None)  # as in the triggerer, the next poll begins with the connection as it is by then
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll failed (%s): %s; %s", self._failed_polls, error, self._next_poll)
 

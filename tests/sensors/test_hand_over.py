@@ -140,6 +140,19 @@ def test_the_last_poll_is_at_the_end_of_the_wait(sensor, simulator, deferrable):
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
+def test_a_connection_that_is_mended_while_it_fails_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
+    connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
+    sleep = time.sleep
+
+    def mended(seconds):  # the first time before the first request, for which the connection has been read
+        connect(host=simulator.url, extra={"max_attempts": 1})
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", mended)
+    assert waited(sensor(deferrable=deferrable, threshold=0))["exceeded"]
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
 def test_no_interval_makes_it_spin(sensor, simulator, deferrable):
     with pytest.raises(AirflowSensorTimeout):
         waited(sensor(poke_interval=0, timeout=2.5, deferrable=deferrable))
