@@ -352,7 +352,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         On the instance only: set on the class, all instances of a mapped sensor would get the same arguments. Before
         3.3 nothing is rendered, or none of this is looked at.
         """
-        arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS)}
+        arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")}
         for name, value in arguments.items():
             if not (isinstance(value, str) or is_literal(value)):
                 raise ValueError(

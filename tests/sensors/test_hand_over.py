@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import DAG, AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
 
 from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
@@ -116,6 +116,14 @@ def test_everything_is_handed_over(sensor, simulator):
     }
     assert deferral.value.method_name == "execute_complete"
     assert deferral.value.timeout > timedelta(hours=1), "the trigger keeps the time, Airflow's own limit is a net"
+
+
+@pytest.mark.parametrize("name", ["threshold", "org_id", "reducto_conn_id"])
+def test_another_task_s_output_is_not_rendered_in_the_triggerer(sensor, name):
+    with DAG("wait", schedule=None):
+        before = ReductoUsageThresholdSensor(task_id="before", threshold=1)
+        with pytest.raises(ValueError, match=f"^{name} can't be another task's output"):
+            sensor(start_from_trigger=True, **{name: before.output})
 
 
 def test_a_deferred_sensor_stays_in_its_queue(sensor):
