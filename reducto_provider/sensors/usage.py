@@ -289,6 +289,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
             self._fail(as_reducto_error(error))
+        vars(self).pop("hook", None)  # as in the triggerer, the next poll begins with the connection as it is by then
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll failed (%s): %s; %s", self._failed_polls, error, self._next_poll)
 
@@ -351,7 +352,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         On the instance only: set on the class, all instances of a mapped sensor would get the same arguments. Before
         3.3 nothing is rendered, or none of this is looked at.
         """
-        arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS)}
+        arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")}
         for name, value in arguments.items():
             if not (isinstance(value, str) or is_literal(value)):
                 raise ValueError(

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -49,7 +50,7 @@ class Poll:
         :raises Exception: the one that the poll came to.
         """
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(self._traceback)
         if self.report is None:
             return None
         try:
@@ -58,6 +59,12 @@ class Poll:
             return await asyncio.to_thread(waited_for.read, self.report, self.time)
         except CreditsUnavailableError as error:
             raise ReductoCreditsUnavailableError(str(error)) from error
+
+    @cached_property
+    def _traceback(self) -> TracebackType | None:
+        # The error's own, before anybody raised it again: it would grow with every one of hundreds who read the poll,
+        # and to log it then takes long enough to hold up an event loop.
+        return self.error.__traceback__ if self.error else None
 
 
 class Poller:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
+from jinja2 import StrictUndefined, UndefinedError
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
 from reducto_provider.triggers.polls import (
@@ -226,7 +227,13 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         Begin a wait that no task has prepared: Airflow 3.3 calls this for a sensor with ``start_from_trigger``, with
         the DAG run's context. What can't be right becomes the wait's event, for the task to raise.
         """
-        super().render_template_fields(context, jinja_env)
+        jinja_env = jinja_env or self.get_template_env()
+        jinja_env.undefined = StrictUndefined  # as of DAGs; Airflow's own here leaves out what is not defined
+        try:
+            super().render_template_fields(context, jinja_env)
+        except UndefinedError as error:
+            self._refusal = error_event(ReductoConfigurationError(f"a template can't be rendered: {error}"))
+            return
         if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:
             self.deadline = timeout_after.replace(tzinfo=timeout_after.tzinfo or UTC).timestamp() - self.grace
         if self.window is None:
@@ -509,7 +516,10 @@ class _Memory:
             return {}
         try:
             stored = await store.aget(key)
-        except ValueError as error:  # several assets are watched by the same trigger: whose store?
+        except ValueError as error:
+            if type(error) is not ValueError:  # what can't be decoded: a store that fails for now, as any other error
+                raise
+            # Several assets are watched by the same trigger: whose store?
             self._stored = False
             trigger.log.warning(
                 "Levels that have fired are forgotten when the triggerer restarts: give each asset a trigger with "

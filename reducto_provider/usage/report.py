@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, localcontext
 from functools import cached_property
 from itertools import chain, groupby
@@ -134,6 +134,24 @@ class UsageReport:
             key = (metric, per_group, until)
             if key not in self._amounts:
                 self._amounts[key] = self._sum_up(metric, per_group, until or self.end)
+            return self._amounts[key]
+
+    def projections(self, metric: Metric, *, per_group: bool, days: int, of_days: int) -> dict[str | None, Decimal]:
+        """
+        What :meth:`amounts` come to in ``of_days`` days at the rate of the first ``days``, but never less than they
+        are; likewise worked out once.
+
+        :raises CreditsUnavailableError: for credits, when the service sent none for some row.
+        """
+        used = self.amounts(metric, per_group=per_group)
+        rates = self.amounts(metric, per_group=per_group, until=self.start + timedelta(days=days - 1))
+        with _summing:
+            key = (metric, per_group, days, of_days)
+            if key not in self._amounts:
+                self._amounts[key] = {
+                    group: max(amount, extrapolate(rates.get(group, _ZERO), days, of_days))
+                    for group, amount in used.items()
+                }
             return self._amounts[key]
 
     def _sum_up(self, metric: Metric, per_group: bool, until: date) -> dict[str | None, Decimal]:

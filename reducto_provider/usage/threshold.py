@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, get_args
 
@@ -12,7 +12,7 @@ import msgspec
 
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, parse_query
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import Metric, UsageReport, extrapolate, json_number, plain
+from reducto_provider.usage.report import Metric, UsageReport, json_number, plain
 from reducto_provider.usage.window import DayRange, days_of_window
 
 METRICS: Final = get_args(Metric)
@@ -204,12 +204,9 @@ class UsageThreshold:
         values = used
         complete = self._complete_days(time)
         if projected := self.projected and complete >= PROJECTED_FROM_DAYS:
-            until = self.query.start + timedelta(days=complete - 1)
-            rates = report.amounts(self.metric, per_group=self.per_group, until=until)
-            values = {
-                group: max(amount, extrapolate(rates.get(group, Decimal(0)), complete, self.window.length))
-                for group, amount in used.items()
-            }
+            values = report.projections(
+                self.metric, per_group=self.per_group, days=complete, of_days=self.window.length
+            )
         group = max(values, key=lambda each: values[each], default=None)
         if group is not None and values[group] == 0:
             group = None

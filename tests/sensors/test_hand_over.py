@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import DAG, AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
 
 from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
@@ -118,6 +118,14 @@ def test_everything_is_handed_over(sensor, simulator):
     assert deferral.value.timeout > timedelta(hours=1), "the trigger keeps the time, Airflow's own limit is a net"
 
 
+@pytest.mark.parametrize("name", ["threshold", "org_id", "reducto_conn_id"])
+def test_another_task_s_output_is_not_rendered_in_the_triggerer(sensor, name):
+    with DAG("wait", schedule=None):
+        before = ReductoUsageThresholdSensor(task_id="before", threshold=1)
+        with pytest.raises(ValueError, match=f"^{name} can't be another task's output"):
+            sensor(start_from_trigger=True, **{name: before.output})
+
+
 def test_a_deferred_sensor_stays_in_its_queue(sensor):
     assert deferred(sensor(deferrable=True)).supports_triggerer_queue
 
@@ -137,6 +145,19 @@ def test_the_last_poll_is_at_the_end_of_the_wait(sensor, simulator, deferrable):
 
     assert reading["exceeded"]
     assert len(simulator.requests) == 2
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_connection_that_is_mended_while_it_fails_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
+    connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
+    sleep = time.sleep
+
+    def mended(seconds):  # the first time before the first request, for which the connection has been read
+        connect(host=simulator.url, extra={"max_attempts": 1})
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", mended)
+    assert waited(sensor(deferrable=deferrable, threshold=0))["exceeded"]
 
 
 @pytest.mark.parametrize("deferrable", [False, True])

@@ -290,11 +290,14 @@ class TestMemory:
         assert fires(trigger, at(JUNE_18, "60")) == []
         assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "60")) == []
 
-    def test_while_it_can_t_be_read_nothing_fires_and_nothing_is_lost(self):
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("the API server is gone"), json.JSONDecodeError("Expecting value", "<html>", 0)]
+    )
+    def test_while_it_can_t_be_read_nothing_fires_and_nothing_is_lost(self, error):
         store = Store()
         assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
         trigger = level_trigger(store)
-        store.error = RuntimeError("the API server is gone")
+        store.error = error
         assert fires(trigger, at(JUNE_18, "90"), at(JUNE_18, "90")) == []
 
         store.error = None

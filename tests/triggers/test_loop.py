@@ -8,7 +8,8 @@ import json
 import socket
 import time
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +17,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER
+from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport, UsageRow
+from reducto_provider.usage.threshold import UsageThreshold
+from reducto_provider.usage.window import DayRange
 from simulator import (
     CutShort,
     Endless,
@@ -182,6 +187,26 @@ def test_while_many_read_the_same_answer(service):
 
         events = await asyncio.gather(*(wait(number) for number in range(200)))
         assert [event["reading"]["threshold"] for event in events] == list(range(200))
+
+    never_blocks(scenario)
+
+
+def test_while_many_project_the_same_answer():
+    first, last = date(2026, 6, 1), date(2026, 6, 29)
+    rows = tuple(
+        UsageRow(day, f"key {n}", Decimal("1.5"), 1) for day in DayRange(first, last).days() for n in range(300)
+    )
+    query = UsageQuery(start=first, end=date(2026, 6, 30), group_by="api_key")
+    waited_for = [
+        UsageThreshold(query=query, metric="credits", threshold=Decimal(n), per_group=True, projected=True)
+        for n in range(200)
+    ]
+
+    async def scenario():
+        report = UsageReport(org_id="org_acme", start=first, end=last, group_by="api_key", rows=rows)
+        poll = Poll(datetime(2026, 6, 29, 12, tzinfo=UTC), query, report)
+        readings = await asyncio.gather(*map(poll.read, waited_for))
+        assert {reading.value for reading in readings} == {45}
 
     never_blocks(scenario)
 

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
 from reducto_provider.triggers.polls import Poll
@@ -73,6 +74,19 @@ def test_intervals():
     assert [trigger(poke_interval=10.0, retry_after=60.0)._interval(n) for n in range(3)] == [60, 10, 10]
 
 
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow 3.3 renders a trigger's arguments")
+def test_what_a_template_lacks_is_not_left_out():
+    begins = ReductoUsageThresholdTrigger(
+        reducto_conn_id="conn", threshold="{{ params.base }}0", window="month", asks_first=True
+    )
+    begins.template_fields = ("threshold",)
+    begins.render_template_fields({"params": {}})
+
+    assert begins.shared_stream_key() is None
+    event = asyncio.run(anext(begins.run())).payload
+    assert (event["error"], "base" in event["message"]) == ("ReductoConfigurationError", True)
+
+
 def used(requests, time=DURING):
     rows = (UsageRow(DAY, "k", None, requests),)
     return Poll(time, report=UsageReport(org_id="org_a", start=DAY, end=DAY, group_by="api_key", rows=rows))
@@ -121,3 +135,16 @@ def test_any_other_failure_ends_the_wait():
     event = event_of([failed(ReductoAuthenticationError("no"))])
     assert event == {"status": "error", "error": "ReductoAuthenticationError", "message": "no"}
     assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
+
+
+def test_who_reads_a_poll_that_failed_does_not_lengthen_its_traceback():
+    def frames(poll):
+        with pytest.raises(KeyError) as raised:
+            asyncio.run(poll.read(trigger()._waited_for()))
+        return len(raised.traceback)
+
+    try:
+        raise KeyError("a bug")
+    except KeyError as error:
+        poll = Poll(DURING, error=error)
+    assert len({frames(poll) for _ in range(3)}) == 1
