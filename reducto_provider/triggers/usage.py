@@ -106,8 +106,10 @@ class _UsageTrigger(BaseEventTrigger):
         """The polls of the stream, before them one of its own if nobody has asked yet."""
         if self.asks_first:
             polls = await self._ask_alone()
+            interval = self._interval(0, polls)
             for poll in polls:
-                yield replace(poll, next_in=self._interval(0, polls))
+                yield replace(poll, next_in=interval)
+            await asyncio.sleep(interval - self._interval(0))  # the stream's own interval lies before its first poll
         async for poll in shared_stream:
             yield poll
 

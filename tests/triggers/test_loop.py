@@ -431,3 +431,12 @@ def test_retry_after_is_honoured_for_an_hour_at_most(service, make_trigger, retr
     service.faults.add(status(503, retry_after=86_400, retry_after_as=retry_after_as))
 
     assert asyncio.run(first_poll(make_trigger())).next_in == LONGEST_RETRY_AFTER
+
+
+def test_retry_after_puts_off_the_poll_after_ones_own_first(service):
+    service.faults.add(status(429, retry_after=3))
+    service.usage.add("org_acme", datetime.now(UTC).date(), credits=1_000, requests=1)
+
+    assert asyncio.run(first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+    [gap] = [later.monotonic - earlier.monotonic for earlier, later in pairwise(service.requests)]
+    assert gap > 2.5
