@@ -15,7 +15,10 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from simulator import Organization, Record, Simulator, keys_of
+from tests.airflows import new_in
 from tests.real_airflow.deployment import DeploymentError
+
+pytestmark = new_in(3, 3, "shared polls, waits that begin in the triggerer, the state store of an asset")
 
 ORGANIZATIONS = [
     Organization(f"org_{name}", records=())

@@ -218,7 +218,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     @property
     def reschedule(self) -> bool:
         """Not while the service fails: rescheduled, the task would forget how often it did."""
-        return self.mode == "reschedule" and not self._failed_polls.count
+        # Airflow 2 asks before anything of this class is there.
+        failed_polls: FailedPolls | None = getattr(self, "_failed_polls", None)
+        return self.mode == "reschedule" and not (failed_polls and failed_polls.count)
 
     @cached_property
     def hook(self) -> ReductoHook:

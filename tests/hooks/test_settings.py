@@ -19,6 +19,7 @@ from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.hooks.settings import ReductoSettings, origin_of
 from reducto_provider.usage.query import UsageQuery
 from simulator import Simulator
+from tests.airflows import AIRFLOW
 
 KEY = "sim-key-all"
 QUESTION = UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1), org_id="org_acme")
@@ -290,6 +291,7 @@ def test_srv_lookup_changes_nothing(simulator: Simulator, connect: Connect, mock
     assert looked_up.call_count == 0
 
 
+@pytest.mark.skipif(AIRFLOW == (3, 0), reason="Airflow 3.0 takes such a connection for none at all")
 @pytest.mark.parametrize("extra", ["[1, 2]", '"text"', "5", "true"])
 def test_extras_that_are_no_object(read: Read, connect: Connect, extra: str) -> None:
     connect(extra=extra)

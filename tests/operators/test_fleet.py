@@ -12,6 +12,7 @@ from textwrap import indent
 import pytest
 
 from simulator import Altered, Organization, Record, Stall, status
+from tests.airflows import new_in
 from tests.operators.test_export import RANGE, content_of, days_of
 from tests.real_airflow.dagtest import DagTestError
 
@@ -339,7 +340,7 @@ def test_memory_holds_no_more_reports_than_questions(fleet, simulator):
     assert result.xcom("export")["failed"] == 4
     counts = [int(count) for count in re.findall(r"REPORTS ALIVE (\d+)", result.log)]
     assert len(counts) == 40
-    assert 1 <= max(counts) <= 4
+    assert 1 <= max(counts) <= 2 * 4  # of 40; one that is done may live for a moment in the frames of its question
 
 
 def test_two_hundred_organizations(fleet, simulator, tmp_path):
@@ -483,6 +484,7 @@ UsageDataset.publish = terminates
 """
 
 
+@new_in(3, 0, "DAG.test that outlives a task that is stopped")
 @pytest.mark.parametrize(
     ("arguments", "error_type"),
     [

@@ -22,6 +22,10 @@ from aiohttp import web
 
 from simulator import Altered, Fault, Organization, Record, Reply, Reset, Simulator, html, status
 from simulator.faults import Answer
+from tests.airflows import AIRFLOW
+
+# A retry in DAG.test of Airflow 3.0 goes on where the try before was deferred, and so polls less.
+FORGETS_NO_DEFERRAL = AIRFLOW == (3, 0)
 
 DOCUMENT = Path(__file__).parents[2] / "docs/waiting.md"
 BEGIN, END = "<!-- outcomes, written by tests/sensors/test_parity.py -->\n", "<!-- end of outcomes -->\n"
@@ -241,7 +245,7 @@ class World:
             result.task_instance(org).try_number,
             tuple(error.type for error in result.errors if error.task_id == org),
             xcom,
-            None if key.option in key.case.lasts else polls,
+            None if key.option in key.case.lasts or FORGETS_NO_DEFERRAL else polls,
         )
 
     def _connect(self, org: str, key: str) -> None:

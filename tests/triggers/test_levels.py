@@ -11,10 +11,6 @@ import pytest
 import time_machine
 from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.triggers import BaseEventTrigger
-from airflow.sdk import Asset, AssetWatcher
-from airflow.sdk.execution_time.context import AssetStateStoreAccessors
-from airflow.serialization.decoders import smart_decode_trigger_kwargs
-from airflow.serialization.encoders import encode_asset_like
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
 from reducto_provider.triggers import usage as module
@@ -22,6 +18,7 @@ from reducto_provider.triggers.polls import Poll
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
 from reducto_provider.usage.report import UsageReport, UsageRow
 from simulator import Reset, html, status
+from tests.airflows import new_in
 
 JUNE_18 = datetime(2026, 6, 18, 12, tzinfo=UTC)
 ANY_DAY = date(2026, 6, 10)
@@ -303,7 +300,11 @@ class TestMemory:
         store.error = None
         assert fires(trigger, at(JUNE_18, "90")) == june(80)
 
+    @new_in(3, 3, "the state store of an asset")
     def test_several_assets_have_no_store_in_common(self, logged):
+        from airflow.sdk import Asset
+        from airflow.sdk.execution_time.context import AssetStateStoreAccessors
+
         assets = [Asset("one"), Asset("two")]
         trigger = level_trigger(AssetStateStoreAccessors(inlets=assets))
 
@@ -554,7 +555,12 @@ class TestArguments:
             ReductoUsageLevelTrigger(**{"budget": 100, **arguments})
 
     @pytest.mark.parametrize("arguments", [{"budget": 100}, ARGUMENTS], ids=["few", "all"])
+    @new_in(3, 3, "how the trigger of a watcher is stored")
     def test_nothing_is_lost_on_the_way_from_the_dag_to_the_triggerer(self, arguments):
+        from airflow.sdk import Asset, AssetWatcher
+        from airflow.serialization.decoders import smart_decode_trigger_kwargs
+        from airflow.serialization.encoders import encode_asset_like
+
         trigger = ReductoUsageLevelTrigger(**arguments)
         asset = Asset("usage", watchers=[AssetWatcher(name="levels", trigger=trigger)])
 
@@ -571,6 +577,7 @@ class TestArguments:
         assert again.shared_stream_key() == trigger.shared_stream_key()
         assert again._queries(JUNE_18) == trigger._queries(JUNE_18)
 
+    @new_in(3, 0, "watchers, whose triggers are told apart by a hash")
     def test_two_parses_give_the_same(self):
         one, other = (
             ReductoUsageLevelTrigger(budget=100, levels=levels, products=products).serialize()
