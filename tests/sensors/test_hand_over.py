@@ -17,6 +17,7 @@ from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from simulator import Altered, Stall, status
+from tests.airflows import new_in
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 
@@ -239,6 +240,7 @@ def test_a_malformed_event_is_never_taken_for_an_outcome(sensor, event):
         sensor().execute_complete({}, event)
 
 
+@new_in(3, 0, "a task instance that knows its first start")
 def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, simulator):
     simulator.faults.add(status(500), times=None)
     waiting = sensor(mode="reschedule", timeout=30, silent_fail=True)
