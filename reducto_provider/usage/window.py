@@ -27,6 +27,9 @@ _ASSET_RUN_TYPES = ("asset_triggered", "dataset_triggered")
 # The clock may be put forward by two hours; no schedule of hours has periods as long.
 _ABOUT_A_DAY = timedelta(hours=22)
 
+# A preset of Airflow's that some of its versions, such as 3.2, hand on as it is written.
+_UNKNOWN_TO_CRONITER = {"@quarterly": "0 0 1 */3 *"}
+
 _DAY_KEY = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ][0-9:.]+)?")
 _MONTH_KEY = re.compile(r"\d{4}-\d{2}")
 _COARSE_KEY = re.compile(r"\d{4}|.*[QWqw]\d.*")  # a year, a quarter, a week
@@ -183,16 +186,12 @@ def _days_of_partition(key: str, moment: datetime | None, timetable: Any, timezo
 def _last_day_of_partition(timetable: Any, day: date, moment: datetime | None, zone: Any) -> date:
     """The last day of the partition that begins on ``day``: with a cron of a day or less, the same."""
     moment = moment or pendulum.datetime(day.year, day.month, day.day, tz=zone)
-    if not _is_tick(timetable, moment):
+    expression = _expression(timetable)
+    if expression is None or _last_tick(timetable, _just_after(moment)) != moment:
         return day
     local = pendulum.instance(moment).in_timezone(zone).naive()
-    after: datetime = croniter(_attribute(timetable, "expression"), local).get_next(datetime)
+    after: datetime = croniter(expression, local).get_next(datetime)
     return max(day, after.date() - timedelta(days=1))
-
-
-def _is_tick(timetable: Any, moment: datetime) -> bool:
-    """Whether a schedule by cron is due at ``moment``."""
-    return _attribute(timetable, "expression") is not None and _last_tick(timetable, _just_after(moment)) == moment
 
 
 def _last_period(timetable: Any, moment: datetime) -> tuple[datetime, datetime] | None:
@@ -211,7 +210,7 @@ def _last_tick(timetable: Any, before: datetime) -> datetime | None:
     """The last moment before ``before`` at which a schedule by cron, or by several, is due."""
     if (several := _attribute(timetable, "timetables")) is not None:
         return max((tick for tick in (_last_tick(each, before) for each in several) if tick), default=None)
-    if (expression := _attribute(timetable, "expression")) is None:
+    if (expression := _expression(timetable)) is None:
         return None
     zone = _attribute(timetable, "timezone")
     # Cron knows whole seconds of a wall clock; the zone, with its changes of the clock, is put on afterwards.
@@ -227,6 +226,12 @@ def _last_tick(timetable: Any, before: datetime) -> datetime | None:
 def _just_after(moment: datetime) -> datetime:
     """A schedule is due at whole seconds: one that is due at ``moment`` is due before this."""
     return moment + timedelta(seconds=1)
+
+
+def _expression(timetable: Any) -> str | None:
+    """The cron expression of a timetable that has one, as croniter knows it."""
+    expression: str | None = _attribute(timetable, "expression")
+    return _UNKNOWN_TO_CRONITER.get(expression, expression) if expression is not None else None
 
 
 def _attribute(timetable: Any, name: str) -> Any:

@@ -277,7 +277,8 @@ SCENARIOS = {
         Altered({"data": [{"date": "2026-06-08", "group": "parse", "credits": 1, "requestCount": 1}]}),
         says=("2026-06-08", "2026-06-07"),
     ),
-    "nested without end": contract(Reply(200, b'{"a":' * 3000), says=("out of all bounds",)),
+    # Pythons differ in how deep is too deep.
+    "nested without end": contract(Reply(200, b'{"a":' * 3000), says=("can't be used",)),
     "an empty body": contract(Reply(200), says=("not JSON",)),
     "an endless body": contract(Endless(), says=("longer than 1 MiB", "fewer days"), limit=2**20),
     "gzip": Scenario(faults=(Gzip(),)),

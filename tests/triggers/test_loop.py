@@ -216,9 +216,9 @@ def test_while_the_connection_is_looked_up(service, monkeypatch):
 
     look_up = EnvironmentVariablesBackend.get_conn_value
 
-    def slowly(self, conn_id):
+    def slowly(self, *args, **kwargs):
         time.sleep(0.5)
-        return look_up(self, conn_id)
+        return look_up(self, *args, **kwargs)
 
     monkeypatch.setattr(EnvironmentVariablesBackend, "get_conn_value", slowly)
     service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
