@@ -139,7 +139,7 @@ def airflow(tmp_path_factory):
 
 
 def json_of(output: str) -> list[dict[str, str]]:
-    start = output.index("[{")
+    start = output.index("[{") if "[{" in output else output.index("[]")
     return json.loads(output[start : output.rindex("]") + 1])
 
 

@@ -378,7 +378,8 @@ def test_a_deadline_is_kept_when_the_processes_are_killed(airflow, service, rest
     assert task(airflow, "survives", "late")["try_number"] == 1
     assert "AirflowSensorTimeout" in airflow.log("survives", run_id, "late")
     since = [request for request in service.requests[restarted:] if ("orgId", "org_late") in request.query]
-    assert len(since) <= 1, "its time was over when the triggerer came back: it asks a last time"
+    # A last question of its own, and what the common poll asks meanwhile; were its time counted anew, forty.
+    assert len(since) < 10, "its time was over when the triggerer came back"
 
 
 def test_a_wait_goes_on_when_the_processes_were_killed(airflow, restarted):
