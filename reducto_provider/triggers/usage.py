@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import time
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -96,11 +97,13 @@ class _UsageTrigger(BaseEventTrigger):
             async for event in self.filter_shared_stream(polls):
                 yield event
 
+    @abstractmethod
     def _queries(self, moment: datetime) -> list[UsageQuery]:
-        raise NotImplementedError
+        """What to ask at a moment; nothing while there is nothing to ask yet."""
 
+    @abstractmethod
     def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        raise NotImplementedError
+        """What the polls lead to."""
 
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """The polls of the stream, before them one of its own if nobody has asked yet."""
