@@ -303,8 +303,8 @@ class ReductoHook(HttpHook):
         session = self._session_of(settings)
         try:
             answer = _call_within(settings.timeout, partial(_read_answer, session, _url(query, settings), settings))
-        except TimeoutError:
-            self._session = None  # its connection is still being read from
+        except (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError):
+            self._session = None  # its connection may still be read from
             failure: ReductoError = _timeout_error(settings)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             failure = _transport_error(error, settings)

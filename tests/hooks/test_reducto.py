@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import requests
@@ -316,6 +316,18 @@ def test_scenario(
     assert len(simulator.requests) == scenario.requests
     assert len(logged.retries) == scenario.requests - 1
     conceals(error, scenario.key)
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+def test_the_sockets_own_time_limit_says_the_same(
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, where: Literal["headers", "body"]
+) -> None:
+    within = reducto._call_within
+    monkeypatch.setattr(reducto, "_call_within", lambda seconds, function: within(seconds + 30, function))
+    simulator.faults.add(Stall(30, where))
+    connect(host=simulator.url, extra={"max_attempts": 1, "timeout": 0.2})
+    with pytest.raises(ReductoTransportError, match=r"no whole answer within 0\.2 s"):
+        ReductoHook().get_usage(QUESTION)
 
 
 def test_a_403_without_an_organization_names_none(ask: Ask, simulator: Simulator, connect: Connect) -> None:
