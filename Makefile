@@ -23,13 +23,14 @@ AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
 WAITING := tests/test_waiting_processes.py
+E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11-python-3.11)
 
-.PHONY: help demo test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types docs dist pins clean
+.PHONY: help demo e2e e2e-short test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types docs dist pins clean
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
+	@grep -hE '^[.a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z0-9-]+):.*## /\1\t/' | expand -t 18
 
 $(PINNED): requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -46,13 +47,35 @@ demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simul
 	@$(BIN)/python -m demo
 
 test: $(READY) ## run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --ignore=$(HARNESS) --ignore=$(WAITING) $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --ignore=$(HARNESS) --ignore=$(WAITING) --ignore=$(E2E) $(ARGS)
 
 test-waiting: $(READY) ## waits and budgets on real Airflow, whose processes are killed meanwhile (some minutes)
 	@$(BIN)/python -m pytest $(WAITING) $(ARGS)
 
 test-harness: $(READY) ## test what the tests run Airflow with
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
+
+e2e: $(READY) .cache/e2e/.ready ## thirty days on the services of docker-compose.yaml, run natively, under faults (needs Debian's postgresql, redis-server)
+	@$(BIN)/python -m pytest $(E2E) --days 30 --faults $(ARGS)
+
+e2e-short: $(READY) .cache/e2e/.ready ## the same for three days and without faults
+	@$(BIN)/python -m pytest $(E2E) --days 3 $(ARGS)
+
+# What docker-compose.yaml builds its image of, with the provider as users get it.
+.cache/e2e/.pinned: requirements/e2e.txt
+	@echo "==> making $(@D) (once; a minute or two)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.cache/e2e/.ready: .cache/e2e/.pinned pyproject.toml $(shell find reducto_provider -name '*.py' 2>/dev/null)
+	@rm -rf $(@D)/wheel
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w $(@D)/wheel .
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(@D)/wheel/*.whl
+	@touch $@
+
+.env: ## what docker-compose.yaml needs to know, with new secrets; one that exists stays as it is
+	@$(PYTHON) -m deployment.env $@
 
 fuzz: $(READY) ## look for answers that break the decoder, with new examples each time (a quarter of an hour)
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py $(ARGS)
@@ -125,6 +148,8 @@ pins: ## renew the pinned versions in requirements/ (needs uv)
 	for airflow in requirements/airflow-*.in; do \
 	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
+	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet pyproject.toml \
+	  --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt --output-file requirements/e2e.txt
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 

@@ -29,6 +29,7 @@ RESULTS = Path(".cache/matrix").absolute()
 # newest Airflow alone can do has a target of its own.
 ELSEWHERE = (
     "tests/simulator",
+    "tests/e2e",
     "tests/engines",
     "tests/real_airflow/test_harness.py",
     "tests/test_waiting_processes.py",

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+import pytest
+
+from deployment.env import fill
+from tests.e2e.compose import Compose, UnsetVariableError, read_env
 
 PROJECT = Path(__file__).parents[1]
 COMPOSE = PROJECT / "docker-compose.yaml"
+EXAMPLE = PROJECT / ".env.example"
+AIRFLOW = ("init", "api-server", "scheduler", "dag-processor", "triggerer", "worker-1", "worker-2")
+
+
+@pytest.fixture(scope="module")
+def compose():
+    return Compose.read(COMPOSE, read_env(fill(EXAMPLE.read_text())))
+
+
+def versions(pins):
+    lines = [line.partition(";")[0].strip() for line in (PROJECT / pins).read_text().splitlines()]
+    return dict(line.split("==") for line in lines)
 
 
 def test_it_is_valid_against_the_compose_specification():
@@ -18,12 +35,80 @@ def test_it_is_valid_against_the_compose_specification():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_image_copies_what_is_there_and_installs_the_pinned_airflow():
-    dockerfile = yaml.safe_load(COMPOSE.read_text())["services"]["airflow"]["build"]["dockerfile_inline"]
+def test_the_image_copies_what_is_there_and_installs_the_pinned_versions(compose):
+    dockerfile = compose.services["api-server"]["build"]["dockerfile_inline"]
     copied = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert {"pyproject.toml", "reducto_provider", "simulator"} <= set(copied)
+    assert {"pyproject.toml", "reducto_provider", "simulator", "requirements/e2e.txt"} <= set(copied)
     assert all((PROJECT / path).exists() for path in copied)
-    pins = (PROJECT / "requirements/dev.txt").read_text().splitlines()
-    [pin] = [pin for pin in pins if pin.startswith("apache-airflow==")]
-    assert pin in dockerfile
-    assert f"FROM apache/airflow:{pin.split('==')[1]}-" in dockerfile
+    installed, tested = versions("requirements/e2e.txt"), versions("requirements/dev.txt")
+    assert f"FROM apache/airflow:slim-{installed['apache-airflow']}-" in dockerfile
+    # What the deployment has of the same packages is what the suite runs on.
+    assert {name: installed[name] for name in installed.keys() & tested.keys()} == {
+        name: tested[name] for name in installed.keys() & tested.keys()
+    }
+
+
+def test_every_airflow_service_is_of_the_same_image_and_waits_for_the_init_step(compose):
+    for name in AIRFLOW:
+        service = compose.services[name]
+        assert service["image"] == "airflow-provider-reducto:local"
+        assert service["environment"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
+        if name != "init":
+            assert service["depends_on"]["init"] == {"condition": "service_completed_successfully"}
+            assert service["healthcheck"]["test"]
+
+
+def test_what_is_waited_for_can_be_waited_for(compose):
+    for service in compose.services.values():
+        for other, how in service.get("depends_on", {}).items():
+            needed = "healthcheck" if how["condition"] == "service_healthy" else "command"
+            assert needed in compose.services[other]
+
+
+def test_every_volume_and_host_is_one_of_its_own(compose):
+    document = compose.document
+    named = {volume.partition(":")[0] for service in compose.services.values() for volume in service.get("volumes", ())}
+    assert {name for name in named if not name.startswith(".")} == set(document["volumes"])
+    hosts = re.findall(r"(?:@|://)([a-z-]+):\d{4}\b", json.dumps(document))
+    assert set(hosts) <= set(compose.services)
+
+
+def test_no_secret_is_in_what_is_committed(compose):
+    unset = [name for name, value in read_env(EXAMPLE.read_text()).items() if not value]
+    assert set(unset) == {
+        *("FERNET_KEY", "API_SECRET_KEY", "JWT_SECRET", "ADMIN_PASSWORD"),
+        *("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
+    }
+    with pytest.raises(UnsetVariableError, match=r"make \.env"):
+        Compose.read(COMPOSE, {})
+    # The keys of connections are the init step's alone.
+    with_keys = [name for name, service in compose.services.items() if "sim-key-all" in json.dumps(service)]
+    assert with_keys == ["init"]
+
+
+def test_the_connections_are_what_airflow_imports(compose):
+    connections = json.loads(compose.services["init"]["environment"]["CONNECTIONS"])
+    assert connections["reducto_default"]["password"] == "sim-key-all"
+    assert connections["lake"]["extra"]["endpoint_url"] == "http://storage:8333"
+    users = json.loads(compose.document["configs"]["storage-users"]["content"])
+    [credentials] = users["identities"][0]["credentials"]
+    assert credentials == {
+        "accessKey": connections["lake"]["login"],
+        "secretKey": connections["lake"]["password"],
+    }
+
+
+def test_the_environment_file_is_made_once_and_is_its_owners_alone(tmp_path):
+    target = tmp_path / ".env"
+    command = [sys.executable, "-m", "deployment.env", str(target)]
+    first = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert first.stdout == f"wrote {target}\n"
+    written = target.read_text()
+    assert target.stat().st_mode & 0o777 == 0o600
+    values = read_env(written)
+    assert all(values.values())
+    assert values["REDUCTO_HOST"] == "http://simulator:8085"
+    assert len(set(values.values())) == len(values)
+    again = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert again.returncode != 0
+    assert target.read_text() == written
