@@ -90,7 +90,7 @@ class AirflowDeployment:
     ) -> None:
         self.home = home.resolve()
         self._services = services
-        port, execution_port = _free_ports(2)
+        port, execution_port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self._execution_url = f"http://127.0.0.1:{execution_port}/execution/"
         self._cache_dir = cache_dir
@@ -298,7 +298,7 @@ class AirflowDeployment:
                     log = self._log_tails(service)
                     raise DeploymentError(f"{service} ended with {process.returncode}:{log}")
             if time.monotonic() > deadline:
-                raise DeploymentTimeoutError(f"waited {timeout} s for {what}{self._log_tails(*SERVICES)}")
+                raise DeploymentTimeoutError(f"waited {timeout} s for {what}{self._log_tails(*self._services)}")
             time.sleep(0.1)
 
     def wait_for_dag(self, dag_id: str, *, timeout: float = 60) -> dict[str, Any]:
@@ -407,7 +407,7 @@ def _log_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{error['exc_type']}: {error['exc_value']}"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Free ports of the loopback interface, all different."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]

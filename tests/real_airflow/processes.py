@@ -8,6 +8,7 @@ temporary folder, which lies in the same home. So all that runs *inside a folder
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -42,13 +43,14 @@ def kill_processes_in(home: Path) -> None:
 class Guard:
     """A process beside the tests that kills everything in a folder as soon as the tests let go of it.
 
-    It waits for the end of a pipe, which the operating system closes even for tests that were killed.
+    It waits for the end of a pipe, which the operating system closes even for tests that were killed. With `remove`
+    the folder goes as well when they were.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, remove: bool = False) -> None:
         self.home = home
         # -P: this file's folder must not become a place to import from.
-        command = [sys.executable, "-P", __file__, str(home)]
+        command = [sys.executable, "-P", __file__, str(home), *(["remove"] if remove else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def close(self) -> None:
@@ -61,3 +63,5 @@ class Guard:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     kill_processes_in(Path(sys.argv[1]))
+    if sys.argv[2:] == ["remove"]:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)

@@ -1,0 +1,26 @@
+"""The options of the runs, and the story that the tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.story import Story
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("e2e")
+    group.addoption("--days", type=int, default=3, help="days to export, ending yesterday")
+    group.addoption("--faults", action="store_true", help="let processes die and requests fail meanwhile")
+    group.addoption("--keep", type=Path, help="copy logs and files here at the end")
+
+
+@pytest.fixture(scope="session")
+def story(pytestconfig: pytest.Config) -> Iterator[Story]:
+    """What happened: everything has ended but the sensors that have to wait."""
+    option = pytestconfig.getoption
+    with Story(days=option("--days"), faults=option("--faults"), keep=option("--keep")) as told:
+        told.happen()
+        yield told
