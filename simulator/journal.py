@@ -18,7 +18,7 @@ KEPT = 100_000
 
 @dataclass
 class LoggedRequest:
-    """One request as it arrived, and the status of its answer: None as long as there is none."""
+    """One request as it arrived, the status of its answer (None as long as there is none), and the fault it met."""
 
     method: str
     path: str
@@ -26,6 +26,7 @@ class LoggedRequest:
     query_string: str
     headers: CIMultiDictProxy[str]
     status: int | None = None
+    fault: str | None = None
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     monotonic: float = field(default_factory=time.monotonic)
 
@@ -38,6 +39,7 @@ class LoggedRequest:
             "queryString": self.query_string,
             "headers": list(self.headers.items()),
             "status": self.status,
+            "fault": self.fault,
             "at": self.at.isoformat(),
             "monotonic": self.monotonic,
         }

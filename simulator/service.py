@@ -150,6 +150,8 @@ class Service:
     async def _export(self, request: web.Request) -> web.StreamResponse:
         own = next(iter(self.member_of(request)), None)
         fault = self.faults.next_for(request.query.get("orgId", own))
+        if fault and (logged := UNDER_WAY.get()):
+            logged.fault = type(fault).__name__
 
         async def answer() -> web.Response:
             # In another thread: a large answer takes a while, and other clients want theirs.

@@ -75,7 +75,9 @@ class Postgres:
         }
         server = [program("postgres"), "-D", "data", *(f"--{name}={value}" for name, value in settings.items())]
         with (self.home / "server.log").open("ab") as log:
-            subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **options)
+            subprocess.Popen(
+                server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **options
+            )
         isready = [program("pg_isready"), *self._server, "--dbname=postgres"]
         wait_until(lambda: not subprocess.run(isready, env=self._env, capture_output=True).returncode, 60, "PostgreSQL")
         run([program("createdb"), *self._server, DATABASE], env=self._env)

@@ -23,6 +23,7 @@ from email.parser import BytesParser
 from email.policy import default
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import yaml
 from aiosmtpd.controller import Controller
@@ -32,22 +33,29 @@ from simulator import ORGANIZATIONS, Simulator
 from tests.e2e.backing import Postgres, Redis
 from tests.e2e.compose import Compose, read_env
 from tests.e2e.deployment import SERVICES, ComposedAirflow
+from tests.e2e.faults import Faults
+from tests.e2e.secret import files_in, found_in
 from tests.object_storage.s3server import S3Server
 from tests.real_airflow.deployment import FINISHED, free_ports
 from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import Guard
 
 ORGS = [organization.id for organization in ORGANIZATIONS]
-ALL, BACKFILL, FLEET, LEVELS, MAIL, RECONCILIATION, YESTERDAY = (
-    f"reducto_usage_{name}"
-    for name in ("all_organizations", "backfill", "fleet", "budget_levels", "budget_mail", "reconciliation", "yesterday")
-)
+ALL = "reducto_usage_all_organizations"
+BACKFILL = "reducto_usage_backfill"
+FLEET = "reducto_usage_fleet"
+LEVELS = "reducto_usage_budget_levels"
+MAIL = "reducto_usage_budget_mail"
+RECONCILIATION = "reducto_usage_reconciliation"
+YESTERDAY = "reducto_usage_yesterday"
 MONTHLY = {org: f"reducto_usage_{org}" for org in ORGS}
 DAGS = [ALL, BACKFILL, FLEET, LEVELS, MAIL, RECONCILIATION, YESTERDAY, *MONTHLY.values()]
 DIMENSIONS = ("product", "feature", "api_key", "file_type")
 METRIC = {org: "requests" if org == "org_umbrella" else "credits" for org in ORGS}
 REVOKED = "org_globex"
 BUCKET = "usage"
+ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+"""The states in which a task instance stays."""
 
 
 def month_before(day: date) -> date:
@@ -83,7 +91,7 @@ class Story:
         self.this_month = (self.last + timedelta(days=1)).replace(day=1)
         self.last_month = month_before(self.this_month)
         self.times: dict[str, float] = {}
-        self.told: list[str] = []
+        self.trouble = Faults(self)
         self._keep = keep
         self._stack = ExitStack()
 
@@ -92,9 +100,9 @@ class Story:
             self.home = Path(tempfile.mkdtemp(prefix="reducto-e2e-")).resolve()
             self.home.chmod(0o711)  # PostgreSQL runs as a user of its own
             stack.callback(shutil.rmtree, self.home, ignore_errors=True)
-            stack.callback(Guard(self.home, remove=True).close)
             if self._keep:
                 stack.callback(lambda: shutil.copytree(self.home, str(self._keep), dirs_exist_ok=True))
+            stack.callback(Guard(self.home, remove=True).close)
             self._stand_up(stack)
             self._stack = stack.pop_all()
         return self
@@ -183,6 +191,8 @@ class Story:
         with self.step("everything"):
             self._set_budgets()
             self._write_dags()
+            if self.faults:
+                self.trouble.begin()
             with self.step("PostgreSQL and Redis"):
                 self.postgres.start()
                 self.redis.start()
@@ -193,12 +203,12 @@ class Story:
             with self.step("the DAGs are parsed"):
                 for dag_id in DAGS:
                     self.airflow.wait_for_dag(dag_id, timeout=180)
+                    # Listed a moment before it can be triggered.
+                    details = f"/api/v2/dags/{dag_id}/details"
+                    self.airflow.wait_for(lambda path=details: self.airflow.answers(path).is_success, 60, details)
             self._trigger()
             if self.faults:
-                from tests.e2e.faults import Faults
-
-                self.done = Faults(self)
-                self.done.happen()
+                self.trouble.happen()
             else:
                 self._let_acme_spend()
             with self.step("the rest of the runs"):
@@ -296,5 +306,39 @@ class Story:
         day = datetime.fromisoformat(run["logical_date"]).date()
         return [day - timedelta(days=n) for n in (3, 2, 1)]
 
+    def places_of_the_key(self) -> list[str]:
+        """Wherever any of the keys can be found, but in the memory of who needs it."""
+        return found_in(self._places(), self.canary)
 
-ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+    def _places(self) -> Iterator[tuple[str, bytes]]:
+        yield from files_in(self.home)  # all logs, Airflow's and the others'; what the databases have written
+        yield "the metadata database", self.postgres.dump()
+        yield "what the init step printed", self.initialized.encode()
+        for key, content in self.s3.objects(BUCKET).items():
+            yield f"s3://{BUCKET}/{key}", content
+        for number, mail in enumerate(self.mailbox.mails):
+            yield f"mail {number}", mail.as_bytes()
+        for path in self._paths():
+            answer = self.airflow.answers(path)
+            assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text[:500]}"
+            yield f"GET {path}", answer.content
+
+    def _paths(self) -> Iterator[str]:
+        """What there is to read of the REST API: lists whole, and each task instance's own."""
+        for collection in ("connections", "variables", "eventLogs", "importErrors", "jobs", "dags", "assets", "pools"):
+            yield f"/api/v2/{collection}?limit=1000"
+        yield "/api/v2/assets/events?limit=1000"
+        for org in [*ORGS, "default"]:
+            yield f"/api/v2/connections/reducto_{org}"
+        for dag_id in DAGS:
+            yield f"/api/v2/dags/{dag_id}/details"
+            yield f"/api/v2/dagSources/{dag_id}"
+            for run in self.airflow.runs(dag_id):
+                of_run = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run['dag_run_id'])}"
+                yield f"{of_run}/taskInstances?limit=1000"
+                yield f"{of_run}/taskInstances/~/xcomEntries?limit=1000"
+                for instance in self.airflow.task_instances(dag_id, run["dag_run_id"]):
+                    of_instance = f"{of_run}/taskInstances/{instance['task_id']}"
+                    index = f"map_index={instance['map_index']}"
+                    for attempt in range(1, instance["try_number"] + 1):
+                        yield f"{of_instance}/logs/{attempt}?{index}&full_content=true"

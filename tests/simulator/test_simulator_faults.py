@@ -70,6 +70,14 @@ def test_a_raw_body_with_status_200(sim: Simulator, ask: Ask) -> None:
     assert response.headers["Content-Type"] == "application/json"
 
 
+def test_the_journal_names_the_fault_that_a_request_met(sim: Simulator, ask: Ask) -> None:
+    sim.faults.add(status(503), Gzip())
+    for _ in range(3):
+        ask()
+    assert [(request.fault, request.status) for request in sim.requests] == [("Reply", 503), ("Gzip", 200), (None, 200)]
+    assert sim.requests[0].as_json()["fault"] == "Reply"
+
+
 def test_retry_after(sim: Simulator, ask: Ask) -> None:
     sim.faults.add(
         status(429, retry_after=7),
