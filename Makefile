@@ -56,10 +56,10 @@ test-harness: $(READY) ## test what the tests run Airflow with
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
 
 e2e: $(READY) .cache/e2e/.ready ## thirty days on the services of docker-compose.yaml, run natively, under faults (needs Debian's postgresql, redis-server)
-	@$(BIN)/python -m pytest $(E2E) --days 30 --faults $(ARGS)
+	@$(BIN)/python -m pytest $(E2E) --days 30 --faults --figures docs/deployment.md $(ARGS)
 
 e2e-short: $(READY) .cache/e2e/.ready ## the same for three days and without faults
-	@$(BIN)/python -m pytest $(E2E) --days 3 $(ARGS)
+	@$(BIN)/python -m pytest $(E2E)/test_deployment.py --days 3 $(ARGS)
 
 # What docker-compose.yaml builds its image of, with the provider as users get it.
 .cache/e2e/.pinned: requirements/e2e.txt

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.real_airflow.processes import kill_processes_in
-
 USER = DATABASE = "airflow"
 
 
@@ -53,6 +51,7 @@ class Postgres:
         self._env = {"PGPASSWORD": password, "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
         # It refuses to be root's.
         self._as: dict[str, Any] = {}
+        self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             self._as = {"user": "postgres", "group": "postgres", "extra_groups": []}
 
@@ -82,6 +81,10 @@ class Postgres:
         wait_until(lambda: not subprocess.run(isready, env=self._env, capture_output=True).returncode, 60, "PostgreSQL")
         run([program("createdb"), *self._server, DATABASE], env=self._env)
 
+    def stop(self) -> None:
+        """End it."""
+        _end(self._process)
+
     def query(self, sql: str) -> list[list[str]]:
         """The rows of an answer, as text."""
         command = [program("psql"), *self._server, DATABASE, "--no-align", "--tuples-only", "--field-separator=\t"]
@@ -104,6 +107,7 @@ class Redis:
         self._command = [program(command[0]), *command[1:], "--port", str(port), "--bind", "127.0.0.1"]
         self._ping = [program("redis-cli"), "-p", str(port), "ping"]
         self._env = {**os.environ, **env}
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.home.mkdir(exist_ok=True)
@@ -115,15 +119,19 @@ class Redis:
 
     def restart(self) -> None:
         """An orderly restart, as of its container: what it holds is read from its files again."""
-        self._process.terminate()
-        self._process.wait(30)
+        self.stop()
         self.start()
 
-    def kill(self) -> None:
-        """End it by SIGKILL."""
-        kill_processes_in(self.home)
-        self._process.wait()
+    def stop(self) -> None:
+        """End it."""
+        _end(self._process)
 
     def _answers(self) -> bool:
         done = subprocess.run(self._ping, env=self._env, capture_output=True, check=False)
         return done.stdout.strip() == b"PONG"
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    if process:
+        process.terminate()
+        process.wait(30)

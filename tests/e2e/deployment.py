@@ -150,13 +150,11 @@ class ComposedAirflow(AirflowDeployment):
 
     def add_connection(self, conn_id: str, **fields: Any) -> None:
         """Make a connection, through the REST API."""
-        if extra := fields.pop("extra", None):
-            fields["extra"] = extra
         self.request("POST", "/api/v2/connections", json={"connection_id": conn_id, **fields})
 
-    def answers(self, path: str, **query: Any) -> httpx.Response:
+    def answer(self, path: str) -> httpx.Response:
         """An answer of the REST API, whatever its status."""
-        return self._client.get(path, params=query)
+        return self._client.get(path)
 
     def _is_healthy(self) -> bool:
         health = self.request("GET", "/api/v2/monitor/health").json()

@@ -102,8 +102,9 @@ class Story:
             stack.callback(shutil.rmtree, self.home, ignore_errors=True)
             if self._keep:
                 stack.callback(lambda: shutil.copytree(self.home, str(self._keep), dirs_exist_ok=True))
-            stack.callback(Guard(self.home, remove=True).close)
             self._stand_up(stack)
+            stack.callback(self._reap)
+            stack.callback(Guard(self.home, remove=True).close)
             self._stack = stack.pop_all()
         return self
 
@@ -141,6 +142,12 @@ class Story:
             "simulator:8085": self.simulator.url.removeprefix("http://"),
         }
         self.airflow = ComposedAirflow(self.home / "airflow", self.home / "dags", compose, self.hosts)
+
+    def _reap(self) -> None:
+        """Take note of the ends of all processes, which have been killed."""
+        self.airflow.stop()
+        self.postgres.stop()
+        self.redis.stop()
 
     def _write_dags(self) -> None:
         """The example DAGs as they are, with organizations of ours."""
@@ -205,7 +212,7 @@ class Story:
                     self.airflow.wait_for_dag(dag_id, timeout=180)
                     # Listed a moment before it can be triggered.
                     details = f"/api/v2/dags/{dag_id}/details"
-                    self.airflow.wait_for(lambda path=details: self.airflow.answers(path).is_success, 60, details)
+                    self.airflow.wait_for(lambda path=details: self.airflow.answer(path).is_success, 60, details)
             self._trigger()
             if self.faults:
                 self.trouble.happen()
@@ -319,7 +326,7 @@ class Story:
         for number, mail in enumerate(self.mailbox.mails):
             yield f"mail {number}", mail.as_bytes()
         for path in self._paths():
-            answer = self.airflow.answers(path)
+            answer = self.airflow.answer(path)
             assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text[:500]}"
             yield f"GET {path}", answer.content
 
