@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,13 @@ class ComposedAirflow(AirflowDeployment):
         process.wait()
 
     def check_health(self, service: str) -> str:
-        """Run a service's health check, and return what it printed. An error tells why it is not healthy."""
+        """Run a service's health check, and return what it printed. An error tells why it is not healthy.
+
+        It gets as many tries as the file gives it.
+        """
+        for _ in range(self._compose.services[service]["healthcheck"]["retries"] - 1):
+            with suppress(RuntimeError):
+                return self._run(service, self._compose.healthcheck(service))
         return self._run(service, self._compose.healthcheck(service))
 
     def command(self, *arguments: str) -> str:

@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 import yaml
 from aiosmtpd.controller import Controller
+from cryptography.fernet import Fernet
 
 from deployment.env import EXAMPLE, fill
 from simulator import ORGANIZATIONS, Simulator
@@ -320,6 +321,9 @@ class Story:
     def _places(self) -> Iterator[tuple[str, bytes]]:
         yield from files_in(self.home)  # all logs, Airflow's and the others'; what the databases have written
         yield "the metadata database", self.postgres.dump()
+        fernet = Fernet(self.env["FERNET_KEY"])
+        for trigger, kwargs in self.postgres.query("select id, kwargs from trigger"):
+            yield f"the arguments of trigger {trigger}", fernet.decrypt(kwargs)
         yield "what the init step printed", self.initialized.encode()
         for key, content in self.s3.objects(BUCKET).items():
             yield f"s3://{BUCKET}/{key}", content
