@@ -223,22 +223,26 @@ class TestProcesses:
         runner.close()
         assert processes_in(tmp_path) == []
 
-    def test_killed_tests_leave_nothing(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("remove", [False, True])
+    def test_killed_tests_leave_nothing(self, tmp_path: Path, remove: bool) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
         script = (
             "import subprocess, sys, time; from pathlib import Path;"
             "from tests.real_airflow.processes import Guard;"
-            "guard = Guard(Path(sys.argv[1]));"
+            f"guard = Guard(Path(sys.argv[1]), remove={remove});"
             "subprocess.Popen(['sleep', '60'], cwd=sys.argv[1]).wait()"
         )
-        tests = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=PROJECT_ROOT)
+        tests = subprocess.Popen([sys.executable, "-c", script, str(home)], cwd=PROJECT_ROOT)
         try:
-            _eventually(lambda: processes_in(tmp_path) != [])
+            _eventually(lambda: processes_in(home) != [])
             os.kill(tests.pid, signal.SIGKILL)
-            _eventually(lambda: processes_in(tmp_path) == [])
+            _eventually(lambda: processes_in(home) == [])
+            _eventually(lambda: home.exists() != remove)
         finally:
             tests.kill()
             tests.wait()
-            kill_processes_in(tmp_path)
+            kill_processes_in(home)
 
 
 def _eventually(condition: Callable[[], bool]) -> None:
