@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,7 @@ class Faults:
         requests = self._story.simulator.requests
         return Counter(str(each.status) if each.fault == "Reply" else each.fault for each in requests if each.fault)
 
-    def _step(self, what: str):
+    def _step(self, what: str) -> AbstractContextManager[None]:
         self.what.append(what)
         return self._story.step(what)
 
