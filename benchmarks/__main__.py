@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import airflow_task, answer_to_file, answers, fleet, imports, waiting
+from benchmarks import airflow_task, answer_to_file, answers, fleet, growth, imports, waiting
 from benchmarks.measuring import MIB, Rounds, WrongOutputError
 from benchmarks.page import PAGE, Result, Section, document, table
 
@@ -22,15 +22,16 @@ class Size:
     days: int = 365
     groups: int = 1000
     organizations: int = 1000
-    fleet_rounds: int = 2
+    fleet_rounds: int = 1
     sensors: int = 1000
     questions: int = 50
-    interval: float = 20.0
+    interval: float = 15.0
+    small: bool = False
 
 
 def small(rounds: int) -> Size:
     """Enough to see that it works."""
-    return Size(rounds, days=5, organizations=20, fleet_rounds=1, sensors=40, questions=4, interval=3.0)
+    return Size(rounds, days=5, organizations=20, sensors=40, questions=4, interval=3.0, small=True)
 
 
 def seconds(value: float) -> str:
@@ -96,7 +97,13 @@ def files(size: Size) -> Section:
                 limit=0.5,
                 why=f"What takes the room: {typed}.",
             ),
-            faster(f"the same to JSON lines, {rows}", "`json`, `pandas` `to_json`", lines, 4, f"Before it is written, {typed}."),
+            faster(
+                f"the same to JSON lines, {rows}",
+                "`json`, `pandas` `to_json`",
+                lines,
+                4,
+                f"Before it is written, {typed}.",
+            ),
             faster(f"the same to CSV, {rows}", "`json`, `pandas` `to_csv`", csv, 2, f"Before it is written, {typed}."),
             *(
                 Result(
@@ -118,17 +125,17 @@ def files(size: Size) -> Section:
 NOISE: Final = ", credits with noise"
 
 FILES: Final = """
-{rows} in {bytes}, as of a thousand API keys in a year, at the prices of the service's documentation. *Credits with noise* are
-of an answer in which a quarter of the keys has a price of 0.1, so that the service's sums of binary floats come as
-`230.10000000000002` and have to be rounded. Each run is a process of its own, with all
-imported and tried once on a small answer. What is timed begins with the body in memory and ends with the file in place.
-The ratio is of the processor's time, since other work of the machine falls into the clock's. Memory is the peak beyond
-what was resident before, the body included in neither.
+{rows} in {bytes}, as of a thousand API keys in a year, at the prices of the service's documentation. *Credits with
+noise* are of an answer in which a quarter of the keys has a price of 0.1, so that the service's sums of binary floats
+come as `230.10000000000002` and have to be rounded. Each run is a process of its own, with all imported and tried
+once on a small answer. What is timed begins with the body in memory and ends with the file in place. The ratio is of
+the processor's time, since other work of the machine falls into the clock's. Memory is the peak beyond what was
+resident before, the body included in neither.
 
-Ours is what an export does: decode into typed rows with decimals, check them against the contract, sort them, write the
-file and replace the old one at once. Theirs is `pandas.DataFrame(response.json()["data"])`, `pandas.to_datetime` for
-Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. Both files are read back and held against the
-exact figures: ours are the credits that were meant, theirs the floats that were sent.
+Ours is what an export does: decode into typed rows with decimals, check them against the contract, sort them, write
+the file and replace the old one at once. Theirs is `pandas.DataFrame(response.json()["data"])`, `pandas.to_datetime`
+for Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. Both files are read back and held
+against the exact figures: ours are the credits that were meant, theirs the floats that were sent.
 """
 
 
@@ -174,12 +181,12 @@ def airflow(size: Size) -> Section:
 
 
 AIRFLOW: Final = """
-A DAG run by `DAG.test` on a real Airflow, in a process that has it loaded, from the parsing of the file to the end of the
-run, against the simulator: a year of one organization by feature, {rows:,} rows, into one Parquet file with zstd. Ours is one
-`ReductoUsageExportOperator` with `partitioned=False`; theirs an `HttpOperator` and a `@task` that makes a
-`pandas.DataFrame` of its XCom and writes it. `DAG.test` runs tasks in line: in real processes the second task would cost
-theirs another start of a worker. Requests are counted in the simulator's log, XComs in the database. Both files are held
-against the simulator's figures.
+A DAG run by `DAG.test` on a real Airflow, in a process that has it loaded, from the parsing of the file to the end of
+the run, against the simulator: a year of one organization by feature, {rows:,} rows, into one Parquet file with zstd.
+Ours is one `ReductoUsageExportOperator` with `partitioned=False`; theirs an `HttpOperator` and a `@task` that makes a
+`pandas.DataFrame` of its XCom and writes it. `DAG.test` runs tasks in line: in real processes the second task would
+cost theirs another start of a worker. Requests are counted in the simulator's log, XComs in the database. Both files
+are held against the simulator's figures.
 """
 
 
@@ -207,10 +214,10 @@ def organizations(size: Size) -> Section:
 
 
 FLEET: Final = """
-One `ReductoUsageFleetExportOperator` for {organizations:,} organizations, seven days of each, against the simulator, with
-`requests_per_second` of the connection at 10 and everything else as it comes; a median of {rounds} rounds. What counts is the
-whole `DAG.test` run by the clock. No request may reach the simulator before its time, each organization is asked for exactly
-once, and all files are held against the simulator's figures.
+One `ReductoUsageFleetExportOperator` for {organizations:,} organizations, seven days of each, against the simulator,
+with `requests_per_second` of the connection at 10 and everything else as it comes; a median of {rounds} rounds. What
+counts is the whole `DAG.test` run by the clock. No request may reach the simulator before its time, each organization
+is asked for exactly once, and all files are held against the simulator's figures.
 """
 
 
@@ -272,16 +279,16 @@ def waits(size: Size) -> Section:
 
 
 WAITING: Final = """
-{sensors:,} triggers, as deferred sensors leave them to the triggerer, in the process that Airflow's triggerer runs them in,
-fed by Airflow's own supervisor with triggers from memory in place of the database. {questions} organizations are asked for,
-each by as many sensors, ours each with a threshold of its own, every {interval:g} seconds. Measured once, in one interval after
-one and a half others: requests in the simulator's log, time of the processor beyond the same process without the triggers, and
-memory that has come since. Stalls are how long one more trigger, which sleeps for 10 ms again and again, was kept from its
-turn, less what other processes had the processor.
+{sensors:,} triggers, as deferred sensors leave them to the triggerer, in the process that Airflow's triggerer runs
+them in, fed by Airflow's own supervisor with triggers from memory in place of the database. {questions} organizations
+are asked for, each by as many sensors, ours each with a threshold of its own, every {interval:g} seconds. Measured
+once, in one interval after one and a half others: requests in the simulator's log, time of the processor beyond the
+same process without the triggers, and memory that has come since. Stalls are how long one more trigger, which sleeps
+for 10 ms again and again, was kept from its turn, less what other processes had the processor.
 
-`HttpSensor` can't look into an answer while it is deferred: it waits for an answer other than 404, so that is what the
-simulator answers its requests; ours gets a month of usage to read each time. In the end usage comes in (and theirs gets its
-answer): exactly those fire whose threshold is exceeded, with the simulator's figures.
+`HttpSensor` can't look into an answer while it is deferred: it waits for an answer other than 404, so that is what
+the simulator answers its requests; ours gets a month of usage to read each time. In the end usage comes in (and
+theirs gets its answer): exactly those fire whose threshold is exceeded, with the simulator's figures.
 """
 
 
@@ -290,7 +297,9 @@ def importing(size: Size) -> Section:
     found = imports.rounds(max(size.rounds, 2 * size.rounds - 1))
     return Section(
         title="Importing",
-        how=IMPORTS.format(modules=int(found["modules"]), heavy=", ".join(f"`{name}`" for name in sorted(imports.HEAVY))),
+        how=IMPORTS.format(
+            modules=int(found["modules"]), heavy=", ".join(f"`{name}`" for name in sorted(imports.HEAVY))
+        ),
         results=[
             Result(
                 what="importing the operators, sensors and triggers",
@@ -309,8 +318,44 @@ def importing(size: Size) -> Section:
 
 IMPORTS: Final = """
 In fresh processes, the time that `from airflow.sdk import DAG, BaseOperator, BaseSensorOperator` takes, and what
-`import reducto_provider.operators.usage`, `.sensors.usage` and `.triggers.usage` takes on top, in the same process. They load
-{modules} further modules; the benchmark fails when one of these is among them: {heavy}.
+`import reducto_provider.operators.usage`, `.sensors.usage` and `.triggers.usage` takes on top, in the same process.
+They load {modules} further modules; the benchmark fails when one of these is among them: {heavy}.
+"""
+
+
+def growing(size: Size) -> Section:
+    """Curves."""
+    rounds = min(size.rounds, growth.MOST_ROUNDS)
+    found = growth.curves(growth.SMALL_SIZES if size.small else growth.SIZES, rounds)
+    if not size.small:
+        growth.draw(found)
+    lines = ["| | a unit, processor | clock | peak memory |", "| --- | ---: | ---: | ---: |"]
+    for axis, curve in found.items():
+        for count, sample in curve:
+            unit, peak = [sample[name] / count * 1e6 for name in ("cpu", "wall")], mib(sample["added"])
+            lines.append(f"| {count:,} {axis} | {unit[0]:,.1f} µs | {unit[1]:,.1f} µs | {peak} |")
+    return Section(
+        title="Growth",
+        how=GROWTH.format(rounds=rounds, groups=growth.GROUPS_A_DAY, picture=growth.PICTURE.name),
+        results=[],
+        after="\n".join(lines),
+    )
+
+
+GROWTH: Final = """
+```{{image}} {picture}
+:alt: Time for each row, organization and day, and peak memory, against how many there are.
+:width: 100%
+```
+
+The whole `execute` of an operator, from the question to the files in place, in a process of its own against the
+simulator, medians of {rounds} rounds. Rows are those of one answer into one Parquet file, organizations those of a
+`ReductoUsageFleetExportOperator` with a day of each, days those of one answer with {groups} rows a day, each a file
+and a manifest that reach the disk before the next (`fsync`: most of the clock's time). Memory is the peak beyond what
+was resident before. All files are held against the exact figures.
+
+An answer is in memory as a whole, so memory grows with the rows of one answer, up to the 128 MiB at which one is
+refused. It does not grow with the number of organizations, nor with that of the days that a fleet asks for in parts.
 """
 
 
@@ -320,6 +365,7 @@ PARTS: Final[dict[str, Callable[[Size], Section]]] = {
     "fleet": organizations,
     "waiting": waits,
     "imports": importing,
+    "growth": growing,
 }
 
 
@@ -333,7 +379,8 @@ def measure(names: Sequence[str], size: Size) -> list[Section]:
     for name in names:
         begun = time.monotonic()
         section = PARTS[name](size)
-        print(f"\n{section.title} ({time.monotonic() - begun:.0f} s)", *table(section.results), sep="\n", flush=True)
+        lines = table(section.results) if section.results else [section.after]
+        print(f"\n{section.title} ({time.monotonic() - begun:.0f} s)", *lines, sep="\n", flush=True)
         sections.append(section)
     return sections
 

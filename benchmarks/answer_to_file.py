@@ -158,7 +158,9 @@ def check_our_lines(folder: Path, answer: Answer) -> None:
 
 
 def check_their_lines(folder: Path, answer: Answer) -> None:
-    rows = [(row["date"], row["group"], round(row["credits"], 9), row["request_count"]) for row in _lines(folder, float)]
+    rows = [
+        (row["date"], row["group"], round(row["credits"], 9), row["request_count"]) for row in _lines(folder, float)
+    ]
     # to_json writes ten decimal places, which is pandas' default.
     expected = [(day, group, round(credits, 9), count) for day, group, credits, count in as_sent(answer)]
     check_equal(rows, expected, "pandas' JSON lines")

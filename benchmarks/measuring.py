@@ -109,6 +109,4 @@ class Rounds:
 
     def ratio(self, name: str) -> float:
         """How many times ours theirs is: the median of the rounds' ratios."""
-        return median(
-            theirs[name] / max(ours[name], 1e-9) for ours, theirs in zip(self.ours, self.theirs, strict=True)
-        )
+        return median(theirs[name] / max(ours[name], 1e-9) for ours, theirs in zip(self.ours, self.theirs, strict=True))

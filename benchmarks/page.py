@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ INTRODUCTION: Final = """\
 # Benchmarks
 
 Written by `make bench`, which measures each line side by side in one run: ours and what a user would write or install
-instead, in turns, each time in a process of its own. What comes out is held against the exact figures in the same run; a
-benchmark whose output is wrong fails, and no page is written.
+instead, in turns, each time in a process of its own. What comes out is held against the exact figures in the same run:
+a benchmark whose output is wrong fails, and no page is written.
 """
 
 
@@ -120,6 +121,4 @@ def document(sections: Sequence[Section], rounds: int) -> Iterator[str]:
 
 
 def _processors() -> set[int]:
-    import os
-
     return os.sched_getaffinity(0)

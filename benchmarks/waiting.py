@@ -27,6 +27,7 @@ FIRST, LAST = date(2026, 6, 1), date(2026, 6, 30)
 ADDED: Final = Decimal("10.5")
 """Credits that come in at the end: who waits for less fires, who waits for more does not."""
 PAUSE: Final = 0.01
+WORTH_NOTING: Final = 0.002
 STARTING: Final = 8.0
 """Seconds until the process is warm."""
 
@@ -53,7 +54,7 @@ class StallProbe(BaseTrigger):
                 clock, computed, waited = time.monotonic(), time.process_time(), _seconds_waited()
                 await asyncio.sleep(PAUSE)
                 idle = time.monotonic() - clock - PAUSE - (_seconds_waited() - waited)
-                if (stall := max(time.process_time() - computed, idle)) > PAUSE:
+                if (stall := max(time.process_time() - computed, idle)) > WORTH_NOTING:
                     file.write(f"{clock} {stall}\n")
                     file.flush()
         yield TriggerEvent(None)
@@ -83,7 +84,9 @@ def questions(count: int) -> list[dict[str, str]]:
     return [{**days, "orgId": f"org_{number:04}"} for number in range(count)]
 
 
-def triggers(side: str, sensors: int, asked: list[dict[str, str]], used: list[str], interval: float) -> list[BaseTrigger]:
+def triggers(
+    side: str, sensors: int, asked: list[dict[str, str]], used: list[str], interval: float
+) -> list[BaseTrigger]:
     """What so many deferred sensors leave to the triggerer, every question by as many of them."""
     if side == "nothing":
         return [Sleeper() for _ in range(sensors)]
@@ -170,10 +173,10 @@ def main(options: dict[str, Any]) -> None:
 
     made = triggers(options["side"], options["sensors"], options["asked"], options["used"], interval)
     waiting.extend(workload(number, trigger) for number, trigger in enumerate(made))
-    serve(1.5 * interval + 3)
+    serve(5 if options["side"] == "nothing" else 1.5 * interval + 3)
 
     before, start = cpu(), time.monotonic()
-    serve(interval)
+    serve(1 if options["side"] == "nothing" else interval)
     seconds = time.monotonic() - start
     sample = {
         "cpu": (cpu() - before) * interval / seconds,
@@ -238,8 +241,15 @@ def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sampl
         extra = [{"org": each.id, "day": str(LAST), "credits": str(ADDED), "requests": 1} for each in fleet]
         then = ("/_simulator/", "DELETE", [{}]) if side == "theirs" else ("/_simulator/usage", "POST", extra)
         options = {
-            **{"side": side, "sensors": sensors, "interval": interval, "folder": folder, "url": simulator.url},
-            **{"asked": asked, "used": [str(value) for value in used], "then": then, "fire": len(expected)},
+            "side": side,
+            "sensors": sensors,
+            "interval": interval,
+            "folder": folder,
+            "url": simulator.url,
+            "asked": asked,
+            "used": [str(value) for value in used],
+            "then": then,
+            "fire": len(expected),
             "starting": STARTING,
         }
         env = {"AIRFLOW_HOME": folder, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **connections(simulator.url)}
