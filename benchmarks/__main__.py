@@ -196,7 +196,7 @@ def organizations(size: Size) -> Section:
     limit = sample["limit"]
     return Section(
         title="A fleet at the limit of its connection",
-        how=FLEET.format(rounds=size.fleet_rounds, seconds=limit, organizations=size.organizations),
+        how=FLEET.format(rounds=size.fleet_rounds, organizations=size.organizations),
         results=[
             Result(
                 what=f"{size.organizations:,} organizations at {fleet.PER_SECOND} requests a second",

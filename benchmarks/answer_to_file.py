@@ -117,14 +117,17 @@ def main(name: str, side: str, folder: Path) -> None:
     with measured(sample):
         result = function(body, query, folder, name)
     if name == "decode":
-        (folder / "rows").write_bytes(pickle.dumps(_plain_rows(result)))
+        keep_rows(result, folder)
     print(json.dumps(sample))
 
 
-def _plain_rows(result: Any) -> list[tuple[Any, ...]]:
+def keep_rows(result: Any, folder: Path) -> None:
+    """Leave what was decoded to be looked at."""
     if isinstance(result, dict):
-        return [(row["date"], row["group"], row["credits"], row["requestCount"]) for row in result["data"]]
-    return [(row.date, row.group, row.credits, row.request_count) for row in result.rows]
+        rows = [(row["date"], row["group"], row["credits"], row["requestCount"]) for row in result["data"]]
+    else:
+        rows = [(row.date, row.group, row.credits, row.request_count) for row in result.rows]
+    (folder / "rows").write_bytes(pickle.dumps(rows))
 
 
 # -- what must have come out

@@ -40,7 +40,7 @@ class StallProbe(BaseTrigger):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.path = path
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -63,6 +63,9 @@ class StallProbe(BaseTrigger):
 class Sleeper(BaseTrigger):
     """Does nothing: what a waiting trigger costs Airflow itself."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return "benchmarks.waiting.Sleeper", {}
 
@@ -70,7 +73,7 @@ class Sleeper(BaseTrigger):
         import asyncio
 
         await asyncio.sleep(3600)
-        yield TriggerEvent(None)
+        yield TriggerEvent(None)  # type: ignore[no-untyped-call]
 
 
 def _seconds_waited() -> float:
@@ -124,18 +127,18 @@ def triggers(
 def main(options: dict[str, Any]) -> None:
     """One side, once: prints what it took, and the events."""
     import psutil
-    from airflow.executors import workloads
+    from airflow.executors.workloads.trigger import RunTrigger
     from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
     from airflow.models.trigger import Trigger
 
     folder, interval = Path(options["folder"]), options["interval"]
-    waiting: list[workloads.RunTrigger] = []
+    waiting: list[RunTrigger] = []
     events: list[tuple[int, Any]] = []
     failures: list[tuple[int, Any]] = []
 
-    def workload(number: int, trigger: BaseTrigger) -> workloads.RunTrigger:
+    def workload(number: int, trigger: BaseTrigger) -> RunTrigger:
         classpath, kwargs = trigger.serialize()
-        return workloads.RunTrigger(id=number, classpath=classpath, encrypted_kwargs=Trigger.encrypt_kwargs(kwargs))
+        return RunTrigger(id=number, classpath=classpath, encrypted_kwargs=Trigger.encrypt_kwargs(kwargs))
 
     class Supervisor(TriggerRunnerSupervisor):
         def load_triggers(self) -> None:
