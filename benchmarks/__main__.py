@@ -145,7 +145,7 @@ def airflow(size: Size) -> Section:
     against = "`HttpOperator` and a `@task` that writes the file"
     what = "one export task end to end in Airflow"
 
-    def count(name: str, what_of_it: str, least: str, why: str) -> Result:
+    def count(name: str, what_of_it: str, why: str) -> Result:
         ours, theirs = rounds.our(name), rounds.their(name)
         return Result(
             what=f"{what}: {what_of_it}",
@@ -174,8 +174,8 @@ def airflow(size: Size) -> Section:
                 at_least=True,
                 unit="{:.2f} times as fast",
             ),
-            count("requests", "requests", "one", "Both ask once, and there is no fewer."),
-            count("xcom", "bytes of XCom", "none", "."),
+            count("requests", "requests", "Both ask once, which is the least that there is."),
+            count("xcom", "bytes of XCom", ""),
         ],
     )
 

@@ -23,7 +23,7 @@ from benchmarks.fleet import organizations
 from benchmarks.measuring import PROJECT, Sample, check_equal, in_a_process, measured
 from simulator import Reply, Simulator
 
-PICTURE: Final = PROJECT / "docs/benchmarks-growth.svg"
+PICTURE: Final = PROJECT / "docs/benchmarks-growth.png"
 
 SIZES: Final[Mapping[str, Sequence[int]]] = {
     "rows": (1_000, 10_000, 100_000, 300_000, 1_000_000),
@@ -158,38 +158,35 @@ def draw(found: Mapping[str, Curve]) -> None:
     """The curves as a picture in the documentation."""
     import matplotlib as mpl
 
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"})
+    mpl.use("agg")
+    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
+    mpl.rcParams.update({"grid.alpha": 0.25, "axes.titlesize": 9, "xtick.minor.visible": False})
     from matplotlib import pyplot as plt
 
     figure, plots = plt.subplots(2, len(found), figsize=(9, 4.4), sharex="col", layout="constrained")
     for column, (axis, curve) in enumerate(found.items()):
         sizes = [size for size, _ in curve]
-        unit = axis.removesuffix("s")
-        scale, what = (1e6, "µs") if axis == "rows" else (1e3, "ms")
         above, below = plots[0][column], plots[1][column]
-        above.plot(sizes, [s["cpu"] / size * scale for size, s in curve], "o-", color="#5b4fc4", label="processor")
-        above.plot(sizes, [s["wall"] / size * scale for size, s in curve], "o:", color="#a79fe0", label="clock")
-        above.set_ylabel(f"{what} a {unit}")
-        below.plot(sizes, [s["added"] / 2**20 for _, s in curve], "o-", color="#c4574f")
-        below.set_ylabel("MiB at the peak")
-        below.set_xlabel(axis)
-        above.set_title(TITLES[axis], fontsize=9)
-        for plot in (above, below):
-            plot.set_xscale("log")
-            plot.set_ylim(bottom=0)
-            plot.grid(alpha=0.25)
-            plot.spines[["top", "right"]].set_visible(False)
+        title, per_second, label = LABELS[axis]
+        for name, clock in (("cpu", "processor"), ("wall", "clock")):
+            style, color = ("o-", "#5b4fc4") if name == "cpu" else ("o:", "#a79fe0")
+            above.plot(sizes, [s[name] / size * per_second for size, s in curve], style, color=color, label=clock, ms=4)
+        below.plot(sizes, [s["added"] / 2**20 for _, s in curve], "o-", color="#c4574f", ms=4)
+        above.set(title=title, ylabel=label, yscale="log")
+        below.set(xlabel=axis, ylabel="MiB at the peak", xscale="log")
+        below.set_ylim(0, max(LEAST_MIB_SHOWN, below.get_ylim()[1]))
     plots[0][0].legend(frameon=False)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    figure.savefig(PICTURE, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
 
-TITLES: Final = {
-    "rows": "one answer, one Parquet file",
-    "organizations": "a fleet, a day of each",
-    "days": "one answer, a file a day",
+LABELS: Final = {
+    "rows": ("one answer, one Parquet file", 1e6, "µs a row"),
+    "organizations": ("a fleet, a day of each", 1e3, "ms an organization"),
+    "days": ("one answer, a file a day", 1e3, "ms a day"),
 }
+LEAST_MIB_SHOWN: Final = 50
+"""So that a MiB more or less does not look like growth."""
 
 
 if __name__ == "__main__":
