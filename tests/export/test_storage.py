@@ -149,12 +149,6 @@ class TestLocal:
         # What a killed writer leaves behind has a name that readers pass over.
         assert [path.name for path in tmp_path.rglob("[!.]*") if path.is_file()] == ["b"]
 
-
-def _write_in_turns(storage, *contents):
-    while True:
-        for content in contents:
-            storage.replace("a/b", content)
-
     def test_what_killed_writers_left_is_removed_once_it_is_old(self, tmp_path):
         (tmp_path / "a").mkdir()
         for name, age in ((".old.writing", 3700), (".new.writing", 3500), ("old.writing", 3700)):
@@ -173,6 +167,12 @@ def _write_in_turns(storage, *contents):
             storage.replace(f"data/{number}/usage", b"content")
 
         assert looked_through.call_count == 21
+
+
+def _write_in_turns(storage, *contents):
+    while True:
+        for content in contents:
+            storage.replace("a/b", content)
 
 
 class TestOutputPath:
