@@ -336,7 +336,13 @@ def growing(size: Size) -> Section:
             lines.append(f"| {count:,} {axis} | {unit[0]:,.1f} µs | {unit[1]:,.1f} µs | {peak} |")
     return Section(
         title="Growth",
-        how=GROWTH.format(rounds=rounds, groups=growth.GROUPS_A_DAY, picture=growth.PICTURE.name),
+        how=GROWTH.format(
+            rounds=rounds,
+            groups=growth.GROUPS_A_DAY,
+            a_day=growth.ROWS_A_DAY,
+            part=growth.DAYS_A_PART,
+            picture=growth.PICTURE.name,
+        ),
         results=[],
         after="\n".join(lines),
     )
@@ -349,13 +355,14 @@ GROWTH: Final = """
 ```
 
 The whole `execute` of an operator, from the question to the files in place, in a process of its own against the
-simulator, medians of {rounds} rounds. Rows are those of one answer into one Parquet file, organizations those of a
-`ReductoUsageFleetExportOperator` with a day of each, days those of one answer with {groups} rows a day, each a file
-and a manifest that reach the disk before the next (`fsync`: most of the clock's time). Memory is the peak beyond what
-was resident before. All files are held against the exact figures.
+simulator, medians of {rounds} rounds. *Rows* are those of one answer into one Parquet file, *rows in parts* those of a
+`ReductoUsageFleetExportOperator` for one organization with {a_day:,} rows a day, which asks for {part} days at a time,
+*organizations* those of one with a day of each, and *days* those of one answer with {groups} rows a day. All but the
+first write a file and a manifest a day, each of which reaches the disk before the next (`fsync`: most of the clock's
+time). Memory is the peak beyond what was resident before. All files are held against the exact figures.
 
 An answer is in memory as a whole, so memory grows with the rows of one answer, up to the 128 MiB at which one is
-refused. It does not grow with the number of organizations, nor with that of the days that a fleet asks for in parts.
+refused. It grows neither with the number of organizations nor with that of the parts that are asked for.
 """
 
 

@@ -37,14 +37,14 @@ class Answer(NamedTuple):
     rows: list[TrueRow]
 
 
-def make_answer(days: int, groups: int, prices: Sequence[str] = WITH_TENTHS) -> Answer:
+def make_answer(days: int, groups: int, prices: Sequence[str] = WITH_TENTHS, first: date = FIRST) -> Answer:
     """So many days with a row for each of so many API keys, each key's pages at one of the prices."""
-    query = UsageQuery(start=FIRST, end=FIRST + timedelta(days=days - 1), group_by="api_key", org_id=ORG)
+    query = UsageQuery(start=first, end=first + timedelta(days=days - 1), group_by="api_key", org_id=ORG)
     exact = [Decimal(price) for price in prices]
     binary = [float(price) for price in prices]
     rows, sent = [], []
     for offset in range(days):
-        day = FIRST + timedelta(days=offset)
+        day = first + timedelta(days=offset)
         text = day.isoformat()
         for key in range(groups):
             price = key % len(prices)

@@ -11,29 +11,42 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any, Final
 
+from aiohttp import web
+
 from benchmarks.airflow_task import connections
 from benchmarks.answers import FIRST, ORG, make_answer
 from benchmarks.fleet import organizations
 from benchmarks.measuring import PROJECT, Sample, check_equal, in_a_process, measured
-from simulator import Reply, Simulator
+from simulator import Fault, Reply, Simulator
+from simulator.faults import Answer as FaultAnswer
 
 PICTURE: Final = PROJECT / "docs/benchmarks-growth.png"
 
 SIZES: Final[Mapping[str, Sequence[int]]] = {
     "rows": (1_000, 10_000, 100_000, 300_000, 1_000_000),
+    "rows in parts": (1_000, 10_000, 100_000, 300_000, 1_000_000),
     "organizations": (1, 10, 100, 1_000),
     "days": (1, 10, 100, 1_000, 3_650),
 }
-SMALL_SIZES: Final[Mapping[str, Sequence[int]]] = {"rows": (100, 1_000), "organizations": (1, 5), "days": (1, 10)}
+SMALL_SIZES: Final[Mapping[str, Sequence[int]]] = {
+    "rows": (100, 1_000),
+    "rows in parts": (1_000, 40_000),
+    "organizations": (1, 5),
+    "days": (1, 10),
+}
 MOST_ROUNDS: Final = 3
 GROUPS_A_DAY: Final = 10
 DAYS_OF_ROWS: Final = 100
+ROWS_A_DAY: Final = 1_000
+DAYS_A_PART: Final = 31
 FLEET_DAY: Final = date(2026, 6, 3)
 
 Curve = list[tuple[int, Sample]]
@@ -75,6 +88,40 @@ def take_rows(count: int) -> Sample:
     return sample
 
 
+@dataclass(frozen=True)
+class Prepared(Fault):
+    """Answers by the first day that is asked for."""
+
+    bodies: Mapping[str, bytes]
+
+    async def play(self, request: web.Request, answer: FaultAnswer) -> web.StreamResponse:
+        return web.Response(body=self.bodies[request.query["startDate"]], content_type="application/json")
+
+
+def take_parts(count: int) -> Sample:
+    """So many rows of one organization, asked for in parts, with a Parquet file and a manifest for each day."""
+    import pyarrow.parquet as pq
+
+    days = max(1, count // ROWS_A_DAY)
+    firsts = [FIRST + timedelta(days=number) for number in range(0, days, DAYS_A_PART)]
+    last = FIRST + timedelta(days=days - 1)
+    parts = [
+        make_answer(min(DAYS_A_PART, (last - first).days + 1), min(count, ROWS_A_DAY), first=first) for first in firsts
+    ]
+    with Simulator() as simulator, tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
+        simulator.faults.add(Prepared({str(part.query.start): part.body for part in parts}), times=None)
+        options = {"organizations": [ORG], "group_by": "api_key", "days_per_request": DAYS_A_PART}
+        sample = _execute(simulator.url, Path(folder), str(FIRST), str(last), "parquet", **options)
+        check_equal(len(simulator.requests), len(parts), "the number of requests")
+        for part in parts:
+            for day, rows in groupby(part.rows, lambda row: row.date):
+                path = Path(folder, f"data/org_id={ORG}/group_by=api_key/dt={day}/usage.parquet")
+                table = pq.ParquetFile(path).read()
+                found = [table[name].to_pylist() for name in ("date", "group", "credits", "request_count")]
+                check_equal(list(zip(*found, strict=True)), [row[:4] for row in rows], f"the file of {day}")
+    return sample
+
+
 def take_days(count: int) -> Sample:
     """One answer of so many days, with a file and a manifest for each."""
     answer = make_answer(count, GROUPS_A_DAY)
@@ -113,7 +160,12 @@ def take_organizations(count: int) -> Sample:
     return sample
 
 
-TAKERS: Final = {"rows": take_rows, "organizations": take_organizations, "days": take_days}
+TAKERS: Final = {
+    "rows": take_rows,
+    "rows in parts": take_parts,
+    "organizations": take_organizations,
+    "days": take_days,
+}
 
 
 def _execute(url: str, path: Path, first: str, last: str, output_format: str, **options: Any) -> Sample:
@@ -163,7 +215,7 @@ def draw(found: Mapping[str, Curve]) -> None:
     mpl.rcParams.update({"grid.alpha": 0.25, "axes.titlesize": 9, "xtick.minor.visible": False})
     from matplotlib import pyplot as plt
 
-    figure, plots = plt.subplots(2, len(found), figsize=(9, 4.4), sharex="col", layout="constrained")
+    figure, plots = plt.subplots(2, len(found), figsize=(11, 4.4), sharex="col", layout="constrained")
     for column, (axis, curve) in enumerate(found.items()):
         sizes = [size for size, _ in curve]
         above, below = plots[0][column], plots[1][column]
@@ -182,6 +234,7 @@ def draw(found: Mapping[str, Curve]) -> None:
 
 LABELS: Final = {
     "rows": ("one answer, one Parquet file", 1e6, "µs a row"),
+    "rows in parts": ("31 days an answer, a file a day", 1e6, "µs a row"),
     "organizations": ("a fleet, a day of each", 1e3, "ms an organization"),
     "days": ("one answer, a file a day", 1e3, "ms a day"),
 }

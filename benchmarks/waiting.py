@@ -28,8 +28,8 @@ ADDED: Final = Decimal("10.5")
 """Credits that come in at the end: who waits for less fires, who waits for more does not."""
 PAUSE: Final = 0.01
 WORTH_NOTING: Final = 0.002
-STARTING: Final = 8.0
-"""Seconds until the process is warm."""
+STARTING: Final = 3.0
+"""Seconds until nothing of the process's start is under way any more."""
 
 
 class StallProbe(BaseTrigger):
@@ -168,7 +168,9 @@ def main(options: dict[str, Any]) -> None:
         return float(times.user + times.system)
 
     waiting.append(workload(1_000_000, StallProbe(str(folder / "stalls"))))
-    serve(options["starting"])
+    while not (folder / "stalls").exists():
+        supervisor.run_once()
+    serve(STARTING)
     before, start = cpu(), time.monotonic()
     serve(interval / 2)
     idle = (cpu() - before) / (time.monotonic() - start)
@@ -176,7 +178,7 @@ def main(options: dict[str, Any]) -> None:
 
     made = triggers(options["side"], options["sensors"], options["asked"], options["used"], interval)
     waiting.extend(workload(number, trigger) for number, trigger in enumerate(made))
-    serve(5 if options["side"] == "nothing" else 1.5 * interval + 3)
+    serve(interval if options["side"] == "nothing" else 1.5 * interval + 3)
 
     before, start = cpu(), time.monotonic()
     serve(1 if options["side"] == "nothing" else interval)
@@ -253,7 +255,6 @@ def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sampl
             "used": [str(value) for value in used],
             "then": then,
             "fire": len(expected),
-            "starting": STARTING,
         }
         env = {"AIRFLOW_HOME": folder, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **connections(simulator.url)}
         found = in_a_process(__name__, json.dumps(options), env=env)
