@@ -31,9 +31,9 @@ def export(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
     from reducto_provider.usage.report import UsageReport
 
     report = UsageReport.decode(body, query)
-    file_format = check_format(name)
+    file_format = check_format(name.removeprefix("exact "))
     content = file_format.encode(file_format.rows(report), {})
-    open_storage(str(folder)).replace(f"usage.{name}", content)
+    open_storage(str(folder)).replace(f"usage.{file_format.extension}", content)
 
 
 def decode(body: bytes, query: UsageQuery, folder: Path, name: str) -> Any:
@@ -53,6 +53,31 @@ def parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -
     frame = pandas.DataFrame(response.json()["data"]).rename(columns={"requestCount": "request_count"})
     frame["date"] = pandas.to_datetime(frame["date"], format="%Y-%m-%d")
     frame.to_parquet(folder / "usage.parquet", index=False, compression="zstd")
+
+
+def exact_parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
+    """Theirs, when they want what an export of ours is: decimals, dates, and the contract's rules."""
+    import pandas
+    import pyarrow as pa
+
+    answer = json.loads(body, parse_float=Decimal)
+    echo = (answer["orgId"], answer["startDate"], answer["endDate"], answer["groupBy"])
+    if echo != (query.org_id, str(query.start), str(query.end), query.group_by):
+        raise ValueError("the answer is for another question")
+    frame = pandas.DataFrame(answer["data"]).rename(columns={"requestCount": "request_count"})
+    moments = pandas.to_datetime(frame["date"], format="%Y-%m-%d")
+    if not moments.between(pandas.Timestamp(query.start), pandas.Timestamp(query.end)).all():
+        raise ValueError("a day lies outside of what was asked for")
+    if frame.duplicated(["date", "group"]).any():
+        raise ValueError("a day has a group twice")
+    nine_places = Decimal("1e-9")
+    frame["credits"] = [Decimal(credits).quantize(nine_places) for credits in frame["credits"]]
+    if (frame["credits"] < 0).any() or (frame["request_count"] < 0).any():
+        raise ValueError("a number is negative")
+    frame["date"] = moments.dt.date
+    types = {"date": pa.date32(), "group": pa.string(), "credits": pa.decimal128(38, 9), "request_count": pa.int64()}
+    frame = frame.sort_values(["date", "group"])[list(types)]
+    frame.to_parquet(folder / "usage.parquet", index=False, compression="zstd", schema=pa.schema(types))
 
 
 def lines_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
@@ -80,6 +105,7 @@ def loads(body: bytes, query: UsageQuery, folder: Path, name: str) -> Any:
 
 SIDES: Final[dict[str, tuple[Callable[..., Any], Callable[..., Any]]]] = {
     "parquet": (export, parquet_by_pandas),
+    "exact parquet": (export, exact_parquet_by_pandas),
     "jsonl": (export, lines_by_pandas),
     "csv": (export, csv_by_pandas),
     "decode": (decode, loads),
@@ -143,8 +169,8 @@ def as_sent(answer: Answer) -> list[tuple[str, str, float, int]]:
     return [(row.date.isoformat(), row.group, row.sent, row.request_count) for row in answer.rows]
 
 
-def check_our_parquet(folder: Path, answer: Answer) -> None:
-    check_equal(_parquet_rows(folder, "date32[day]", "decimal128(38, 9)"), exactly(answer), "our Parquet")
+def check_exact_parquet(folder: Path, answer: Answer) -> None:
+    check_equal(_parquet_rows(folder, "date32[day]", "decimal128(38, 9)"), exactly(answer), "exact Parquet")
 
 
 def check_their_parquet(folder: Path, answer: Answer) -> None:
@@ -190,7 +216,8 @@ def check_their_rows(folder: Path, answer: Answer) -> None:
 
 
 CHECKS: Final[dict[str, tuple[Callable[[Path, Answer], None], Callable[[Path, Answer], None]]]] = {
-    "parquet": (check_our_parquet, check_their_parquet),
+    "parquet": (check_exact_parquet, check_their_parquet),
+    "exact parquet": (check_exact_parquet, check_exact_parquet),
     "jsonl": (check_our_lines, check_their_lines),
     "csv": (check_our_csv, check_their_csv),
     "decode": (check_our_rows, check_their_rows),
