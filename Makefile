@@ -27,7 +27,8 @@ E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11-python-3.11)
 
-.PHONY: help demo e2e e2e-short test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types docs dist pins clean
+.PHONY: help demo e2e e2e-short test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types \
+  docs dist bench pins clean
 
 help: ## show this list
 	@grep -hE '^[.a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -138,6 +139,10 @@ dist: $(READY) .venv/.with-dist ## build wheel and source distribution, in dist,
 	@$(BIN)/python -m build --no-isolation
 	@$(BIN)/python -m twine check --strict dist/*
 
+# Small enough for a first look: make bench ROUNDS=1 SMALL=1. One part alone: make bench ARGS="--only files".
+bench: $(READY) .venv/.with-bench ## measure beside what users would write instead, and tell in docs/ (a quarter of an hour)
+	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(SMALL),--small) $(ARGS)
+
 pins: ## renew the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
@@ -145,6 +150,8 @@ pins: ## renew the pinned versions in requirements/ (needs uv)
 	  --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet --group dist \
 	  --constraint requirements/dev.txt --constraint requirements/docs.txt --output-file requirements/dist.txt
+	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
+	  --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 	for airflow in requirements/airflow-*.in; do \
 	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done

@@ -82,7 +82,10 @@ def test_the_wheel_can_be_installed_and_imported(wheel, tmp_path):
 
 
 def test_the_source_is_whole(source):
-    folders = (".ci", "dags", "demo", "deployment", "docs", "reducto_provider", "requirements", "simulator", "tests")
+    folders = (
+        *(".ci", "benchmarks", "dags", "demo", "deployment", "docs", "reducto_provider", "requirements", "simulator"),
+        "tests",
+    )
     files = {
         path.relative_to(PROJECT)
         for folder in folders

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -22,6 +23,7 @@ OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 _LOCAL_SCHEMES = ("file", "local")
 _ABANDONED_AFTER = 3600.0
+_FOLDERS_REMEMBERED = 256  # more than are written to in turns, and few enough for any number of organizations
 _PAUSES = (0.1, 0.5, 2.0)
 
 
@@ -121,6 +123,8 @@ class LocalStorage(Storage):
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        # Once in a while: to look through a folder for every one of its thousands of files takes ever longer.
+        self._tidy_once = lru_cache(maxsize=_FOLDERS_REMEMBERED)(self._tidy)
 
     def uri(self, name: str = "") -> str:
         return f"file://{self._path(name)}"
@@ -162,7 +166,7 @@ class LocalStorage(Storage):
         """The content in a file beside its target, and the target."""
         target = self._path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._tidy(target.parent)
+        self._tidy_once(target.parent)
         # Engines pass over names that begin with a dot.
         beside = target.parent / f".{uuid4().hex}.writing"
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -146,6 +148,25 @@ class TestLocal:
         assert seen == {old, new}
         # What a killed writer leaves behind has a name that readers pass over.
         assert [path.name for path in tmp_path.rglob("[!.]*") if path.is_file()] == ["b"]
+
+    def test_what_killed_writers_left_is_removed_once_it_is_old(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        for name, age in ((".old.writing", 3700), (".new.writing", 3500), ("old.writing", 3700)):
+            (tmp_path / "a" / name).write_bytes(b"half a f")
+            os.utime(tmp_path / "a" / name, (time.time() - age,) * 2)
+
+        open_storage(str(tmp_path)).replace("a/b", b"content")
+
+        assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".new.writing", "b", "old.writing"]
+
+    def test_a_folder_is_not_looked_through_for_each_of_its_files(self, tmp_path, mocker):
+        looked_through = mocker.spy(Path, "glob")
+        storage = open_storage(str(tmp_path))
+        for number in range(20):
+            storage.replace(f"metadata/{number}", b"content")
+            storage.replace(f"data/{number}/usage", b"content")
+
+        assert looked_through.call_count == 21
 
 
 def _write_in_turns(storage, *contents):

@@ -1,0 +1,414 @@
+"""``python -m benchmarks``: measure, print the table, and store it in the documentation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks import airflow_task, answer_to_file, answers, fleet, growth, imports, waiting
+from benchmarks.measuring import MIB, Rounds, WrongOutputError
+from benchmarks.page import PAGE, Result, Section, document, table
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    days: int = 365
+    groups: int = 1000
+    organizations: int = 1000
+    fleet_rounds: int = 1
+    sensors: int = 1000
+    questions: int = 50
+    interval: float = 15.0
+    small: bool = False
+
+
+def small(rounds: int) -> Size:
+    """Enough to see that it works."""
+    return Size(rounds, days=5, organizations=20, sensors=40, questions=4, interval=3.0, small=True)
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+
+
+def mib(value: float) -> str:
+    return f"{value / MIB:.0f} MiB" if value >= 10 * MIB else f"{value / MIB:.1f} MiB"
+
+
+def times(rounds: Rounds, side: Callable[[str], float]) -> str:
+    return f"{seconds(side('cpu'))} (clock: {seconds(side('wall'))})"
+
+
+def faster(what: str, against: str, rounds: Rounds, limit: float, why: str) -> Result:
+    return Result(
+        what=what,
+        against=against,
+        aim=f"at least {limit:g} times as fast",
+        ours=times(rounds, rounds.our),
+        theirs=times(rounds, rounds.their),
+        value=rounds.ratio("cpu"),
+        limit=limit,
+        at_least=True,
+        why=why,
+    )
+
+
+def files(size: Size) -> Section:
+    """Answers to files."""
+    answer = answers.make_answer(size.days, size.groups, answers.DOCUMENTED)
+    inexact = answers.make_answer(size.days, size.groups, answers.WITH_TENTHS)
+    rows = f"{len(answer.rows):,} rows"
+    parquet, exact_parquet, lines, csv, decoding = (
+        answer_to_file.compare(name, answer, size.rounds)
+        for name in ("parquet", "exact parquet", "jsonl", "csv", "decode")
+    )
+    inexact_parquet, inexact_decoding = (
+        answer_to_file.compare(name, inexact, size.rounds) for name in ("parquet", "decode")
+    )
+    typed = "each row becomes an object, its date and decimal two more, and each rule of the contract is looked at"
+    what = f"answer to checked rows to Parquet, {rows}"
+    bare, exact = "`requests`, `pandas` `to_parquet`", "the same with decimals and checks"
+
+    def memory(against: str, rounds: Rounds) -> Result:
+        return Result(
+            what=f"{what}: peak memory",
+            against=against,
+            aim="at most half",
+            ours=f"{mib(rounds.our('added'))} (process: {mib(rounds.our('peak'))})",
+            theirs=f"{mib(rounds.their('added'))} (process: {mib(rounds.their('peak'))})",
+            value=1 / rounds.ratio("added"),
+            limit=0.5,
+            why=f"What takes the room: {typed}.",
+        )
+
+    def decoded(what: str, rounds: Rounds, why: str) -> Result:
+        return Result(
+            what=f"decoding and checking alone, {rows}{what}",
+            against="`orjson.loads`: no types, no checks",
+            aim="at most 1.3 times its time",
+            ours=times(rounds, rounds.our),
+            theirs=times(rounds, rounds.their),
+            value=1 / rounds.ratio("cpu"),
+            limit=1.3,
+            why=why,
+        )
+
+    return Section(
+        title="Answers to rows and files",
+        how=FILES.format(rows=rows, bytes=mib(len(answer.body))),
+        results=[
+            faster(what, bare, parquet, 2.5, f"Theirs has binary floats and checks nothing; here {typed}."),
+            memory(bare, parquet),
+            faster(f"{what}{NOISE}", bare, inexact_parquet, 2.5, "Besides that, decimals have to be rounded."),
+            faster(what, exact, exact_parquet, 2.5, f"There as here, {typed}."),
+            memory(exact, exact_parquet),
+            faster(
+                f"answer to JSON lines, {rows}", "`json`, `pandas` `to_json`", lines, 4, f"As for Parquet, {typed}."
+            ),
+            faster(f"answer to CSV, {rows}", "`json`, `pandas` `to_csv`", csv, 2, f"As for Parquet, {typed}."),
+            decoded("", decoding, f"The floor has neither types nor checks; here {typed}."),
+            decoded(NOISE, inexact_decoding, "Besides that, decimals have to be rounded."),
+        ],
+    )
+
+
+NOISE: Final = ", credits with noise"
+
+FILES: Final = """
+{rows} in {bytes}, as of a thousand API keys in a year, at the prices of the service's documentation. *Credits with
+noise* are of an answer in which a quarter of the keys has a price of 0.1, so that the service's sums of binary floats
+come as `230.10000000000002` and have to be rounded. Each run is a process of its own, with all imported and tried
+once on a small answer. What is timed begins with the body in memory and ends with the file in place. The ratio is of
+the processor's time, since other work of the machine falls into the clock's. Memory is the peak beyond what was
+resident before, the body included in neither.
+
+Ours is what an export does: decode into typed rows with decimals, check them against the contract, sort them, write
+the file and replace the old one at once. Theirs is `pandas.DataFrame(response.json()["data"])`, `pandas.to_datetime`
+for Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. *With decimals and checks* it reads
+numbers as `Decimal`, looks at the echo, the days, duplicates and signs with pandas' own means, sorts, and writes dates
+and decimals as such. All files are read back and held against the exact figures: those with decimals against the
+credits that were meant, the others against the floats that were sent.
+"""
+
+
+def airflow(size: Size) -> Section:
+    """One export in Airflow."""
+    rounds = airflow_task.compare(size.rounds)
+    against = "`HttpOperator` and a `@task` that writes the file"
+    what = "one export task end to end in Airflow"
+
+    def count(name: str, what_of_it: str, why: str) -> Result:
+        ours, theirs = rounds.our(name), rounds.their(name)
+        return Result(
+            what=f"{what}: {what_of_it}",
+            against=against,
+            aim="fewer",
+            ours=f"{ours:,.0f}",
+            theirs=f"{theirs:,.0f}",
+            value=ours,
+            limit=theirs - 1,
+            unit=f"{ours / theirs:.3g} times",
+            why=why,
+        )
+
+    return Section(
+        title="One export in Airflow",
+        how=AIRFLOW.format(rows=int(rounds.our("rows"))),
+        results=[
+            Result(
+                what=what,
+                against=against,
+                aim="no slower",
+                ours=f"{seconds(rounds.our('wall'))} (processor: {seconds(rounds.our('cpu'))})",
+                theirs=f"{seconds(rounds.their('wall'))} (processor: {seconds(rounds.their('cpu'))})",
+                value=rounds.ratio("wall"),
+                limit=1.0,
+                at_least=True,
+                unit="{:.2f} times as fast",
+            ),
+            count("requests", "requests", "Both ask once, which is the least that there is."),
+            count("xcom", "bytes of XCom", ""),
+        ],
+    )
+
+
+AIRFLOW: Final = """
+A DAG run by `DAG.test` on a real Airflow, in a process that has it loaded, from the parsing of the file to the end of
+the run, against the simulator: a year of one organization by feature, {rows:,} rows, into one Parquet file with zstd.
+Ours is one `ReductoUsageExportOperator` with `partitioned=False`; theirs an `HttpOperator` and a `@task` that makes a
+`pandas.DataFrame` of its XCom and writes it. `DAG.test` runs tasks in line: in real processes the second task would
+cost theirs another start of a worker. Requests are counted in the simulator's log, XComs in the database. Both files
+are held against the simulator's figures.
+"""
+
+
+def organizations(size: Size) -> Section:
+    """A fleet at its limit."""
+    sample = fleet.run(size.organizations, size.fleet_rounds)
+    limit = sample["limit"]
+    return Section(
+        title="A fleet at the limit of its connection",
+        how=FLEET.format(rounds=size.fleet_rounds, organizations=size.organizations),
+        results=[
+            Result(
+                what=f"{size.organizations:,} organizations at {fleet.PER_SECOND} requests a second",
+                against=f"the limit itself, {limit:.0f} s",
+                aim="within 5 %",
+                ours=f"{sample['wall']:.1f} s (first to last request: {sample['requests wall']:.1f} s)",
+                theirs=f"{limit:.1f} s",
+                value=sample["wall"] / limit - 1,
+                limit=0.05,
+                unit="{:+.1%}",
+                why="The run's own time in Airflow is in it.",
+            )
+        ],
+    )
+
+
+FLEET: Final = """
+One `ReductoUsageFleetExportOperator` for {organizations:,} organizations, seven days of each, against the simulator,
+with `requests_per_second` of the connection at 10 and everything else as it comes; a median of {rounds} rounds. What
+counts is the whole `DAG.test` run by the clock. No request may reach the simulator before its time, each organization
+is asked for exactly once, and all files are held against the simulator's figures.
+"""
+
+
+def waits(size: Size) -> Section:
+    """Sensors that wait."""
+    nothing, ours, theirs = (
+        waiting.run(side, size.sensors, size.questions, size.interval) for side in ("nothing", "ours", "theirs")
+    )
+    what = f"{size.sensors:,} waiting sensors asking {size.questions} questions, one interval"
+    against = "`HttpSensor`, deferrable"
+    extra = {name: max(each["cpu"] - each["idle cpu"], 1e-3) for name, each in (("ours", ours), ("theirs", theirs))}
+    return Section(
+        title="Sensors that wait",
+        how=WAITING.format(sensors=size.sensors, questions=size.questions, interval=size.interval),
+        results=[
+            Result(
+                what=f"{what}: requests",
+                against=against,
+                aim=f"{size.questions}, not {size.sensors:,}",
+                ours=f"{ours['requests']:,.0f}",
+                theirs=f"{theirs['requests']:,.0f}",
+                value=ours["requests"],
+                limit=size.questions,
+                unit="{:,.0f}",
+            ),
+            Result(
+                what="the same: longest stall of the event loop",
+                against=against,
+                aim="under 50 ms",
+                ours=seconds(ours["longest stall"]),
+                theirs=seconds(theirs["longest stall"]),
+                value=ours["longest stall"] * 1000,
+                limit=50,
+                unit="{:.0f} ms",
+            ),
+            Result(
+                what="the same: time of the processor",
+                against=against,
+                aim="a tenth",
+                ours=seconds(extra["ours"]),
+                theirs=seconds(extra["theirs"]),
+                value=extra["ours"] / extra["theirs"],
+                limit=0.1,
+                why="Airflow hands each of the polls to every trigger that shares it.",
+            ),
+            Result(
+                what="the same: memory",
+                against=against,
+                aim="a tenth",
+                ours=mib(ours["memory"]),
+                theirs=mib(theirs["memory"]),
+                value=ours["memory"] / theirs["memory"],
+                limit=0.1,
+                why=f"As many triggers that do nothing but sleep take {mib(nothing['memory'])} already: what Airflow "
+                "itself keeps for each is most of it, and is the same for all.",
+            ),
+        ],
+    )
+
+
+WAITING: Final = """
+{sensors:,} triggers, as deferred sensors leave them to the triggerer, in the process that Airflow's triggerer runs
+them in, fed by Airflow's own supervisor with triggers from memory in place of the database. {questions} organizations
+are asked for, each by as many sensors, ours each with a threshold of its own, every {interval:g} seconds. Measured
+once, in one interval after one and a half others: requests in the simulator's log, time of the processor beyond the
+same process without the triggers, and memory that has come since. Stalls are how long one more trigger, which sleeps
+for 10 ms again and again, was kept from its turn, less what other processes had the processor.
+
+`HttpSensor` can't look into an answer while it is deferred: it waits for an answer other than 404, so that is what
+the simulator answers its requests; ours gets a month of usage to read each time. In the end usage comes in (and
+theirs gets its answer): exactly those fire whose threshold is exceeded, with the simulator's figures.
+"""
+
+
+def importing(size: Size) -> Section:
+    """Parsing a DAG file."""
+    found = imports.rounds(max(size.rounds, 2 * size.rounds - 1))
+    return Section(
+        title="Importing",
+        how=IMPORTS.format(
+            modules=int(found["modules"]), heavy=", ".join(f"`{name}`" for name in sorted(imports.HEAVY))
+        ),
+        results=[
+            Result(
+                what="importing the operators, sensors and triggers",
+                against="importing `airflow.sdk` alone",
+                aim="under 3 % more, nothing heavy loaded",
+                ours=f"{seconds(found['ours'])} (clock: {seconds(found['ours wall'])})",
+                theirs=f"{seconds(found['airflow'])} (clock: {seconds(found['airflow wall'])})",
+                value=found["share"],
+                limit=0.03,
+                unit="{:+.1%}",
+                why="",
+            )
+        ],
+    )
+
+
+IMPORTS: Final = """
+In fresh processes, the time that `from airflow.sdk import DAG, BaseOperator, BaseSensorOperator` takes, and what
+`import reducto_provider.operators.usage`, `.sensors.usage` and `.triggers.usage` takes on top, in the same process.
+They load {modules} further modules; the benchmark fails when one of these is among them: {heavy}.
+"""
+
+
+def growing(size: Size) -> Section:
+    """Curves."""
+    rounds = min(size.rounds, growth.MOST_ROUNDS)
+    found = growth.curves(growth.SMALL_SIZES if size.small else growth.SIZES, rounds)
+    if not size.small:
+        growth.draw(found)
+    lines = ["| | a unit, processor | clock | peak memory |", "| --- | ---: | ---: | ---: |"]
+    for axis, curve in found.items():
+        for count, sample in curve:
+            unit, peak = [sample[name] / count * 1e6 for name in ("cpu", "wall")], mib(sample["added"])
+            lines.append(f"| {count:,} {axis} | {unit[0]:,.1f} µs | {unit[1]:,.1f} µs | {peak} |")
+    return Section(
+        title="Growth",
+        how=GROWTH.format(
+            rounds=rounds,
+            groups=growth.GROUPS_A_DAY,
+            a_day=growth.ROWS_A_DAY,
+            part=growth.DAYS_A_PART,
+            picture=growth.PICTURE.name,
+        ),
+        results=[],
+        after="\n".join(lines),
+    )
+
+
+GROWTH: Final = """
+```{{image}} {picture}
+:alt: Time for each row, organization and day, and peak memory, against how many there are.
+:width: 100%
+```
+
+The whole `execute` of an operator, from the question to the files in place, in a process of its own against the
+simulator, medians of {rounds} rounds. *Rows* are those of one answer into one Parquet file, *rows in parts* those of a
+`ReductoUsageFleetExportOperator` for one organization with {a_day:,} rows a day, which asks for {part} days at a time,
+*organizations* those of one with a day of each, and *days* those of one answer with {groups} rows a day. All but the
+first write a file and a manifest a day, each of which reaches the disk before the next (`fsync`: most of the clock's
+time). Memory is the peak beyond what was resident before. All files are held against the exact figures.
+
+An answer is in memory as a whole, so memory grows with the rows of one answer, up to the 128 MiB at which one is
+refused. It grows neither with the number of organizations nor with that of the parts that are asked for.
+"""
+
+
+PARTS: Final[dict[str, Callable[[Size], Section]]] = {
+    "files": files,
+    "airflow": airflow,
+    "fleet": organizations,
+    "waiting": waits,
+    "imports": importing,
+    "growth": growing,
+}
+
+
+def measure(names: Sequence[str], size: Size) -> list[Section]:
+    """
+    The named parts, one after the other, each told on the terminal as it comes.
+
+    :raises WrongOutputError: when what came out is wrong.
+    """
+    sections = []
+    for name in names:
+        begun = time.monotonic()
+        section = PARTS[name](size)
+        lines = table(section.results) if section.results else [section.after]
+        print(f"\n{section.title} ({time.monotonic() - begun:.0f} s)", *lines, sep="\n", flush=True)
+        sections.append(section)
+    return sections
+
+
+def main() -> int:
+    """Measure all or some; only a whole run at full size is stored."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="only see that it works; nothing is stored")
+    parser.add_argument("--only", choices=PARTS, action="append", help="only this part; nothing is stored")
+    options = parser.parse_args()
+    size = small(options.rounds) if options.small else Size(options.rounds)
+    try:
+        sections = measure(options.only or list(PARTS), size)
+    except WrongOutputError as error:
+        print(f"wrong output: {error}", file=sys.stderr)
+        return 1
+    if not options.small and not options.only:
+        PAGE.write_text("\n".join(document(sections, options.rounds)) + "\n")
+        print(f"\n{PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""One export in Airflow, end to end: one task of ours, or HttpOperator and a task that writes the file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from benchmarks.measuring import PROJECT, Rounds, Sample, check_equal
+from simulator import Simulator
+from tests.real_airflow.dagtest import DagRunner
+
+ORG: Final = "org_hooli"
+FIRST, LAST = date(2025, 1, 1), date(2025, 12, 31)
+GROUP_BY: Final = "feature"
+
+OURS: Final = f"""
+from datetime import datetime
+from airflow.sdk import DAG
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+with DAG("export", schedule=None, start_date=datetime(2026, 1, 1)):
+    ReductoUsageExportOperator(
+        task_id="export", org_id="{ORG}", usage_start_date="{FIRST}", usage_end_date="{LAST}", group_by="{GROUP_BY}",
+        output_path=PATH, output_format="parquet", partitioned=False,
+    )
+"""
+THEIRS: Final = f"""
+from datetime import datetime
+from airflow.providers.http.operators.http import HttpOperator
+from airflow.sdk import DAG, task
+
+with DAG("export", schedule=None, start_date=datetime(2026, 1, 1)):
+    @task
+    def write(body):
+        import json
+        import pandas
+
+        answer = json.loads(body)
+        frame = pandas.DataFrame(answer["data"]).rename(columns={{"requestCount": "request_count"}})
+        frame["date"] = pandas.to_datetime(frame["date"], format="%Y-%m-%d")
+        frame.insert(0, "group_by", answer["groupBy"])
+        frame.insert(0, "org_id", answer["orgId"])
+        frame.to_parquet(PATH, index=False, compression="zstd")
+
+    ask = HttpOperator(
+        task_id="ask", http_conn_id="usage_service", method="GET", endpoint="api/v1/usage/export",
+        data={{"orgId": "{ORG}", "startDate": "{FIRST}", "endDate": "{LAST}", "groupBy": "{GROUP_BY}"}},
+    )
+    write(ask.output)
+"""
+
+NOTHING: Final = """
+from datetime import datetime
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+
+with DAG("nothing", schedule=None, start_date=datetime(2026, 1, 1)):
+    EmptyOperator(task_id="nothing")
+"""
+
+
+@contextmanager
+def airflow() -> Iterator[DagRunner]:
+    """A process with Airflow loaded, which forks for every run of a DAG."""
+    with tempfile.TemporaryDirectory(prefix="reducto-bench-") as home:
+        runner = DagRunner(Path(home), {"PYTHONPATH": str(PROJECT)})
+        try:
+            runner.run(NOTHING, timeout=120).expect()  # which waits until it is ready
+            yield runner
+        finally:
+            runner.close()
+
+
+def connections(url: str, **extra: Any) -> dict[str, str]:
+    """Both sides' connection to the simulator, for the environment."""
+    ours = {"conn_type": "reducto", "host": url, "password": "sim-key-all", "extra": extra}
+    theirs = {"conn_type": "http", "host": url, "extra": {"Authorization": "Bearer sim-key-all"}}
+    return {
+        "AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(ours),
+        "AIRFLOW_CONN_USAGE_SERVICE": json.dumps(theirs),
+    }
+
+
+def compare(rounds: int) -> Rounds:
+    """
+    Run both DAGs in turns: the time of the run, the requests that it took and the bytes of its XComs.
+
+    :raises WrongOutputError: when a file does not hold the simulator's figures.
+    """
+    with Simulator() as simulator, airflow() as runner:
+        truth = simulator.truth(ORG, FIRST, LAST, GROUP_BY)
+
+        def take(source: str, credits_of: type[Decimal] | type[float]) -> Sample:
+            with tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
+                path = Path(folder, "usage.parquet")
+                simulator.journal.clear()
+                worker = psutil.Process(runner._process.pid)
+                cpu, wall = _cpu_of_forks(worker), time.perf_counter()
+                dag = source.replace("PATH", repr(str(path)))
+                result = runner.run(dag, env=connections(simulator.url), timeout=120).expect()
+                wall, cpu = time.perf_counter() - wall, _cpu_of_forks(worker) - cpu
+                found = _rows(path)
+            expected = [(row.date, row.group, credits_of(row.credits), row.requests) for row in truth]
+            if credits_of is float:  # what the service made of sums is not ours to blame them for
+                found = [(day, group, round(credits, 9), count) for day, group, credits, count in found]
+            check_equal(found, expected, "the file")
+            return {
+                "wall": wall,
+                "cpu": cpu,
+                "requests": len(simulator.requests),
+                "xcom": sum(len(json.dumps(value)) for value in result.xcoms.values()),
+                "rows": len(truth),
+            }
+
+        return Rounds(rounds, lambda: take(OURS, Decimal), lambda: take(THEIRS, float))
+
+
+def _cpu_of_forks(worker: psutil.Process) -> float:
+    """Seconds of the processor that the worker's forks took, those that have ended."""
+    times = worker.cpu_times()
+    return float(times.children_user + times.children_system)
+
+
+def _rows(path: Path) -> list[tuple[Any, ...]]:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(path).read()
+    check_equal(
+        table.schema.names, ["org_id", "group_by", "date", "group", "credits", "request_count"], "the file's columns"
+    )
+    days = [getattr(day, "date", lambda day=day: day)() for day in table["date"].to_pylist()]
+    columns = [table[name].to_pylist() for name in ("group", "credits", "request_count")]
+    return list(zip(days, *columns, strict=True))

@@ -1,0 +1,97 @@
+"""A thousand organizations through one connection that allows ten requests a second: how near to that limit."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.airflow_task import airflow, connections
+from benchmarks.measuring import Sample, check, check_equal
+from simulator import Organization, Simulator, Workload
+from tests.real_airflow.dagtest import DagRunner
+
+PER_SECOND: Final = 10
+FIRST, LAST = date(2026, 6, 1), date(2026, 6, 7)
+LATENESS: Final = 0.5
+"""Seconds that a request may take to the simulator's log on a busy machine, before it counts as too early after all."""
+
+DAG: Final = f"""
+from datetime import datetime
+from airflow.sdk import DAG
+from reducto_provider.operators.usage import ReductoUsageFleetExportOperator
+
+with DAG("fleet", schedule=None, start_date=datetime(2026, 1, 1)):
+    ReductoUsageFleetExportOperator(
+        task_id="export", organizations=ORGANIZATIONS, output_path=PATH,
+        usage_start_date="{FIRST}", usage_end_date="{LAST}",
+    )
+"""
+
+
+def organizations(count: int) -> list[Organization]:
+    """So many, no two alike."""
+    return [
+        Organization(
+            f"org_{number:04}",
+            [
+                Workload("parse", "standard", "prod", "pdf", 20 + number % 31, 3, Decimal(1)),
+                Workload("classify", "label", "prod", "pdf", 5 + number % 7, 1, Decimal("0.1")),
+                Workload("classify", "label", "test", "png", 3, 2, Decimal("0.1"), active=0.5),
+            ],
+            weekend=number % 3 / 2,
+        )
+        for number in range(count)
+    ]
+
+
+def run(count: int, rounds: int) -> Sample:
+    """
+    Export so many organizations; the medians of so many rounds.
+
+    :raises WrongOutputError: when a file does not hold the simulator's figures, or a request came too early.
+    """
+    fleet = organizations(count)
+    with Simulator(fleet) as simulator, airflow() as runner:
+        samples = [_take(simulator, runner, [each.id for each in fleet]) for _ in range(rounds)]
+    return {name: median(sample[name] for sample in samples) for name in samples[0]}
+
+
+def _take(simulator: Simulator, runner: DagRunner, organizations: list[str]) -> Sample:
+    simulator.journal.clear()
+    with tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
+        dag = DAG.replace("PATH", repr(folder)).replace("ORGANIZATIONS", repr(organizations))
+        env = connections(simulator.url, requests_per_second=PER_SECOND)
+        wall = time.perf_counter()
+        result = runner.run(dag, env=env, timeout=60 + 3 * len(organizations) / PER_SECOND).expect()
+        wall = time.perf_counter() - wall
+        found = _rows(Path(folder))
+    summary = json.loads(result.xcom("export")) if isinstance(result.xcom("export"), str) else result.xcom("export")
+    check_equal((summary["exported"], summary["failed"]), (len(organizations), 0), "exported and failed")
+    for org in organizations:
+        truth = [(row.date, row.group, row.credits, row.requests) for row in simulator.truth(org, FIRST, LAST)]
+        check_equal(found[org], truth, f"the files of {org}")
+    arrivals = sorted(request.monotonic for request in simulator.requests)
+    check_equal(len(arrivals), len(organizations), "the number of requests")
+    early = max((number / PER_SECOND - (at - arrivals[0]) for number, at in enumerate(arrivals)), default=0.0)
+    check(early < LATENESS, f"a request came {early:.2f} s before its time")
+    return {"wall": wall, "requests wall": arrivals[-1] - arrivals[0], "limit": len(organizations) / PER_SECOND}
+
+
+def _rows(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """By organization, what its files hold, in the order of the days."""
+    found = defaultdict(list)
+    for path in sorted((folder / "data").glob("org_id=*/group_by=product/dt=*/usage.jsonl")):
+        org, day = path.parts[-4].removeprefix("org_id="), date.fromisoformat(path.parts[-2].removeprefix("dt="))
+        with path.open() as file:
+            for line in file:
+                row = json.loads(line, parse_float=Decimal)
+                check_equal(row["date"], day.isoformat(), f"the day of a row in {path}")
+                found[org].append((day, row["group"], row["credits"], row["request_count"]))
+    return found

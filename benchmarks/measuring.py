@@ -1,0 +1,112 @@
+"""Times, peak memory, processes that are measured, and rounds that alternate between two sides."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+PROJECT: Final = Path(__file__).parents[1]
+MIB: Final = 2**20
+
+Sample = dict[str, float]
+"""Figures of one run by name: seconds, bytes, counts."""
+
+
+class WrongOutputError(Exception):
+    """What was measured is not what was asked for: its time says nothing."""
+
+
+def check(condition: bool, what: str) -> None:
+    """
+    Hold an output against the truth.
+
+    :raises WrongOutputError: naming what is wrong.
+    """
+    if not condition:
+        raise WrongOutputError(what)
+
+
+def check_equal(found: Any, expected: Any, what: str) -> None:
+    """
+    Exact equality, of long sequences too.
+
+    :raises WrongOutputError: with the first difference.
+    """
+    if found == expected:
+        return
+    if isinstance(found, Sequence) and isinstance(expected, Sequence) and len(found) == len(expected):
+        index = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+        raise WrongOutputError(f"{what}: number {index} is {found[index]!r:.200}, not {expected[index]!r:.200}")
+    sizes = f"{len(found)} of {len(expected)}: " if hasattr(found, "__len__") and hasattr(expected, "__len__") else ""
+    raise WrongOutputError(f"{what}: {sizes}{found!r:.200}, not {expected!r:.200}")
+
+
+@contextmanager
+def measured(sample: Sample) -> Iterator[None]:
+    """
+    Add what the block takes to ``sample``: ``wall`` and ``cpu`` in seconds, ``peak`` in bytes of this process, and
+    ``added``, the peak beyond what was resident before the block.
+    """
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+    before = memory("VmRSS")
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    sample["cpu"], sample["wall"] = time.process_time() - cpu, time.perf_counter() - wall
+    sample["peak"] = memory("VmHWM")
+    sample["added"] = sample["peak"] - before
+
+
+def memory(name: str, pid: int | str = "self") -> int:
+    """A figure of a process's memory in bytes: ``VmRSS`` now, ``VmHWM`` at the most."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
+
+
+def in_a_process(module: str, *arguments: object, env: Mapping[str, str] | None = None) -> Any:
+    """
+    What ``python -m module arguments`` prints last, as JSON.
+
+    :raises WrongOutputError: when it fails, with the end of what it said.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(  # noqa: S603
+        command, cwd=PROJECT, env={**inherited, **(env or {})}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise WrongOutputError(f"{' '.join(command[2:])} gave {done.returncode}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Rounds:
+    """The samples of two sides, ours and theirs, taken in turns: what else the machine does meets both alike."""
+
+    def __init__(self, count: int, ours: Callable[[], Sample], theirs: Callable[[], Sample]) -> None:
+        self.ours: list[Sample] = []
+        self.theirs: list[Sample] = []
+        for number in range(count):
+            sides = [(self.ours, ours), (self.theirs, theirs)]
+            for samples, take in sides if number % 2 == 0 else reversed(sides):
+                samples.append(take())
+
+    def our(self, name: str) -> float:
+        """The median of one of our figures."""
+        return median(sample[name] for sample in self.ours)
+
+    def their(self, name: str) -> float:
+        """The median of one of theirs."""
+        return median(sample[name] for sample in self.theirs)
+
+    def ratio(self, name: str) -> float:
+        """How many times ours theirs is: the median of the rounds' ratios."""
+        return median(theirs[name] / max(ours[name], 1e-9) for ours, theirs in zip(self.ours, self.theirs, strict=True))

@@ -1,0 +1,124 @@
+"""The figures as a table, on the terminal and as a page of the documentation."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from benchmarks.measuring import PROJECT
+
+PAGE: Final = PROJECT / "docs/benchmarks.md"
+
+PACKAGES: Final = (
+    *("airflow-provider-reducto", "apache-airflow", "apache-airflow-providers-http", "aiohttp", "requests"),
+    *("msgspec", "orjson", "pandas", "pyarrow"),
+)
+
+INTRODUCTION: Final = """\
+# Benchmarks
+
+Written by `make bench`, which measures each line side by side in one run: ours and what a user would write or install
+instead, in turns, each time in a process of its own. What comes out is held against the exact figures in the same run:
+a benchmark whose output is wrong fails, and no page is written.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """
+    One aim, and what came of it.
+
+    :param ours: our figure in words; likewise ``theirs``.
+    :param value: what is held against ``limit``: at the least that, or at the most.
+    :param unit: how a value is said, ``{}`` standing for it.
+    :param why: what keeps it from the aim, in case that it is short of it.
+    """
+
+    what: str
+    against: str
+    aim: str
+    ours: str
+    theirs: str
+    value: float
+    limit: float
+    at_least: bool = False
+    unit: str = "{:.2f} times"
+    why: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    @property
+    def verdict(self) -> str:
+        """Whether the aim is met, or how much is missing in percent of it."""
+        if self.met:
+            return "met"
+        return f"short by {abs(self.value - self.limit) / self.limit:.0%}" if self.limit else "short"
+
+    @property
+    def measured(self) -> str:
+        return self.unit.format(self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A benchmark: its results, and how they were measured."""
+
+    title: str
+    how: str
+    results: Sequence[Result]
+    after: str = ""
+    """What else to say, in Markdown."""
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """A line for each aim."""
+    header = ["what", "against", "aim", "measured", "ours", "theirs", ""]
+    rows = [[r.what, r.against, r.aim, r.measured, r.ours, r.theirs, r.verdict] for r in results]
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def machine() -> str:
+    """What it ran on."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    kib = int(Path("/proc/meminfo").read_text().split()[1])
+    return f"{cpu}, {len(_processors())} cores, {kib / 2**20:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+def document(sections: Sequence[Section], rounds: int) -> Iterator[str]:
+    """The page, line by line."""
+    yield INTRODUCTION
+    results = [result for section in sections for result in section.results]
+    short = [result for result in results if not result.met]
+    yield from (*table(results), "")
+    yield f"{len(results) - len(short)} of {len(results)} aims are met. What is measured is a median of {rounds} rounds"
+    yield "unless said otherwise: of the ratios where it is one, of the figures for the columns *ours* and *theirs*."
+    yield ""
+    if short:
+        yield from ("## What is short of its aim, and why", "")
+        yield from (f"- **{each.what}** ({each.aim}): {each.measured}, {each.verdict}. {each.why}" for each in short)
+        yield ""
+    for section in sections:
+        yield from (f"## {section.title}", "", section.how.strip(), "")
+        if section.after:
+            yield from (section.after.strip(), "")
+    yield from ("## Where and when", "", f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", f"- {machine()}")
+    yield f"- Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+
+def _processors() -> set[int]:
+    return os.sched_getaffinity(0)

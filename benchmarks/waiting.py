@@ -1,0 +1,274 @@
+"""
+A thousand waits with fifty questions among them, in the process that Airflow's triggerer runs triggers in.
+
+The supervisor here is Airflow's own, fed with triggers from memory in place of the database; the process that it
+starts, which runs the triggers and is measured, is Airflow's as it is. Among them is one trigger that only looks at the
+clock, for what holds the loop up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterable
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from benchmarks.measuring import Sample, check_equal, in_a_process, memory
+
+FIRST, LAST = date(2026, 6, 1), date(2026, 6, 30)
+ADDED: Final = Decimal("10.5")
+"""Credits that come in at the end: who waits for less fires, who waits for more does not."""
+PAUSE: Final = 0.01
+WORTH_NOTING: Final = 0.002
+STARTING: Final = 3.0
+"""Seconds until nothing of the process's start is under way any more."""
+
+
+class StallProbe(BaseTrigger):
+    """
+    Notes how long the loop was kept from its next turn, when, in a file.
+
+    Not what the clock alone says: of the time in which the processor was with other processes nothing is counted.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.path = path
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "benchmarks.waiting.StallProbe", {"path": self.path}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        import asyncio
+
+        with Path(self.path).open("a") as file:  # noqa: ASYNC230
+            while True:
+                clock, computed, waited = time.monotonic(), time.process_time(), _seconds_waited()
+                await asyncio.sleep(PAUSE)
+                idle = time.monotonic() - clock - PAUSE - (_seconds_waited() - waited)
+                if (stall := max(time.process_time() - computed, idle)) > WORTH_NOTING:
+                    file.write(f"{clock} {stall}\n")
+                    file.flush()
+        yield TriggerEvent(None)
+
+
+class Sleeper(BaseTrigger):
+    """Does nothing: what a waiting trigger costs Airflow itself."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "benchmarks.waiting.Sleeper", {}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        import asyncio
+
+        await asyncio.sleep(3600)
+        yield TriggerEvent(None)  # type: ignore[no-untyped-call]
+
+
+def _seconds_waited() -> float:
+    """Seconds for which this thread wanted to run and others had the processor."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+def questions(count: int) -> list[dict[str, str]]:
+    """The query parameters, a different organization each."""
+    days = {"startDate": str(FIRST), "endDate": str(LAST), "groupBy": "product"}
+    return [{**days, "orgId": f"org_{number:04}"} for number in range(count)]
+
+
+def triggers(
+    side: str, sensors: int, asked: list[dict[str, str]], used: list[str], interval: float
+) -> list[BaseTrigger]:
+    """What so many deferred sensors leave to the triggerer, every question by as many of them."""
+    if side == "nothing":
+        return [Sleeper() for _ in range(sensors)]
+    if side == "theirs":
+        from airflow.providers.http.triggers.http import HttpSensorTrigger
+
+        return [
+            HttpSensorTrigger(
+                endpoint="api/v1/usage/export",
+                http_conn_id="usage_service",
+                data=asked[number % len(asked)],
+                poke_interval=interval,
+            )
+            for number in range(sensors)
+        ]
+    from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+
+    return [
+        ReductoUsageThresholdTrigger(
+            reducto_conn_id="reducto_default",
+            org_id=asked[number % len(asked)]["orgId"],
+            usage_start_date=str(FIRST),
+            usage_end_date=str(LAST),
+            threshold=str(Decimal(used[number % len(asked)]) + 1 + number // len(asked)),
+            wait_when_closed=True,
+            poke_interval=interval,
+        )
+        for number in range(sensors)
+    ]
+
+
+# -- the measuring side: a process with Airflow's supervisor, whose child runs the triggers
+
+
+def main(options: dict[str, Any]) -> None:
+    """One side, once: prints what it took, and the events."""
+    import psutil
+    from airflow.executors.workloads.trigger import RunTrigger
+    from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
+    from airflow.models.trigger import Trigger
+
+    folder, interval = Path(options["folder"]), options["interval"]
+    waiting: list[RunTrigger] = []
+    events: list[tuple[int, Any]] = []
+    failures: list[tuple[int, Any]] = []
+
+    def workload(number: int, trigger: BaseTrigger) -> RunTrigger:
+        classpath, kwargs = trigger.serialize()
+        return RunTrigger(id=number, classpath=classpath, encrypted_kwargs=Trigger.encrypt_kwargs(kwargs))
+
+    class Supervisor(TriggerRunnerSupervisor):
+        def load_triggers(self) -> None:
+            self.creating_triggers.extend(waiting)
+            waiting.clear()
+
+        def on_trigger_event(self, trigger_id: int, event: TriggerEvent) -> None:
+            events.append((trigger_id, event.payload))
+
+        def on_trigger_failure(self, trigger_id: int, exc: list[str] | None) -> None:
+            failures.append((trigger_id, exc))
+
+        def heartbeat(self) -> None: ...
+        def clean_unused(self) -> None: ...
+        def emit_metrics(self) -> None: ...
+
+    supervisor = Supervisor.start(capacity=options["sensors"] + 1)
+    runner = psutil.Process(supervisor.pid)
+
+    def serve(seconds: float, enough: int | None = None) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and (enough is None or len(events) < enough):
+            supervisor.run_once()
+
+    def cpu() -> float:
+        times = runner.cpu_times()
+        return float(times.user + times.system)
+
+    waiting.append(workload(1_000_000, StallProbe(str(folder / "stalls"))))
+    while not (folder / "stalls").exists():
+        supervisor.run_once()
+    serve(STARTING)
+    before, start = cpu(), time.monotonic()
+    serve(interval / 2)
+    idle = (cpu() - before) / (time.monotonic() - start)
+    resident = memory("VmRSS", runner.pid)
+
+    made = triggers(options["side"], options["sensors"], options["asked"], options["used"], interval)
+    waiting.extend(workload(number, trigger) for number, trigger in enumerate(made))
+    serve(interval if options["side"] == "nothing" else 1.5 * interval + 3)
+
+    before, start = cpu(), time.monotonic()
+    serve(1 if options["side"] == "nothing" else interval)
+    seconds = time.monotonic() - start
+    sample = {
+        "cpu": (cpu() - before) * interval / seconds,
+        "idle cpu": idle * interval,
+        "memory": memory("VmRSS", runner.pid) - resident,
+        "resident": resident,
+        "longest stall": max((stall for at, stall in _stalls(folder) if at >= start), default=0.0),
+        "early events": len(events),
+    }
+    counted: list[str] = []
+    different: set[str] = set()
+    if options["side"] != "nothing":
+        serve(interval / 2)  # between two polls of a question lies a little more than an interval
+        with urllib.request.urlopen(options["url"] + "/_simulator/requests") as answer:  # noqa: S310
+            requests = json.load(answer)["requests"]
+        counted = [each["queryString"] for each in requests if start <= each["monotonic"] < start + interval]
+        different = {each["queryString"] for each in requests if each["monotonic"] >= start}
+        path, method, bodies = options["then"]
+        for body in bodies:
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(  # noqa: S310
+                options["url"] + path, json.dumps(body).encode(), headers, method=method
+            )
+            urllib.request.urlopen(request).close()  # noqa: S310
+        serve(2 * interval + 10, options["fire"])
+        serve(2)
+    supervisor.kill()
+    sample |= {"requests": len(counted), "questions": len(different)}
+    print(json.dumps({"sample": sample, "events": events, "failures": failures}, default=str))
+
+
+def _stalls(folder: Path) -> Iterable[tuple[float, float]]:
+    for line in (folder / "stalls").read_text().splitlines():
+        at, stall = line.split()
+        yield float(at), float(stall)
+
+
+# -- the other side: the service, and whether all is right
+
+
+def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sample:
+    """
+    Let so many wait, and measure one interval.
+
+    :raises WrongOutputError: when not exactly those fire that should, with the figures that they should have.
+    """
+    from benchmarks.airflow_task import connections
+    from benchmarks.fleet import organizations
+    from simulator import Simulator, status
+
+    asked = questions(questions_asked)
+    fleet = organizations(questions_asked)
+    with Simulator(fleet) as simulator, tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
+        used = [sum(row.credits for row in simulator.truth(each.id, FIRST, LAST)) for each in fleet]
+        if side == "theirs":
+            simulator.faults.add(status(404), times=None)
+        expected = {
+            number: used[number % questions_asked] + ADDED
+            for number in range(sensors)
+            if side == "theirs" or (side == "ours" and 1 + number // questions_asked < ADDED)
+        }
+        extra = [{"org": each.id, "day": str(LAST), "credits": str(ADDED), "requests": 1} for each in fleet]
+        then = ("/_simulator/", "DELETE", [{}]) if side == "theirs" else ("/_simulator/usage", "POST", extra)
+        options = {
+            "side": side,
+            "sensors": sensors,
+            "interval": interval,
+            "folder": folder,
+            "url": simulator.url,
+            "asked": asked,
+            "used": [str(value) for value in used],
+            "then": then,
+            "fire": len(expected),
+        }
+        env = {"AIRFLOW_HOME": folder, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **connections(simulator.url)}
+        found = in_a_process(__name__, json.dumps(options), env=env)
+        sample: Sample = found["sample"]
+    check_equal(found["failures"], [], f"{side}: triggers that failed")
+    check_equal(sample["early events"], 0, f"{side}: events before there was one")
+    check_equal(sorted(number for number, _ in found["events"]), sorted(expected), f"{side}: which fired")
+    if side == "ours":
+        values = {number: Decimal(str(payload["reading"]["value"])) for number, payload in found["events"]}
+        check_equal(values, expected, "the figures of those that fired")
+    if side != "nothing":
+        check_equal(sample["questions"], questions_asked, f"{side}: how many different questions were asked")
+    return sample
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
