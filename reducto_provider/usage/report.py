@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import chain, groupby
 from operator import attrgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -22,6 +22,8 @@ from reducto_provider.usage.query import UsageQuery
 log = logging.getLogger(__name__)
 
 Metric = Literal["credits", "requests"]
+K = TypeVar("K")
+V = TypeVar("V")
 
 CREDITS_SCALE: Final = 9
 """Decimal places that credits are kept to. A service that sums binary floats sends 230.10000000000002."""
@@ -33,7 +35,7 @@ _get_credits = attrgetter("credits")
 _CREDITS_TYPES = {Decimal, int, type(None)}
 _REQUEST_COUNT_MAX = 2**63 - 1
 _SLICE_BYTES = 2**16
-_MOST_LITERALS = 2**14
+_MOST_REMEMBERED = 2**14
 # Wide enough that no sum of as many values as fit into memory is ever rounded.
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
 
@@ -176,6 +178,20 @@ class UsageReport:
         return sorted(sent, key=lambda text: _row_order(_KEY_DECODER.decode(text)))
 
 
+class Remembered(dict[K, V]):
+    """What a function makes of its arguments. For figures of usage, which repeat themselves; not for what is large."""
+
+    def __init__(self, function: Callable[[K], V]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, argument: K) -> V:
+        if len(self) == _MOST_REMEMBERED:
+            self.clear()
+        result = self[argument] = self._function(argument)
+        return result
+
+
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
     """The exact sum of the credits of ``rows``: None when any row has none."""
     return add_credits(row.credits for row in rows)
@@ -239,16 +255,6 @@ class _WiderAnswer(_BareAnswer, rename="camel", forbid_unknown_fields=False):
     data: list[_WiderRow]  # type: ignore[assignment]
 
 
-class _Credits(dict[str | int, Decimal]):
-    """The credits that a literal stands for. Usage repeats itself: each is read, checked and rounded once."""
-
-    def __missing__(self, literal: str | int) -> Decimal:
-        if len(self) == _MOST_LITERALS:
-            self.clear()
-        credits = self[literal] = _exact(Decimal(literal))
-        return credits
-
-
 class _RowKey(msgspec.Struct):
     date: date
     group: str | None
@@ -283,8 +289,8 @@ def _decode_good(body: bytes) -> _Answer | None:
     start, end = body.find(b"[") + 1, body.rfind(b"]")
     if not 0 < start <= end:
         return None
-    known = _Credits()
-    decoder = msgspec.json.Decoder(list[UsageRow], float_hook=known.__getitem__)
+    credits = Remembered(_read_credits)
+    decoder = msgspec.json.Decoder(list[UsageRow], float_hook=credits.__getitem__)
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
         while start < end:
@@ -297,7 +303,7 @@ def _decode_good(body: bytes) -> _Answer | None:
             if int in types:  # from a service that writes 150.0 as 150
                 for row in rows:
                     if isinstance(row.credits, int):
-                        force_setattr(row, "credits", known[row.credits])
+                        force_setattr(row, "credits", credits[row.credits])
             answer.data += rows
             start = row_end + 1
     except (msgspec.DecodeError, DecimalException, RecursionError, ValueError):
@@ -370,6 +376,10 @@ def _credits(value: object, index: int) -> Decimal | None:
         return _exact(value)
     except ValueError as error:
         raise UsageContractError(f"row {index}: {error}") from None
+
+
+def _read_credits(literal: str | int) -> Decimal:
+    return _exact(Decimal(literal))
 
 
 def _exact(credits: Decimal) -> Decimal:

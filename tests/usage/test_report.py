@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from reducto_provider.usage import report as report_module
 from reducto_provider.usage.report import UsageContractError, UsageReport, UsageRow, json_number, plain
 
 DOCUMENTED = b"""{"orgId": "org_abc123", "startDate": "2026-05-19", "endDate": "2026-06-18", "groupBy": "product",
@@ -153,10 +154,12 @@ class TestLargeAnswers:
             with pytest.raises(UsageContractError):
                 UsageReport.decode(answer, query())
 
-    @pytest.mark.parametrize("count", [1, ROWS])
-    def test_nothing_follows_the_last_comma(self, query, body, rows, count):
+    def test_nothing_follows_the_last_comma(self, query, body, rows, monkeypatch):
+        monkeypatch.setattr(report_module, "_SLICE_BYTES", 1)  # so that each row is decoded for itself
+
+        assert len(UsageReport.decode(body(*rows[:3]), query()).rows) == 3
         with pytest.raises(UsageContractError, match="trailing comma"):
-            UsageReport.decode(body(data=f"[{','.join(rows[:count])}, ]"), query())
+            UsageReport.decode(body(data=f"[{', '.join(rows[:3])}, ]"), query())
 
     @pytest.mark.parametrize("index", [0, 1, 2_500, ROWS - 1])
     @pytest.mark.parametrize(
