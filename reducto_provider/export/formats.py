@@ -116,8 +116,9 @@ class JsonLinesFormat(Format):
             day_rows = list(same_day)
             start = f'{prefix}"date":"{day}","group":'
             groups = _JSON.encode_lines([row.group for row in day_rows]).decode().split("\n")
+            number = numbers.look_up()
             lines = [
-                f'{start}{group},"credits":{numbers[row.credits]},"request_count":{row.request_count}}}\n'
+                f'{start}{group},"credits":{number(row.credits)},"request_count":{row.request_count}}}\n'
                 for row, group in zip(day_rows, groups, strict=False)
             ]
             content.write("".join(lines).encode())
@@ -140,7 +141,8 @@ class CsvFormat(Format):
         content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
         for day, day_rows in groupby(rows, attrgetter("date")):
             start = f"{prefix}{day},"
-            lines = [f"{start}{_quoted(row.group)},{numbers[row.credits]},{row.request_count}\n" for row in day_rows]
+            number = numbers.look_up()
+            lines = [f"{start}{_quoted(row.group)},{number(row.credits)},{row.request_count}\n" for row in day_rows]
             content.write("".join(lines).encode())
         return content.getvalue()
 

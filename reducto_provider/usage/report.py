@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, InvalidOperation, localcontext
 from functools import cached_property
 from itertools import chain, groupby
 from operator import attrgetter
@@ -29,7 +29,7 @@ CREDITS_SCALE: Final = 9
 """Decimal places that credits are kept to. A service that sums binary floats sends 230.10000000000002."""
 
 _CREDITS_UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
-_CREDITS_LIMIT = Decimal(10) ** (38 - CREDITS_SCALE)  # decimal128(38, 9) holds nothing from here on
+_DECIMAL128 = Context(prec=38, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 _ZERO = Decimal(0)
 _get_credits = attrgetter("credits")
 _CREDITS_TYPES = {Decimal, int, type(None)}
@@ -179,17 +179,19 @@ class UsageReport:
 
 
 class Remembered(dict[K, V]):
-    """What a function makes of its arguments. For figures of usage, which repeat themselves; not for what is large."""
+    """What a function makes of figures of usage, which repeat themselves in most reports."""
 
     def __init__(self, function: Callable[[K], V]) -> None:
         super().__init__()
         self._function = function
 
     def __missing__(self, argument: K) -> V:
-        if len(self) == _MOST_REMEMBERED:
-            self.clear()
         result = self[argument] = self._function(argument)
         return result
+
+    def look_up(self) -> Callable[[K], V]:
+        """The function for the next some figures: it itself, which is faster, once it had too many different ones."""
+        return self.__getitem__ if len(self) < _MOST_REMEMBERED else self._function
 
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
@@ -290,20 +292,20 @@ def _decode_good(body: bytes) -> _Answer | None:
     if not 0 < start <= end:
         return None
     credits = Remembered(_read_credits)
-    decoder = msgspec.json.Decoder(list[UsageRow], float_hook=credits.__getitem__)
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
         while start < end:
             # Either the end of a row, or inside of one, and then what comes before can't be decoded.
             row_end = body.find(b"},", start + _SLICE_BYTES, end) + 1 or end
-            rows = decoder.decode(b"[%b]" % body[start:row_end])
+            read = credits.look_up()
+            rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
             types = set(map(type, map(_get_credits, rows)))
             if not types <= _CREDITS_TYPES or (answer.data and not rows):
                 return None
             if int in types:  # from a service that writes 150.0 as 150
                 for row in rows:
                     if isinstance(row.credits, int):
-                        force_setattr(row, "credits", credits[row.credits])
+                        force_setattr(row, "credits", read(row.credits))
             answer.data += rows
             start = row_end + 1
     except (msgspec.DecodeError, DecimalException, RecursionError, ValueError):
@@ -383,12 +385,13 @@ def _read_credits(literal: str | int) -> Decimal:
 
 
 def _exact(credits: Decimal) -> Decimal:
-    # The comparisons look at sign and exponent only: 1E+9999999999 is never expanded.
-    if credits < 0:
+    if credits.is_signed() and credits:  # -0.0 is 0
         raise ValueError(f"credits must not be negative: {_short(credits)}")
-    if credits >= _CREDITS_LIMIT or (rounded := _EXACT.quantize(credits, _CREDITS_UNIT)) >= _CREDITS_LIMIT:
-        raise ValueError(f"credits are beyond decimal128(38, {CREDITS_SCALE}): {_short(credits)}")
-    return rounded.copy_abs()  # -0.0 is 0; abs() would round to the caller's context
+    try:
+        rounded = _DECIMAL128.quantize(credits, _CREDITS_UNIT)  # refuses 1E+9999999999 without expanding it
+    except InvalidOperation:
+        raise ValueError(f"credits are beyond decimal128(38, {CREDITS_SCALE}): {_short(credits)}") from None
+    return rounded.copy_abs()
 
 
 def _by_day(rows: list[UsageRow]) -> list[list[UsageRow]]:
