@@ -7,14 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, ClassVar, Final
 
 import msgspec
 
 from reducto_provider.export import focus
-from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, plain
+from reducto_provider.usage.report import CREDITS_SCALE, Remembered, UsageReport, UsageRow, plain
 
+_JSON = msgspec.json.Encoder()
 _CREDITS_TYPE = f"decimal(38,{CREDITS_SCALE})"
 _FOCUS_TYPES = {
     "text": "string",
@@ -105,12 +110,19 @@ class JsonLinesFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         prefix = "{" + "".join(f"{_json(name).decode()}:{_json(value).decode()}," for name, value in keys.items())
-        lines = [
-            f'{prefix}"date":"{row.date}","group":{_json(row.group).decode()},'
-            f'"credits":{_number(row.credits, missing="null")},"request_count":{row.request_count}}}\n'
-            for row in rows
-        ]
-        return "".join(lines).encode()
+        numbers = Remembered(partial(_number, missing="null"))
+        content = BytesIO()
+        for day, same_day in groupby(rows, attrgetter("date")):
+            day_rows = list(same_day)
+            start = f'{prefix}"date":"{day}","group":'
+            groups = _JSON.encode_lines([row.group for row in day_rows]).decode().split("\n")
+            number = numbers.look_up()
+            lines = [
+                f'{start}{group},"credits":{number(row.credits)},"request_count":{row.request_count}}}\n'
+                for row, group in zip(day_rows, groups, strict=False)
+            ]
+            content.write("".join(lines).encode())
+        return content.getvalue()
 
 
 class CsvFormat(Format):
@@ -124,12 +136,15 @@ class CsvFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         prefix = "".join(f"{_quoted(value)}," for value in keys.values())
-        lines = [",".join((*keys, *COLUMNS)) + "\n"]
-        lines += [
-            f"{prefix}{row.date},{_quoted(row.group)},{_number(row.credits, missing='')},{row.request_count}\n"
-            for row in rows
-        ]
-        return "".join(lines).encode()
+        numbers = Remembered(partial(_number, missing=""))
+        content = BytesIO()
+        content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
+        for day, day_rows in groupby(rows, attrgetter("date")):
+            start = f"{prefix}{day},"
+            number = numbers.look_up()
+            lines = [f"{start}{_quoted(row.group)},{number(row.credits)},{row.request_count}\n" for row in day_rows]
+            content.write("".join(lines).encode())
+        return content.getvalue()
 
 
 class ParquetFormat(Format):
@@ -303,7 +318,7 @@ def parquet_bytes(table: Any) -> bytes:
 
 
 def _json(value: str | None) -> bytes:
-    return msgspec.json.encode(value)
+    return _JSON.encode(value)
 
 
 def _number(credits: Decimal | None, *, missing: str) -> str:

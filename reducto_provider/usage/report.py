@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, InvalidOperation, localcontext
 from functools import cached_property
 from itertools import chain, groupby
 from operator import attrgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -22,15 +22,20 @@ from reducto_provider.usage.query import UsageQuery
 log = logging.getLogger(__name__)
 
 Metric = Literal["credits", "requests"]
+K = TypeVar("K")
+V = TypeVar("V")
 
 CREDITS_SCALE: Final = 9
 """Decimal places that credits are kept to. A service that sums binary floats sends 230.10000000000002."""
 
 _CREDITS_UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
-_CREDITS_LIMIT = Decimal(10) ** (38 - CREDITS_SCALE)  # decimal128(38, 9) holds nothing from here on
+_DECIMAL128 = Context(prec=38, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 _ZERO = Decimal(0)
 _get_credits = attrgetter("credits")
+_CREDITS_TYPES = {Decimal, int, type(None)}
 _REQUEST_COUNT_MAX = 2**63 - 1
+_SLICE_BYTES = 2**16
+_MOST_REMEMBERED = 2**14
 # Wide enough that no sum of as many values as fit into memory is ever rounded.
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
 
@@ -58,9 +63,6 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unk
     else:
         credits: Any  # before its checks an int, a Decimal or an offence; a Decimal may be decoded from text as well
     request_count: Annotated[int, msgspec.Meta(ge=0, le=_REQUEST_COUNT_MAX)]
-
-    def __post_init__(self) -> None:
-        """Let other threads have the GIL: a million rows without a line of Python would hold up an event loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,9 @@ class UsageReport:
 
         :raises UsageContractError: naming the first offence.
         """
-        answer = _decode_json(body)
+        answer = _decode_good(body) or _decode_any(body)
         _check_echo(answer, query)
-        rows = _with_exact_credits(answer.data)
+        rows = _with_exact_credits(answer.data) if isinstance(answer, _BareAnswer) else answer.data
         days = _by_day(rows)
         if days and not (query.start <= days[0][0].date and days[-1][0].date <= query.end):
             raise _row_error(rows, query)
@@ -176,6 +178,22 @@ class UsageReport:
         return sorted(sent, key=lambda text: _row_order(_KEY_DECODER.decode(text)))
 
 
+class Remembered(dict[K, V]):
+    """What a function makes of figures of usage, which repeat themselves in most reports."""
+
+    def __init__(self, function: Callable[[K], V]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, argument: K) -> V:
+        result = self[argument] = self._function(argument)
+        return result
+
+    def look_up(self) -> Callable[[K], V]:
+        """The function for the next some figures: it itself, which is faster, once it had too many different ones."""
+        return self.__getitem__ if len(self) < _MOST_REMEMBERED else self._function
+
+
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
     """The exact sum of the credits of ``rows``: None when any row has none."""
     return add_credits(row.credits for row in rows)
@@ -224,7 +242,7 @@ class _BareRow(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=T
     credits: Any = None
 
     def __post_init__(self) -> None:
-        """As that of a UsageRow."""
+        """Let other threads have the GIL: a million rows without a line of Python would hold up an event loop."""
 
 
 class _BareAnswer(_Answer, rename="camel", forbid_unknown_fields=True):
@@ -235,7 +253,7 @@ class _WiderRow(_BareRow, rename="camel", gc=False, forbid_unknown_fields=False)
     pass
 
 
-class _WiderAnswer(_Answer, rename="camel", forbid_unknown_fields=False):
+class _WiderAnswer(_BareAnswer, rename="camel", forbid_unknown_fields=False):
     data: list[_WiderRow]  # type: ignore[assignment]
 
 
@@ -252,8 +270,8 @@ class _NamesAnswer(msgspec.Struct):
     data: list[dict[str, msgspec.Raw]]
 
 
+_DECODER = msgspec.json.Decoder(_Answer)
 # float_hook hands over the literal's own text: no binary float on the way to Decimal.
-_DECODER = msgspec.json.Decoder(_Answer, float_hook=Decimal)
 _BARE_DECODER = msgspec.json.Decoder(_BareAnswer, float_hook=Decimal)
 _WIDER_DECODER = msgspec.json.Decoder(_WiderAnswer, float_hook=Decimal)
 _KEY_DECODER = msgspec.json.Decoder(_RowKey)
@@ -263,12 +281,48 @@ _logged_names: set[str] = set()
 _summing = Lock()
 
 
-def _decode_json(body: bytes) -> _Answer:
+def _decode_good(body: bytes) -> _Answer | None:
+    """
+    The answer, its credits checked and rounded, if it is just as documented; None if it takes a closer look.
+
+    Some rows at a time: to decode a million in one go would keep the GIL from an event loop for too long.
+    """
+    # If what is left without all between the outermost brackets is an answer, they are those of its rows.
+    start, end = body.find(b"[") + 1, body.rfind(b"]")
+    if not 0 < start <= end:
+        return None
+    credits = Remembered(_read_credits)
+    try:
+        answer = _DECODER.decode(body[:start] + body[end:])
+        while start < end:
+            # Either the end of a row, or inside of one, and then what comes before can't be decoded.
+            row_end = body.find(b"},", start + _SLICE_BYTES, end) + 1 or end
+            read = credits.look_up()
+            rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
+            types = set(map(type, map(_get_credits, rows)))
+            if not types <= _CREDITS_TYPES or (answer.data and not rows):
+                return None
+            if int in types:  # from a service that writes 150.0 as 150
+                for row in rows:
+                    if isinstance(row.credits, int):
+                        force_setattr(row, "credits", read(row.credits))
+            answer.data += rows
+            start = row_end + 1
+    except (msgspec.DecodeError, DecimalException, RecursionError, ValueError):
+        return None
+    return answer
+
+
+def _decode_any(body: bytes) -> _BareAnswer:
+    """
+    The answer with its credits as they came, if there is anything in it that can be taken for one.
+
+    :raises UsageContractError: naming the first offence.
+    """
     try:
         body.decode()  # msgspec does not look into the text of keys that it skips
-        for decoder in (_DECODER, _BARE_DECODER):
-            with suppress(msgspec.ValidationError):
-                return decoder.decode(body)
+        with suppress(msgspec.ValidationError):
+            return _BARE_DECODER.decode(body)
         answer = _WIDER_DECODER.decode(body)
         _log_unknown_names(body)
         return answer
@@ -307,35 +361,10 @@ def _check_echo(answer: _Answer, query: UsageQuery) -> None:
         raise UsageContractError("the answer names no organization: its orgId is empty")
 
 
-def _with_exact_credits(rows: Sequence[UsageRow | _BareRow]) -> list[UsageRow]:
-    """The rows with their credits checked, and rounded once; those of most answers are good as they came."""
-    if rows and isinstance(rows[0], UsageRow):
-        good = cast("list[UsageRow]", rows)
-        credits: list[Any] = list(map(_get_credits, good))
-        types = set(map(type, credits))
-        if int in types and types <= {int, Decimal}:  # from a service that writes 150.0 as 150
-            for row in good:
-                if isinstance(row.credits, int):
-                    force_setattr(row, "credits", Decimal(row.credits))
-            credits, types = list(map(_get_credits, good)), {Decimal}
-        if types == {type(None)} or (types == {Decimal} and _need_nothing(credits)):
-            return good
+def _with_exact_credits(rows: Sequence[_BareRow]) -> list[UsageRow]:
     return [
         UsageRow(row.date, row.group, _credits(row.credits, index), row.request_count) for index, row in enumerate(rows)
     ]
-
-
-def _need_nothing(credits: list[Decimal]) -> bool:
-    """Whether no decimal needs rounding or is an offence, as their sum can tell."""
-    if any(map(Decimal.is_signed, credits)):
-        return False
-    try:
-        with localcontext(_EXACT):
-            total = sum(credits, _ZERO)
-    except DecimalException:  # far out of all bounds
-        return False
-    # No summand is larger than the sum of what is not negative, and none has more decimal places than an exact sum.
-    return total < _CREDITS_LIMIT and cast("int", total.as_tuple().exponent) >= -CREDITS_SCALE
 
 
 def _credits(value: object, index: int) -> Decimal | None:
@@ -345,12 +374,24 @@ def _credits(value: object, index: int) -> Decimal | None:
         value = Decimal(value)
     if not isinstance(value, Decimal):
         raise UsageContractError(f"row {index}: credits must be a number, not {_short(value)}")
-    # The comparisons look at sign and exponent only: 1E+9999999999 is never expanded.
-    if value < 0:
-        raise UsageContractError(f"row {index}: credits must not be negative: {_short(value)}")
-    if value >= _CREDITS_LIMIT or (rounded := _EXACT.quantize(value, _CREDITS_UNIT)) >= _CREDITS_LIMIT:
-        raise UsageContractError(f"row {index}: credits are beyond decimal128(38, 9): {_short(value)}")
-    return rounded.copy_abs()  # -0.0 is 0; abs() would round to the caller's context
+    try:
+        return _exact(value)
+    except ValueError as error:
+        raise UsageContractError(f"row {index}: {error}") from None
+
+
+def _read_credits(literal: str | int) -> Decimal:
+    return _exact(Decimal(literal))
+
+
+def _exact(credits: Decimal) -> Decimal:
+    if credits.is_signed() and credits:  # -0.0 is 0
+        raise ValueError(f"credits must not be negative: {_short(credits)}")
+    try:
+        rounded = _DECIMAL128.quantize(credits, _CREDITS_UNIT)  # refuses 1E+9999999999 without expanding it
+    except InvalidOperation:
+        raise ValueError(f"credits are beyond decimal128(38, {CREDITS_SCALE}): {_short(credits)}") from None
+    return rounded.copy_abs()
 
 
 def _by_day(rows: list[UsageRow]) -> list[list[UsageRow]]:

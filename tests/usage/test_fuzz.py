@@ -6,9 +6,11 @@ import json
 from datetime import date, timedelta
 from decimal import Decimal, localcontext
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reducto_provider.usage import report as report_module
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageContractError, UsageReport
 
@@ -25,7 +27,17 @@ GOOD = st.one_of(
 LITERALS = st.one_of(
     GOOD, st.sampled_from(["null", "-1", "NaN", "1e29", "1e400", "1e99999999999", '"5"', "true", "[]", "{}"])
 )
-GROUPS = st.one_of(st.none(), st.sampled_from(["parse", "extract", "", "é", '"', "\\"]), st.text(max_size=3))
+GROUPS = st.one_of(
+    st.none(), st.sampled_from(["parse", "extract", "", "é", '"', "\\", "},", "[", "]", "}]"]), st.text(max_size=3)
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_slices():
+    """Answers of a few rows are decoded in slices, as large ones are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_module, "_SLICE_BYTES", 100)
+        yield
 
 
 IN_RANGE = st.integers(0, 30)
@@ -95,7 +107,9 @@ def test_tampered_bytes(data, rows):
         body[start:end] = data.draw(
             st.one_of(
                 st.binary(max_size=3),
-                st.sampled_from([b"", b'"', b"}", b"]", b",", b"0", b"-", b"e9", b"null", b"9" * 30, b"\\u0000", b" "]),
+                st.sampled_from(
+                    [b"", b'"', b"}", b"]", b",", b"[", b"},", b"0", b"-", b"e9", b"null", b"9" * 30, b"\\u0000", b" "]
+                ),
                 st.just(bytes(body[start:end]) * 2),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from datetime import date
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from reducto_provider.usage import report as report_module
 from reducto_provider.usage.report import UsageContractError, UsageReport, UsageRow, json_number, plain
 
 DOCUMENTED = b"""{"orgId": "org_abc123", "startDate": "2026-05-19", "endDate": "2026-06-18", "groupBy": "product",
@@ -114,6 +116,72 @@ class TestRows:
             shuffled = random.Random(seed).sample(rows, len(rows))
             assert decode(*shuffled) == expected
             assert decode(*shuffled).sent_rows() == expected.sent_rows()
+
+
+class TestLargeAnswers:
+    """Of many rows, which are not decoded in one go."""
+
+    ROWS = 5_000
+
+    @pytest.fixture
+    def rows(self, row):
+        return [row(group=f'"key {number}"', credits=f"{number}.5") for number in range(self.ROWS)]
+
+    @pytest.mark.parametrize("name", ["key {}", "}},{{{}", "}}, {}", "[{}]", "}}],{}", "{}\\"])
+    def test_every_row_is_there(self, decode, row, name):
+        usage = {name.format(number): Decimal(f"{number}.5") for number in range(self.ROWS)}
+        usage |= {None: Decimal(7), "": None}
+        rows = [
+            row(group=json.dumps(group), credits=str(credits or "null"), requestCount=str(number))
+            for number, (group, credits) in enumerate(usage.items())
+        ]
+
+        for seed in range(3):
+            report = decode(*random.Random(seed).sample(rows, len(rows)))
+            assert {each.group: each.credits for each in report.rows} == usage
+            assert len(report.rows) == len(usage)
+            assert report.request_count == sum(range(len(usage)))
+
+    @pytest.mark.parametrize(
+        ("separator", "count"), [(",", ROWS), (" ,\n", ROWS), (",,", None), ("", None), (", [],", None)]
+    )
+    def test_between_rows(self, query, body, rows, separator, count):
+        answer = body(data=f"[{separator.join(rows)}]")
+
+        if count:
+            assert len(UsageReport.decode(answer, query()).rows) == count
+        else:
+            with pytest.raises(UsageContractError):
+                UsageReport.decode(answer, query())
+
+    def test_nothing_follows_the_last_comma(self, query, body, rows, monkeypatch):
+        monkeypatch.setattr(report_module, "_SLICE_BYTES", 1)  # so that each row is decoded for itself
+
+        assert len(UsageReport.decode(body(*rows[:3]), query()).rows) == 3
+        with pytest.raises(UsageContractError, match="trailing comma"):
+            UsageReport.decode(body(data=f"[{', '.join(rows[:3])}, ]"), query())
+
+    @pytest.mark.parametrize("index", [0, 1, 2_500, ROWS - 1])
+    @pytest.mark.parametrize(
+        ("literals", "said"),
+        [
+            ({"credits": "-1.5"}, "row {}: credits must not be negative: -1.5"),
+            ({"credits": "-2"}, "row {}: credits must not be negative: -2"),
+            ({"credits": "true"}, "row {}: credits must be a number, not True"),
+            ({"credits": '"5"'}, "row {}: credits must be a number, not '5'"),
+            ({"credits": "1e29"}, "row {}: credits are beyond"),
+            ({"requestCount": "-1"}, "`$.data[{}].requestCount`"),
+            ({"date": '"2026-06-19"'}, "row {}: 2026-06-19 lies outside"),
+        ],
+        ids=str,
+    )
+    def test_the_first_offence_is_named(self, decode, row, rows, index, literals, said):
+        rows[index] = row(group='"x"', **literals)
+
+        with pytest.raises(UsageContractError) as error:
+            decode(*rows, row(group='"y"', **literals))
+
+        assert said.format(index) in str(error.value)
 
 
 class TestCredits:
