@@ -248,8 +248,12 @@ class _SentAnswer(msgspec.Struct):
     data: list[msgspec.Raw]
 
 
-class _NamesAnswer(msgspec.Struct):
-    data: list[dict[str, msgspec.Raw]]
+class _ScalarRow(msgspec.Struct):
+    credits: float | int | str | bool | None = None
+
+
+class _ScalarAnswer(msgspec.Struct):
+    data: list[_ScalarRow]
 
 
 # float_hook hands over the literal's own text: no binary float on the way to Decimal.
@@ -258,7 +262,10 @@ _BARE_DECODER = msgspec.json.Decoder(_BareAnswer, float_hook=Decimal)
 _WIDER_DECODER = msgspec.json.Decoder(_WiderAnswer, float_hook=Decimal)
 _KEY_DECODER = msgspec.json.Decoder(_RowKey)
 _SENT_DECODER = msgspec.json.Decoder(_SentAnswer)
-_NAMES_DECODER = msgspec.json.Decoder(_NamesAnswer)
+_SCALAR_DECODER = msgspec.json.Decoder(_ScalarAnswer)
+_NAMES_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MOST_NAMES = 50
+_LARGE = 2**20  # bytes of text that could become many times as much in memory
 _logged_names: set[str] = set()
 _summing = Lock()
 
@@ -266,6 +273,8 @@ _summing = Lock()
 def _decode_json(body: bytes) -> _Answer:
     try:
         body.decode()  # msgspec does not look into the text of keys that it skips
+        if len(body) > _LARGE and _may_nest(body):
+            _SCALAR_DECODER.decode(body)
         for decoder in (_DECODER, _BARE_DECODER):
             with suppress(msgspec.ValidationError):
                 return decoder.decode(body)
@@ -281,17 +290,31 @@ def _decode_json(body: bytes) -> _Answer:
         raise UsageContractError(f"the answer holds a value out of all bounds: {error!r}") from error
 
 
+def _may_nest(body: bytes) -> bool:
+    """Whether values may lie where the documented form has none: those of credits would all be kept in memory."""
+    text = body.translate(None, b" \t\r\n")
+    return text.count(b":[") > 1 or b":{" in text
+
+
 def _log_unknown_names(body: bytes) -> None:
-    for place, known, found in (
-        ("rows", UsageRow, {name for row in _NAMES_DECODER.decode(body).data for name in row}),
-        ("answers", _Answer, set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))),
-    ):
-        names = {f"{place}: {name}" for name in found - set(known.__struct_encode_fields__)} - _logged_names
-        if names:
-            _logged_names.update(names)
-            log.warning(
-                "The service sends keys that this package does not know, left out of %s", ", ".join(sorted(names))
-            )
+    """Once each, and no more of them than a person reads: a service might send other names every day."""
+    rows = [memoryview(row) for row in _SENT_DECODER.decode(body).data]
+    places: list[tuple[str, type[msgspec.Struct], Iterable[bytes | memoryview]]] = [
+        ("rows", UsageRow, (row for row in rows if len(row) < _LARGE)),
+        ("answers", _Answer, [body] if len(body) - sum(map(len, rows)) < _LARGE else ()),
+    ]
+    new = []
+    for place, known, texts in places:
+        for text in texts:
+            for name in _NAMES_DECODER.decode(text).keys() - known.__struct_encode_fields__:
+                told = f"{place}: {_short(name)[1:-1] if name.isprintable() else _short(name)}"
+                if told not in _logged_names and len(_logged_names) < _MOST_NAMES:
+                    _logged_names.add(told)
+                    new.append(told)
+    if new:
+        log.warning(
+            "The service sends keys that this package does not know, left out of %s", ", ".join(sorted(new))
+        )
 
 
 def _check_echo(answer: _Answer, query: UsageQuery) -> None:
