@@ -312,9 +312,7 @@ def _log_unknown_names(body: bytes) -> None:
                     _logged_names.add(told)
                     new.append(told)
     if new:
-        log.warning(
-            "The service sends keys that this package does not know, left out of %s", ", ".join(sorted(new))
-        )
+        log.warning("The service sends keys that this package does not know, left out of %s", ", ".join(sorted(new)))
 
 
 def _check_echo(answer: _Answer, query: UsageQuery) -> None:

@@ -227,9 +227,7 @@ def question(way: str, pipe: Any) -> None:
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_is_refused_within_bounds(
-    name: str, way: str, listen: Callable[..., Any], connect: Callable[..., str]
-) -> None:
+def test_is_refused_within_bounds(name: str, way: str, listen: Callable[..., Any], connect: Callable[..., str]) -> None:
     listener = listen(lambda request, proper: ATTACKS[name](proper.partition(b"\r\n\r\n")[2]))
     connect(host=listener.url, extra={"max_attempts": 1, "timeout": 0.7 if name.endswith("without_end") else 30})
     ours, theirs = multiprocessing.Pipe()

@@ -52,7 +52,7 @@ MONTHS_AND_DAYS = st.builds(
 
 
 def covered_from(scheduler, timetable, start):
-    """The first runs after ``start``: of a few years for schedules with long periods, of a month and a half for short."""
+    """The first runs after ``start``, of some weeks or, under a schedule with long periods, of years."""
     for length in (45, 400, 4000):
         covered = covered_by(scheduler, timetable, str(start), str(start + timedelta(days=length)))
         if len(covered) > 3:

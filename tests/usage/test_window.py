@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pendulum
@@ -24,7 +21,6 @@ from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.threshold import UsageThreshold
 from reducto_provider.usage.window import (
     DayRange,
-    NoDayEndedError,
     check_window,
     days_of_run,
     days_of_window,
