@@ -54,8 +54,8 @@ test-waiting: $(READY) ## waits and budgets on real Airflow, whose processes are
 test-harness: $(READY) ## test what the tests run Airflow with
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
 
-fuzz: $(READY) ## look for answers that break the decoder, with new examples each time (a quarter of an hour)
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py $(ARGS)
+fuzz: $(READY) ## look for answers, schedules and exports that break things, new ones each time (an hour)
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py tests/usage/test_fuzz_window.py tests/export/test_fuzz_dataset.py $(ARGS)
 
 oldest: $(READY) ## run the suite on the oldest supported Airflow
 	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
