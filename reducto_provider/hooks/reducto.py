@@ -359,11 +359,12 @@ class ReductoHook(HttpHook):
 
         def log_attempt(state: tenacity.RetryCallState) -> None:
             self.log.warning(
-                "Attempt %d of %d failed: %s; the next in %.1f s",
+                "Attempt %d of %d failed: %s; the next in %.1f s (%s)",
                 state.attempt_number,
                 settings.max_attempts,
                 _error_of(state),
                 state.upcoming_sleep,
+                state.args[0],
             )
 
         return {

@@ -212,7 +212,8 @@ def _step_back(moment: datetime, delta: Any) -> datetime:
         months = type(delta)(years=delta.years, months=delta.months)
         before: datetime = moment - (delta - months) - months
         return before
-    return moment - delta
+    whole: datetime = moment - delta
+    return whole
 
 
 def _last_tick(timetable: Any, before: datetime) -> datetime | None:
