@@ -26,7 +26,7 @@ WAITING := tests/test_waiting_processes.py
 
 OLDEST := suite(airflow-2.11-python-3.11)
 
-.PHONY: help demo test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types docs dist pins clean
+.PHONY: help demo test test-waiting test-harness fuzz soak oldest matrix plain azure focus focus-validator lint types docs dist pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -56,6 +56,9 @@ test-harness: $(READY) ## test what the tests run Airflow with
 
 fuzz: $(READY) ## look for answers, schedules and exports that break things, new ones each time (an hour)
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py tests/usage/test_fuzz_window.py tests/export/test_fuzz_dataset.py $(ARGS)
+
+soak: $(READY) ## hundreds of runs in processes that live on, and what those hold meanwhile; told in docs/ (half an hour)
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 oldest: $(READY) ## run the suite on the oldest supported Airflow
 	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
