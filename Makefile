@@ -27,8 +27,8 @@ E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11-python-3.11)
 
-.PHONY: help demo e2e e2e-short test test-waiting test-harness fuzz oldest matrix plain azure focus focus-validator lint types \
-  docs dist bench pins clean
+.PHONY: help demo e2e e2e-short test test-waiting test-harness fuzz soak oldest matrix plain azure focus focus-validator \
+  lint types docs dist bench pins clean
 
 help: ## show this list
 	@grep -hE '^[.a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -78,8 +78,11 @@ e2e-short: $(READY) .cache/e2e/.ready ## the same for three days and without fau
 .env: ## what docker-compose.yaml needs to know, with new secrets; one that exists stays as it is
 	@$(PYTHON) -m deployment.env $@
 
-fuzz: $(READY) ## look for answers that break the decoder, with new examples each time (a quarter of an hour)
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py $(ARGS)
+fuzz: $(READY) ## look for answers, schedules and exports that break things, new ones each time (an hour)
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py tests/usage/test_fuzz_window.py tests/export/test_fuzz_dataset.py $(ARGS)
+
+soak: $(READY) ## hundreds of runs in processes that live on, and what those hold meanwhile; told in docs/ (half an hour)
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 oldest: $(READY) ## run the suite on the oldest supported Airflow
 	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 from urllib.parse import quote
 
 import msgspec
@@ -21,13 +22,15 @@ from reducto_provider import __version__
 from reducto_provider.export.formats import Format
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport, UsageRow, add_credits, plain, sum_credits
+from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, add_credits, plain, sum_credits
 from reducto_provider.usage.window import DayRange, today
 
 LAYOUT_VERSION: Final = 1
 DATASET_FILE = "metadata/dataset.json"
 _LONGEST_NAME = 255  # bytes that file systems allow a name
 _MOST_WRITES = 10
+_MOST_NAMED = 10
+_PLAIN_NUMBER = re.compile(rf"\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?", re.ASCII)
 
 
 class DatasetMismatchError(ValueError):
@@ -116,13 +119,22 @@ class _AttemptOfManifest(msgspec.Struct):
 
 
 class _WholeManifest(_Manifest, kw_only=True):
-    """What a later try wants to know."""
+    """What a later try wants to know: figures that are told on, and so not whatever somebody may have written there."""
 
     query: list[tuple[str, str]]
     attempt: _AttemptOfManifest
-    row_count: int
+    row_count: Annotated[int, msgspec.Meta(ge=0)]
     credits: str | None
-    request_count: int
+    request_count: Annotated[int, msgspec.Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        """
+        Check the figure that is text.
+
+        :raises ValueError: for a number that no export writes: of these, some would take all memory to print.
+        """
+        if self.credits is not None and not _PLAIN_NUMBER.fullmatch(self.credits):
+            raise ValueError("credits must be a number as exports write it")
 
 
 class UsageDataset:
@@ -156,19 +168,20 @@ class UsageDataset:
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetMismatchError(
                 f"{self._storage.uri(DATASET_FILE)} can't be read, so what the dataset holds can't be told: {error}"
             ) from error
         different = [
-            f"{name} is {found.get(name)!r}, this export's {self._identity.get(name)!r}"
+            f"{_short(name)} is {_short(repr(found.get(name)))}, this export's {self._identity.get(name)!r}"
             for name in dict.fromkeys((*self._identity, *found))
             if found.get(name) != self._identity.get(name)
         ]
         if different:
+            more = f"; and {len(different) - _MOST_NAMED} more" if len(different) > _MOST_NAMED else ""
             raise DatasetMismatchError(
-                f"the dataset at {self._storage.uri()} holds something else: {'; '.join(different)}. Export to "
-                "another output_path, or remove the dataset first"
+                f"the dataset at {self._storage.uri()} holds something else: {'; '.join(different[:_MOST_NAMED])}"
+                f"{more}. Export to another output_path, or remove the dataset first"
             )
 
     def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
@@ -367,6 +380,12 @@ def _storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         message = what if isinstance(what, str) else what()
         raise PublishError(f"{message}: {type(error).__name__}: {error}") from error
+
+
+def _short(text: str) -> str:
+    """What somebody else may have written, as it can be logged."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _json_file(content: Mapping[str, Any]) -> bytes:

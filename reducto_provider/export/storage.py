@@ -34,6 +34,10 @@ def check_output_path(output_path: object) -> str:
     :raises ValueError: naming the value and the remedy.
     """
     if isinstance(output_path, str):
+        if ".." in output_path.split("/"):
+            raise ValueError(
+                f"output_path must be without '..', by which a template's value leads anywhere, not {output_path!r}"
+            )
         if _local_path(output_path) is not None:
             return output_path
         parts = urlsplit(output_path)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
-from itertools import groupby
+from datetime import date, timedelta
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -29,9 +31,9 @@ class Problem:
     """
     What is wrong with a file.
 
-    ``missing``: a manifest tells of it, or a day between two that were exported has no manifest at all.
-    ``altered``: it is not what was published. ``unknown``: no manifest tells of it, and yet it would be read.
-    ``unreadable``: a manifest that can't be made out.
+    ``missing``: a manifest tells of it, or days between two that were exported have no manifest at all.
+    ``altered``: it is not what was published. ``unknown``: no manifest tells of it, and yet it would be read; or a
+    manifest of no day. ``unreadable``: a manifest that can't be made out, or that tells of another day's file.
     """
 
     kind: Literal["missing", "altered", "unknown", "unreadable"]
@@ -39,7 +41,9 @@ class Problem:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.name}: {self.detail}"
+        """One line, whatever characters somebody put into a name."""
+        text = f"{self.kind}: {self.name}: {self.detail}"
+        return text if text.isprintable() else repr(text)[1:-1]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Verification:
     days: int
     files: int
     problems: tuple[Problem, ...]
+
+
+_MANIFEST_NAME = re.compile(r"metadata/(org_id=[^/]+/group_by=[^/]+)/dt=(\d{4}-\d{2}-\d{2})\.json", re.ASCII)
 
 
 class _Manifest(msgspec.Struct):
@@ -67,18 +74,30 @@ def verify_dataset(storage: Storage) -> Verification:
     if storage.read(DATASET_FILE) is None:
         problems.append(Problem("missing", DATASET_FILE, "there is no dataset here, or it lost its description"))
     files = set(storage.names("data"))
-    manifests = [name for name in storage.names("metadata") if name != DATASET_FILE]
+    manifests: dict[str, list[date]] = {}
     expected = 0
-    for name in manifests:
+    for name in storage.names("metadata"):
+        if name == DATASET_FILE:
+            continue
+        partition = _partition_of_manifest(name)
+        if partition is None:
+            problems.append(Problem("unknown", name, "it is the manifest of no day"))
+            continue
+        folder, day = partition
+        manifests.setdefault(folder, []).append(day)
         content = storage.read(name)
         try:
             manifest = msgspec.json.decode(content or b"", type=_Manifest)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(Problem("unreadable", name, str(error)))
             continue
         if manifest.file is None:
             continue
         expected += 1
+        if not manifest.file.startswith(f"data/{folder}/dt={day}/"):
+            detail = f"it tells of a file that is not its day's: {manifest.file!r:.200}"
+            problems.append(Problem("unreadable", name, detail))
+            continue
         if manifest.file not in files:
             problems.append(Problem("missing", manifest.file, f"{name} tells of {manifest.bytes} bytes"))
             continue
@@ -90,16 +109,25 @@ def verify_dataset(storage: Storage) -> Verification:
             )
     problems += [Problem("unknown", name, "no manifest tells of it") for name in sorted(files)]
     problems += _gaps(manifests)
-    return Verification(days=len(manifests), files=expected, problems=tuple(problems))
+    return Verification(days=sum(map(len, manifests.values())), files=expected, problems=tuple(problems))
 
 
-def _gaps(manifests: list[str]) -> Iterator[Problem]:
+def _partition_of_manifest(name: str) -> tuple[str, date] | None:
+    """The folder and the day that a manifest is of; None for a file that is no manifest."""
+    if match := _MANIFEST_NAME.fullmatch(name):
+        with suppress(ValueError):  # of a day that no calendar has
+            return match[1], date.fromisoformat(match[2])
+    return None
+
+
+def _gaps(manifests: Mapping[str, list[date]]) -> Iterator[Problem]:
     """Days without a manifest between the first and the last of an organization's dimension."""
-    for folder, names in groupby(sorted(manifests), key=lambda name: name.rpartition("/")[0]):
-        days = {date.fromisoformat(name.rpartition("/dt=")[2].removesuffix(".json")) for name in names}
-        for day in DayRange(min(days), max(days)).days():
-            if day not in days:
-                yield Problem("missing", f"{folder}/dt={day}.json", "the day was never exported")
+    for folder, days in sorted(manifests.items()):
+        for before, after in pairwise(sorted(days)):
+            if after - before > timedelta(days=1):
+                gap = DayRange(before + timedelta(days=1), after - timedelta(days=1))
+                detail = "the day was never exported" if gap.length == 1 else f"{gap} were never exported"
+                yield Problem("missing", f"metadata/{folder}/dt={gap.first}.json", detail)
 
 
 def main(arguments: list[str] | None = None) -> int:

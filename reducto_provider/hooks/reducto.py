@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import random
 import ssl
@@ -358,11 +359,12 @@ class ReductoHook(HttpHook):
 
         def log_attempt(state: tenacity.RetryCallState) -> None:
             self.log.warning(
-                "Attempt %d of %d failed: %s; the next in %.1f s",
+                "Attempt %d of %d failed: %s; the next in %.1f s (%s)",
                 state.attempt_number,
                 settings.max_attempts,
                 _error_of(state),
                 state.upcoming_sleep,
+                state.args[0],
             )
 
         return {
@@ -427,21 +429,19 @@ class _Body:
     def __init__(self, status: int) -> None:
         self._good = status == HTTPStatus.OK
         self._limit = MAX_RESPONSE_BYTES if self._good else _EXCERPT_BYTES
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._content = bytearray()  # not a list: of many small pieces, each would take the room of fifty bytes
         self.full = False
 
     def add(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        self.full = self._size > self._limit
+        self._content += chunk
+        self.full = len(self._content) > self._limit
 
     def content(self) -> bytes:
         if self.full and self._good:
             raise ReductoResponseError(
                 f"Reducto's answer is longer than {self._limit / 2**20:g} MiB: ask for fewer days at a time"
             )
-        return b"".join(self._chunks)[: self._limit]
+        return bytes(memoryview(self._content)[: self._limit])
 
 
 def _with_organization(query: UsageQuery, settings: ReductoSettings) -> UsageQuery:
@@ -520,9 +520,10 @@ def _bundle_error(error: OSError, settings: ReductoSettings) -> ReductoConfigura
 
 def _call_within(seconds: float, function: Callable[[], _Answer]) -> _Answer:
     """
-    What a function returns or raises, if it does so in time; otherwise its thread is left to itself.
+    What a function returns or raises, if it does so in time; otherwise its thread is told to end.
 
-    The time limits of requests are for each wait for a byte: a server that trickles could stretch them for ever.
+    The time limits of requests are for each wait for a byte: a server that trickles could stretch them for ever, and
+    one that sends interim answers or trailers without end would keep the thread busy as long as the process lives.
 
     :raises TimeoutError: when the time is over.
     """
@@ -534,8 +535,15 @@ def _call_within(seconds: float, function: Callable[[], _Answer]) -> _Answer:
         except BaseException as error:  # noqa: BLE001  # for the caller
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="reducto-request", daemon=True).start()
-    return outcome.result(seconds)
+    thread = threading.Thread(target=run, name="reducto-request", daemon=True)
+    thread.start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        # It reads in loops of the standard library's, which nothing else can get at. One that waits for a byte ends
+        # by its socket's own limit.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
+        raise
 
 
 def _read_answer(session: requests.Session, url: str, settings: ReductoSettings) -> _Answer:

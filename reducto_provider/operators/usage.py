@@ -30,7 +30,7 @@ from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.operators.fleet import FleetExport, LoopThread
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
-from reducto_provider.usage.query import DIMENSIONS
+from reducto_provider.usage.query import DIMENSIONS, shown
 from reducto_provider.usage.reconciliation import reconcile
 from reducto_provider.usage.report import json_number, plain
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
@@ -134,10 +134,9 @@ class _ReductoUsageOperator(BaseOperator):
         """As :meth:`_query_of_run`, and say so."""
         query = self._query_of_run(context)
         self.log.info(
-            "Asking Reducto for the usage of %s on %s by %s",
-            query.org_id or "the connection's organization",
-            DayRange(query.start, query.end),
-            query.group_by,
+            "Asking Reducto for usage: %s; through connection %s",
+            query,
+            self.reducto_conn_id,
         )
         return query
 
@@ -318,6 +317,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
                 f"{len(rows)} rows make {size} bytes, more than max_xcom_bytes={self.max_xcom_bytes}: set output_path "
                 "to export to files, or ask for fewer days"
             )
+        self.log.info("The rows go to XCom, %d bytes", size)
         self._tell_outlets(context, _summary(report))
         return result
 
@@ -337,14 +337,16 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             report = self._ask(query)
             files = [publish_object(storage, file_format, report)]
         self._files = files
+        changed = [file.day.isoformat() for file in files if file.day and file.changed]
+        empty = sum(file.uri is None for file in files)
         self.log.info(
-            "Published %d files with %d bytes at %s; %d changed",
-            sum(file.uri is not None for file in files),
+            "Published %d files with %d bytes at %s%s; %s",
+            len(files) - empty,
             sum(file.size for file in files),
             storage.uri(),
-            sum(file.changed for file in files),
+            f", and {empty} days without usage" if empty and self.partitioned else "",
+            _what_changed(changed) if self.partitioned or not files[0].changed else "it has changed",
         )
-        changed = [file.day.isoformat() for file in files if file.day and file.changed]
         self._tell_outlets(context, {**_summary(report), "uri": storage.uri(), "changed_days": changed})
         return {**_summary(report), "files": [file.as_json() for file in files]}
 
@@ -368,7 +370,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self._reports = [report]
         self.log.info(
             "%s used %s credits in %d requests (%d rows)",
-            report.org_id,
+            shown(report.org_id),
             "no figure of" if report.credits is None else plain(report.credits),
             report.request_count,
             len(report.rows),
@@ -633,6 +635,13 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
 
 def _price_options(operator: ReductoUsageExportOperator | ReductoUsageFleetExportOperator) -> dict[str, Any]:
     return {name: getattr(operator, name) for name in PRICE_OPTIONS}
+
+
+def _what_changed(days: Sequence[str]) -> str:
+    """The days that changed, in words short enough for a line."""
+    if not days:
+        return "nothing has changed since the export before"
+    return f"{len(days)} days have changed, {days[0]} to {days[-1]}" if len(days) > 1 else f"{days[0]} has changed"
 
 
 def _run_of(context: Context) -> str:

@@ -28,7 +28,13 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.triggers.polls import SHORTEST_INTERVAL, FailedPolls, as_reducto_error, retry_after_of
+from reducto_provider.triggers.polls import (
+    SHORTEST_INTERVAL,
+    FailedPolls,
+    as_reducto_error,
+    retry_after_of,
+    utc_minute,
+)
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_day
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from reducto_provider.hooks.reducto import ReductoHook
+    from reducto_provider.usage.query import UsageQuery
 
 ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
@@ -180,7 +187,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         except AirflowSkipException:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
-            self._tolerate(error)
+            self._tolerate(error, waited_for.query)
         else:
             self._failed_polls.reset()
         if self.deferrable and self.timeout > 0 and not done:
@@ -192,7 +199,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         try:
             match event:
                 case {"status": "exceeded", "reading": {"exceeded": True} as sent}:
-                    Reading.from_json(sent)  # to see that it is one; as it was sent it is what poke returns
+                    # As it was sent it is what poke returns.
+                    self.log.info("%s: exceeded, as the triggerer saw", Reading.from_json(sent))
                     return dict(sent)
                 case {"status": "closed", "reading": {"exceeded": False} as sent}:
                     self._give_up(Reading.from_json(sent))
@@ -287,13 +295,13 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll)
         return False
 
-    def _tolerate(self, error: Exception) -> None:
+    def _tolerate(self, error: Exception, query: UsageQuery) -> None:
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
             self._fail(as_reducto_error(error))
         vars(self).pop("hook", None)  # as in the triggerer, the next poll begins with the connection as it is by then
         self._retry_after = retry_after_of(error)
-        self.log.warning("Poll failed (%s): %s; %s", self._failed_polls, error, self._next_poll)
+        self.log.warning("Poll of %s failed (%s): %s; %s", query, self._failed_polls, error, self._next_poll)
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Raise an error, or skip if that is what the author wants of errors."""
@@ -319,7 +327,10 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
-        return f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
+        interval = f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
+        if self.mode == "reschedule" and not self.deferrable:
+            return interval  # when the wait began is Airflow's to know
+        return f"{interval}, until {utc_minute(self._started_at + self._limit)}"
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
         # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
@@ -29,6 +29,7 @@ SHORTEST_INTERVAL: Final = 1.0
 LONGEST_RETRY_AFTER: Final = 3600.0
 """Seconds that the service may put off the next poll by ``Retry-After``."""
 
+_LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() // 1 - 1
 _ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event loop
 
 
@@ -133,6 +134,11 @@ class FailedPolls:
 def as_reducto_error(error: Exception) -> ReductoError:
     """The error to end a wait by: in every mode the same, as the class of a foreign one does not cross the database."""
     return error if isinstance(error, ReductoError) else ReductoPollError(f"{type(error).__name__}: {error}")
+
+
+def utc_minute(seconds: float) -> str:
+    """A moment, in seconds since the epoch, for the log."""
+    return f"{datetime.fromtimestamp(min(seconds, _LAST_MOMENT), UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def retry_after_of(error: Exception | None) -> float:

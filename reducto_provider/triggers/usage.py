@@ -28,6 +28,7 @@ from reducto_provider.triggers.polls import (
     Poller,
     as_reducto_error,
     retry_after_of,
+    utc_minute,
 )
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
@@ -295,7 +296,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
                         event = await self._event_of(await anext(polls), waited_for, failed_polls)
                 except TimeoutError:
                     [last] = await self._ask_alone()  # as a sensor in a worker asks when its time is over
-                    event = await self._event_of(last, waited_for, failed_polls) or timeout_event(waited_for)
+                    event = await self._event_of(last, waited_for, failed_polls) or timeout_event(waited_for, last)
                 if event is not None:
                     yield _event(event)
                     return
@@ -322,10 +323,11 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         except Exception as error:  # whatever it is, the task that waits must hear of it
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
-                self.log.error("Poll failed: %s", error, exc_info=unforeseen)
+                self.log.error("Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen)
                 return error_event(as_reducto_error(error))
+            next_poll = self._next_poll(poll)
             self.log.warning(
-                "Poll failed (%s): %s; next poll in %g s", failed_polls, error, poll.next_in, exc_info=unforeseen
+                "Poll of %s failed (%s): %s; %s", poll.query, failed_polls, error, next_poll, exc_info=unforeseen
             )
             return None
         failed_polls.reset()
@@ -334,8 +336,14 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
                 self.log.info("%s: %s", reading, outcome)
                 return {"status": outcome, "reading": reading.as_json()}
-        self.log.info("%s; next poll in %g s", waited_for.waits_on(reading), poll.next_in)
+        self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
         return None
+
+    def _next_poll(self, poll: Poll) -> str:
+        if not poll.next_in:
+            return "the time to wait is over"
+        until = "" if self.deadline is None else f", until {utc_minute(self.deadline)}"
+        return f"next poll in {poll.next_in:g} s{until}"
 
 
 class ReductoUsageLevelTrigger(_UsageTrigger):
@@ -447,7 +455,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 try:
                     passed = await self._newly_passed(poll)
                 except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
-                    self._log_failure(error, poll.next_in)
+                    self._log_failure(error, poll)
                     continue
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
@@ -471,12 +479,18 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         self.log.info("%s%s; next poll in %g s", reading, told, poll.next_in)
         return [(level, reading) for level in new]
 
-    def _log_failure(self, error: Exception, next_in: float) -> None:
+    def _log_failure(self, error: Exception, poll: Poll) -> None:
         if isinstance(error, ReductoError) and error.passing:
-            self.log.warning("Poll failed: %s; next poll in %g s", error, next_in)
+            self.log.warning("Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
         else:
             unforeseen = None if isinstance(error, ReductoError) else error
-            self.log.error("Poll failed, and will until that is mended: %s", error, exc_info=unforeseen)
+            self.log.error(
+                "Poll of %s failed, and will until that is mended: %s; next poll in %g s",
+                poll.query,
+                error,
+                poll.next_in,
+                exc_info=unforeseen,
+            )
 
     async def _store_memory(self) -> None:
         try:
@@ -557,12 +571,13 @@ def error_event(error: ReductoError) -> dict[str, Any]:
     return {"status": "error", "error": type(error).__name__, "message": str(error)}
 
 
-def timeout_event(waited_for: UsageThreshold) -> dict[str, Any]:
-    """The event for a deadline that passed."""
+def timeout_event(waited_for: UsageThreshold, last: Poll) -> dict[str, Any]:
+    """The event for a deadline that passed, with what the last poll came to."""
+    reached = f"; the last poll: {waited_for.read(last.report, last.time)}" if last.report else ""
     return {
         "status": "timeout",
         "message": f"usage on {waited_for.window} did not exceed {plain(waited_for.threshold)} {waited_for.metric} "
-        "within the sensor's timeout",
+        f"within the sensor's timeout{reached}",
     }
 
 

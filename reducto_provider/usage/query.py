@@ -58,6 +58,11 @@ class UsageQuery:
         for field in FILTER_PARAMETERS:
             object.__setattr__(self, field, _filter_values(field, getattr(self, field)))
 
+    def __str__(self) -> str:
+        """Whose usage, of which days and by which dimension, in one line for the log."""
+        days = f"{self.start}" if self.start == self.end else f"{self.start} to {self.end}"
+        return f"{shown(self.org_id or 'the default organization')}, {days}, by {self.group_by}"
+
     def params(self) -> list[tuple[str, str]]:
         """The query parameters in a fixed order, a repeatable one once for each of its values."""
         params = [
@@ -74,6 +79,11 @@ class UsageQuery:
     def filters(self) -> dict[str, list[str]]:
         """The filters that are set, by field, in an order that does not depend on how they were given."""
         return {field: sorted(values) for field in FILTER_PARAMETERS if (values := getattr(self, field))}
+
+
+def shown(text: str) -> str:
+    """Foreign text as it can be logged: what would break a line, or move a terminal's cursor, is escaped."""
+    return text if text.isprintable() else repr(text)
 
 
 def check_text(field: str, value: object) -> str:

@@ -266,8 +266,12 @@ class _SentAnswer(msgspec.Struct):
     data: list[msgspec.Raw]
 
 
-class _NamesAnswer(msgspec.Struct):
-    data: list[dict[str, msgspec.Raw]]
+class _ScalarRow(msgspec.Struct):
+    credits: float | int | str | bool | None = None
+
+
+class _ScalarAnswer(msgspec.Struct):
+    data: list[_ScalarRow]
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
@@ -276,7 +280,10 @@ _BARE_DECODER = msgspec.json.Decoder(_BareAnswer, float_hook=Decimal)
 _WIDER_DECODER = msgspec.json.Decoder(_WiderAnswer, float_hook=Decimal)
 _KEY_DECODER = msgspec.json.Decoder(_RowKey)
 _SENT_DECODER = msgspec.json.Decoder(_SentAnswer)
-_NAMES_DECODER = msgspec.json.Decoder(_NamesAnswer)
+_SCALAR_DECODER = msgspec.json.Decoder(_ScalarAnswer)
+_NAMES_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MOST_NAMES = 50
+_LARGE = 2**20  # bytes of text that could become many times as much in memory
 _logged_names: set[str] = set()
 _summing = Lock()
 
@@ -297,6 +304,8 @@ def _decode_good(body: bytes) -> _Answer | None:
         while start < end:
             # Either the end of a row, or inside of one, and then what comes before can't be decoded.
             row_end = body.find(b"},", start + _SLICE_BYTES, end) + 1 or end
+            if row_end - start > _LARGE:  # no row is: what would become of it in memory is not known
+                return None
             read = credits.look_up()
             rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
             types = set(map(type, map(_get_credits, rows)))
@@ -321,6 +330,8 @@ def _decode_any(body: bytes) -> _BareAnswer:
     """
     try:
         body.decode()  # msgspec does not look into the text of keys that it skips
+        if len(body) > _LARGE and _may_nest(body):
+            _SCALAR_DECODER.decode(body)
         with suppress(msgspec.ValidationError):
             return _BARE_DECODER.decode(body)
         answer = _WIDER_DECODER.decode(body)
@@ -335,17 +346,29 @@ def _decode_any(body: bytes) -> _BareAnswer:
         raise UsageContractError(f"the answer holds a value out of all bounds: {error!r}") from error
 
 
+def _may_nest(body: bytes) -> bool:
+    """Whether values may lie where the documented form has none: those of credits would all be kept in memory."""
+    text = body.translate(None, b" \t\r\n")
+    return text.count(b":[") > 1 or b":{" in text
+
+
 def _log_unknown_names(body: bytes) -> None:
-    for place, known, found in (
-        ("rows", UsageRow, {name for row in _NAMES_DECODER.decode(body).data for name in row}),
-        ("answers", _Answer, set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))),
-    ):
-        names = {f"{place}: {name}" for name in found - set(known.__struct_encode_fields__)} - _logged_names
-        if names:
-            _logged_names.update(names)
-            log.warning(
-                "The service sends keys that this package does not know, left out of %s", ", ".join(sorted(names))
-            )
+    """Once each, and no more of them than a person reads: a service might send other names every day."""
+    rows = [memoryview(row) for row in _SENT_DECODER.decode(body).data]
+    places: list[tuple[str, type[msgspec.Struct], Iterable[bytes | memoryview]]] = [
+        ("rows", UsageRow, (row for row in rows if len(row) < _LARGE)),
+        ("answers", _Answer, [body] if len(body) - sum(map(len, rows)) < _LARGE else ()),
+    ]
+    new = []
+    for place, known, texts in places:
+        for text in texts:
+            for name in _NAMES_DECODER.decode(text).keys() - known.__struct_encode_fields__:
+                told = f"{place}: {_short(name)[1:-1] if name.isprintable() else _short(name)}"
+                if told not in _logged_names and len(_logged_names) < _MOST_NAMES:
+                    _logged_names.add(told)
+                    new.append(told)
+    if new:
+        log.warning("The service sends keys that this package does not know, left out of %s", ", ".join(sorted(new)))
 
 
 def _check_echo(answer: _Answer, query: UsageQuery) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, parse_query
-from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.query import UsageQuery, shown
 from reducto_provider.usage.report import Metric, UsageReport, json_number, plain
 from reducto_provider.usage.window import DayRange, days_of_window
 
@@ -95,7 +95,9 @@ class Reading:
         )
 
     def __str__(self) -> str:
-        of = f"{self.org_id}, {self.group_by} {self.group!r}" if self.group is not None else self.org_id
+        of = shown(self.org_id)
+        if self.group is not None:
+            of += f", {self.group_by} {self.group!r}"
         share = f" ({self.value / self.threshold:.1%})" if self.threshold else ""
         value = f"{plain(self.used)} used, {plain(self.value)} projected" if self.projected else plain(self.value)
         return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"

@@ -199,11 +199,21 @@ def _last_period(timetable: Any, moment: datetime) -> tuple[datetime, datetime] 
     if (inner := _attribute(timetable, "timetable")) is not None:  # by time or by assets
         return _last_period(inner, moment)
     if (delta := _attribute(timetable, "delta")) is not None:
-        return moment - delta, moment
+        return _step_back(moment, delta), moment
     if (end := _last_tick(timetable, _just_after(moment))) is None:
         return None
     start = _last_tick(timetable, end)
     return None if start is None else (start, end)
+
+
+def _step_back(moment: datetime, delta: Any) -> datetime:
+    """The moment that ``delta`` led on from. Of months and days a relativedelta adds the months first."""
+    if any(getattr(delta, name, 0) for name in ("years", "months")):
+        months = type(delta)(years=delta.years, months=delta.months)
+        before: datetime = moment - (delta - months) - months
+        return before
+    whole: datetime = moment - delta
+    return whole
 
 
 def _last_tick(timetable: Any, before: datetime) -> datetime | None:

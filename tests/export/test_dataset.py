@@ -340,6 +340,7 @@ class TestMismatch:
             b'{"layout_version": 1, "format": "jsonl", "compression": "gzip", "filters": {}}',
             b'{"layout_version": 1, "format": "jsonl", "compression": null}',
             b"[" * 100_000,
+            b'{"layout_version": ' + b"[" * 100_000,
         ],
         ids=lambda content: repr(content[:40]),
     )
@@ -352,6 +353,17 @@ class TestMismatch:
             publish(place, make_export(("2026-06-18", "parse", "9", 9)))
 
         assert place.files() == before
+
+    def test_a_refusal_is_short_whatever_somebody_wrote_there(self, place, make_export, publish):
+        publish(place, make_export(*THREE_DAYS))
+        harm = {"format": "x\n" * 10_000, **{f"\x1b[2K{number}" * 1_000: number for number in range(100)}}
+        place.put("metadata/dataset.json", json.dumps(harm).encode())
+
+        with pytest.raises(DatasetMismatchError, match="holds something else") as refused:
+            publish(place, make_export(*THREE_DAYS))
+
+        assert len(str(refused.value)) < 5_000
+        assert str(refused.value).isprintable()
 
     def test_check_alone_writes_nothing(self, place, make_export, publish):
         dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
@@ -704,6 +716,19 @@ class TestTries:
     )
     def test_another_question_is_not_answered(self, dataset, query, fields):
         assert dataset.published_before(replace(query, **fields), "run", self.SECOND) is None
+
+    @pytest.mark.parametrize(
+        ("figure", "told"),
+        [
+            *(("credits", told) for told in ("NaN", "Infinity", "-1", "1e999999999", "1_0", "", "1" * 5_000, 5, True)),
+            *((figure, told) for figure in ("row_count", "request_count") for told in (-1, 1.5, "1", None)),
+        ],
+    )
+    def test_figures_that_no_export_writes_are_not_told_on(self, place, dataset, query, figure, told):
+        name = "metadata/org_id=org%2Fabc/group_by=product/dt=2026-06-17.json"
+        place.put(name, json.dumps({**json.loads(place.files()[name]), figure: told}).encode())
+
+        assert dataset.published_before(query, "run", self.SECOND) is None
 
     def test_a_day_that_is_missing_or_was_exported_otherwise_is_asked_for_again(
         self, place, dataset, export, query, make_export

@@ -187,6 +187,8 @@ class TestOutputPath:
         "path",
         [
             *("", "usage", "./usage", "../usage", "~/usage", "data/usage", " /data", None, 5, b"/data", ["/data"]),
+            # What a template puts into a path could lead out of it.
+            *("/data/../etc", "/data/..", "s3://bucket/a/../../b", "file:///data/../etc"),
             # Of these the first part is taken for a host, and the rest for a folder below wherever the worker runs.
             *("file://usage", "file://data/usage", "local://data/usage", "file:data/usage"),
         ],

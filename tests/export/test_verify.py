@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from reducto_provider.export.dataset import UsageDataset
@@ -73,3 +77,58 @@ def test_a_manifest_that_can_not_be_read(published, content):
 
 def test_no_dataset(storage):
     assert problems(storage) == [("missing", "metadata/dataset.json")]
+
+
+DEEP = b'{"more": ' + b"[" * 100_000
+
+
+class TestAHostileBucket:
+    """Somebody else writes there too."""
+
+    @pytest.mark.parametrize("content", [DEEP, b'{"file": 1e999}', b"null"])
+    def test_a_manifest_that_breaks_readers(self, published, content):
+        published.replace(f"metadata/{FOLDER}/dt=2026-06-16.json", content)
+
+        assert ("unreadable", f"metadata/{FOLDER}/dt=2026-06-16.json") in problems(published)
+
+    @pytest.mark.parametrize(
+        "file", ["../../etc/passwd", "/etc/passwd", f"data/{FOLDER}/dt=2026-06-18/usage.jsonl", "metadata/dataset.json"]
+    )
+    def test_a_manifest_that_tells_of_another_file(self, published, file, mocker):
+        name = f"metadata/{FOLDER}/dt=2026-06-16.json"
+        published.replace(name, json.dumps({"file": file, "bytes": 1, "sha256": None}).encode())
+        read = mocker.spy(LocalStorage, "read")
+
+        assert problems(published) == [
+            ("unreadable", name),
+            ("unknown", f"data/{FOLDER}/dt=2026-06-16/usage.jsonl"),
+        ]
+        assert [call.args[1] for call in read.call_args_list if call.args[1].startswith(("/", ".."))] == []
+
+    @pytest.mark.parametrize(
+        "name", ["notes.txt", "dt=2026-06-16.json", f"{FOLDER}/dt=2026-02-30.json", f"{FOLDER}/a/dt=2026-06-16.json"]
+    )
+    def test_a_file_that_is_no_manifest(self, published, name):
+        published.replace(f"metadata/{name}", b"{}")
+
+        assert problems(published) == [("unknown", f"metadata/{name}")]
+
+    def test_days_of_all_times_are_one_problem(self, published):
+        for day in ("0001-01-01", "9999-12-31"):
+            published.replace(f"metadata/{FOLDER}/dt={day}.json", b'{"file": null, "bytes": 0, "sha256": null}')
+
+        first, second = verify_dataset(published).problems
+        assert (
+            str(first) == f"missing: metadata/{FOLDER}/dt=0001-01-02.json: 0001-01-02 to 2026-06-15 were never exported"
+        )
+        assert second.name == f"metadata/{FOLDER}/dt=2026-06-19.json"
+
+    def test_names_are_printed_on_one_line(self, published, tmp_path, capsys):
+        folder = os.fsencode(tmp_path / "usage" / "data")
+        Path(os.fsdecode(folder + b"/\xff\n0 problems\x1b[2K")).write_bytes(b"")
+
+        assert main([str(tmp_path / "usage")]) == 1
+        assert capsys.readouterr().out.splitlines() == [
+            r"unknown: data/\udcff\n0 problems\x1b[2K: no manifest tells of it",
+            "3 days, 2 files, 1 problems",
+        ]

@@ -177,6 +177,11 @@ class AirflowDeployment:
         process.terminate()
         process.wait(timeout)
 
+    def processes(self, service: Service) -> list[psutil.Process]:
+        """A process and all that descend from it, as they are now."""
+        parent = psutil.Process(self._processes[service].pid)
+        return [parent, *parent.children(recursive=True)]
+
     def service_log(self, service: Service) -> str:
         """What a process has written so far, in all its lives."""
         return (self.home / f"{service}.log").read_text(errors="replace")

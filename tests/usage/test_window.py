@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pendulum
@@ -24,7 +21,6 @@ from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.threshold import UsageThreshold
 from reducto_provider.usage.window import (
     DayRange,
-    NoDayEndedError,
     check_window,
     days_of_run,
     days_of_window,
@@ -32,40 +28,15 @@ from reducto_provider.usage.window import (
     today,
 )
 from tests.airflows import AIRFLOW, dag_author, new_in
+from tests.usage.runs import breaks, covered_by, run_context, too_early, utc
 
 ASSET = Asset("usage")
 PARTITIONS = new_in(3, 2, "runs by partition")
 SEVERAL_CRONS = new_in(3, 0, "timetables of several crons")
 
 
-def utc(text: str) -> pendulum.DateTime:
-    moment = pendulum.parse(text, tz="UTC")
-    assert isinstance(moment, pendulum.DateTime)
-    return moment
-
-
 def days(first: str, last: str | None = None) -> DayRange:
     return DayRange(date.fromisoformat(first), date.fromisoformat(last or first))
-
-
-def run_context(
-    timetable: Any, start: Any, end: Any = None, *, partition_date: Any = None, **fields: Any
-) -> dict[str, Any]:
-    """As much of a task's context as the days are read from. Without ``end``, the interval has no length."""
-    run = {
-        "data_interval_start": start,
-        "data_interval_end": end or start,
-        "logical_date": start,
-        "run_after": end or start,
-        "run_type": "scheduled",
-        "partition_key": None,
-        **fields,
-    }
-    return {
-        "dag_run": SimpleNamespace(**run),
-        "dag": SimpleNamespace(timetable=timetable),
-        "partition_date": partition_date,
-    }
 
 
 def cron(expression: str, zone: str = "UTC") -> Any:
@@ -418,32 +389,6 @@ class TestPartitions:
         )
 
 
-def _covered(scheduler: Any, timetable: Any, start: str, end: str) -> list[tuple[pendulum.DateTime, DayRange]]:
-    """When each of the runs came that Airflow's scheduler makes one after the other, and which days it covered."""
-    restriction = TimeRestriction(utc(start), utc(end), catchup=True)
-    covered = []
-    interval = None
-    while info := scheduler.next_dagrun_info(last_automated_data_interval=interval, restriction=restriction):
-        interval = info.data_interval
-        with suppress(NoDayEndedError):
-            covered.append((interval.end, days_of_run(run_context(timetable, interval.start, interval.end))))
-    return covered
-
-
-def _breaks(covered: list[tuple[pendulum.DateTime, DayRange]]) -> list[str]:
-    """Where the days of a run don't follow those of the run before."""
-    return [
-        f"{one}, then {another}"
-        for (_, one), (_, another) in pairwise(covered)
-        if another.first != one.last + timedelta(days=1)
-    ]
-
-
-def _too_early(covered: list[tuple[pendulum.DateTime, DayRange]]) -> list[str]:
-    """Runs that covered a day which was not over."""
-    return [f"{days} at {end}" for end, days in covered if days.last >= end.in_timezone("UTC").date()]
-
-
 SCHEDULES = [
     # In UTC, at any time of the day.
     *[(expression, "UTC") for expression in ("@daily", "1 0 * * *", "30 6 * * *", "59 23 * * *")],
@@ -483,11 +428,11 @@ class TestConsecutiveRuns:
         scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
         timetable = dag_author.CronTriggerTimetable(expression, timezone=zone)
 
-        covered = _covered(scheduler, timetable, "2026-02-01", end)
+        covered = covered_by(scheduler, timetable, "2026-02-01", end)
 
         assert len(covered) > 3
-        assert _breaks(covered) == []
-        assert _too_early(covered) == []
+        assert breaks(covered) == []
+        assert too_early(covered) == []
 
     @pytest.mark.parametrize(
         ("expression", "zone"), [("30 2 * * *", "Europe/Berlin"), ("@daily", "America/New_York"), ("@weekly", "UTC")]
@@ -498,11 +443,11 @@ class TestConsecutiveRuns:
     def test_by_cron_as_in_airflow_2(self, timetable_class, expression, zone):
         timetable = timetable_class(expression, timezone=zone)
 
-        covered = _covered(timetable, timetable, "2026-02-01", "2026-11-15")
+        covered = covered_by(timetable, timetable, "2026-02-01", "2026-11-15")
 
         assert len(covered) > 30
-        assert _breaks(covered) == []
-        assert _too_early(covered) == []
+        assert breaks(covered) == []
+        assert too_early(covered) == []
 
     @pytest.mark.parametrize(
         ("expression", "zone"),
@@ -515,7 +460,7 @@ class TestConsecutiveRuns:
         def covered(self, expression, zone):
             scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
             timetable = dag_author.CronTriggerTimetable(expression, timezone=zone)
-            return _covered(scheduler, timetable, "2026-03-01", "2026-11-15")
+            return covered_by(scheduler, timetable, "2026-03-01", "2026-11-15")
 
         def test_no_day_is_left_out(self, covered):
             everything = {day for _, days in covered for day in days.days()}
@@ -523,10 +468,10 @@ class TestConsecutiveRuns:
             assert everything == set(DayRange(min(everything), max(everything)).days())
 
         def test_no_day_is_covered_before_it_is_over(self, covered):
-            assert _too_early(covered) == []
+            assert too_early(covered) == []
 
         def test_no_day_is_covered_twice(self, covered):
-            assert _breaks(covered) == []
+            assert breaks(covered) == []
 
     @SEVERAL_CRONS
     def test_by_several_crons(self):
@@ -534,11 +479,11 @@ class TestConsecutiveRuns:
         scheduler = core_trigger.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
         timetable = dag_author.MultipleCronTriggerTimetable(*crons, timezone="Europe/Berlin")
 
-        covered = _covered(scheduler, timetable, "2026-03-02T03:00", "2026-04-20")
+        covered = covered_by(scheduler, timetable, "2026-03-02T03:00", "2026-04-20")
 
         assert len(covered) > 30
-        assert _breaks(covered) == []
-        assert _too_early(covered) == []
+        assert breaks(covered) == []
+        assert too_early(covered) == []
 
     @pytest.mark.parametrize(
         "delta",
@@ -549,11 +494,11 @@ class TestConsecutiveRuns:
     def test_by_a_delta(self, delta, start):
         scheduler = core_trigger.DeltaTriggerTimetable(delta)
 
-        covered = _covered(scheduler, dag_author.DeltaTriggerTimetable(delta), start, "2026-12-31")
+        covered = covered_by(scheduler, dag_author.DeltaTriggerTimetable(delta), start, "2026-12-31")
 
         assert len(covered) > 3
-        assert _breaks(covered) == []
-        assert _too_early(covered) == []
+        assert breaks(covered) == []
+        assert too_early(covered) == []
 
 
 class TestDaysOfWindow:

@@ -1,0 +1,257 @@
+"""Exports in any order, killed now and then, with names from anywhere: each day is as its last export left it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from reducto_provider.export.dataset import UsageDataset, partition_of
+from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.storage import LocalStorage, Storage
+from reducto_provider.export.verify import verify_dataset
+from reducto_provider.usage.query import DIMENSIONS, UsageQuery
+from reducto_provider.usage.report import UsageReport, plain
+
+FIRST = date(2026, 6, 1)
+DAYS = 6
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+ODD = st.sampled_from(
+    ["..", "../..", "/etc/passwd", "a/b", "a%2Fb", "a=b", "\\", "\0", "\n", ".", "~", "é", "é", "CON"]
+)
+ORGANIZATIONS = st.one_of(ODD, TEXT).filter(lambda text: text.strip())
+GROUPS = st.one_of(st.none(), ODD, TEXT)
+USAGE = st.tuples(st.decimals(0, 10**9, places=3), st.integers(0, 10**6))
+
+
+def answer(org_id, group_by, first, last, rows):
+    """The answer for these days, as it is decoded; ``rows`` are usage by day and group."""
+    query = UsageQuery(start=first, end=last, group_by=group_by)
+    data = ",".join(
+        f'{{"date":"{day}","group":{json.dumps(group)},"credits":{plain(credits)},"requestCount":{count}}}'
+        for (day, group), (credits, count) in rows
+    )
+    echo = f'"orgId":{json.dumps(org_id)},"startDate":"{first}","endDate":"{last}","groupBy":"{group_by}"'
+    return UsageReport.decode(f'{{{echo},"data":[{data}]}}'.encode(), query), query
+
+
+def read_back(name, content):
+    """The rows of a file, by a reader that knows nothing of the one who wrote it."""
+    if name.endswith(".parquet"):
+        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    elif name.endswith(".csv"):
+        # The library's reader can't tell an empty text from none at all.
+        rows = [
+            dict(row, group=row["group"] or None) for row in csv.DictReader(io.StringIO(content.decode(), newline=""))
+        ]
+    elif name.endswith(".jsonl"):
+        rows = [json.loads(line, parse_float=Decimal) for line in content.decode().split("\n") if line]
+    else:
+        rows = json.loads(content, parse_float=Decimal)
+    return {
+        (str(row["date"]), row["group"]): (
+            Decimal(row["credits"]),
+            int(row["requestCount"] if "requestCount" in row else row["request_count"]),
+        )
+        for row in rows
+    }
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+class Mortal(LocalStorage):
+    """A folder whose writer is killed before one of the steps to come."""
+
+    lives: int | None = None
+
+    def _step(self) -> None:
+        if self.lives is not None:
+            self.lives -= 1
+            if self.lives < 0:
+                raise Killed
+
+    def read(self, name: str = "") -> bytes | None:
+        self._step()
+        return super().read(name)
+
+    def replace(self, name: str, content: bytes) -> None:
+        self._step()
+        super().replace(name, content)
+
+    def create(self, name: str, content: bytes) -> None:
+        self._step()
+        super().create(name, content)
+
+    def remove(self, name: str) -> None:
+        self._step()
+        super().remove(name)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+OFFSETS = st.tuples(st.integers(0, DAYS - 1), st.integers(0, DAYS - 1)).map(sorted)
+USED = st.dictionaries(
+    st.tuples(st.integers(0, DAYS - 1), st.sampled_from(["parse", "extract", None])), USAGE, max_size=6
+)
+
+
+class Exports(RuleBasedStateMachine):
+    """A dataset, and what each day of each organization's dimension must hold: ``expected`` by partition and day."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parent = Path(tempfile.mkdtemp())
+        self.storage = Mortal(self.parent / "usage")
+        self.dataset = UsageDataset(self.storage, FORMATS["jsonl"], {})
+        self.expected: dict[tuple[str, str], dict[date, dict[object, object]]] = {}
+        self.unfinished = False
+        self.last: tuple[UsageReport, UsageQuery] | None = None
+
+    @rule(
+        org_id=st.sampled_from(["org_acme", "../org_acme", "org/acme", "org%2Facme"]),
+        group_by=st.sampled_from(DIMENSIONS[:2]),
+        offsets=OFFSETS,
+        used=USED,
+    )
+    def export(self, org_id, group_by, offsets, used):
+        self._export(*self._answer(org_id, group_by, offsets, used))
+
+    @rule(org_id=st.sampled_from(["org_acme", "../org_acme"]), offsets=OFFSETS, used=USED, lives=st.integers(0, 40))
+    def export_and_be_killed(self, org_id, offsets, used, lives):
+        self.storage.lives = lives
+        try:
+            self._export(*self._answer(org_id, "product", offsets, used))
+        except Killed:
+            self.unfinished = True
+        finally:
+            self.storage.lives = None
+
+    @precondition(lambda self: self.unfinished)
+    @rule()
+    def run_the_killed_one_again(self):
+        self._export(*self.last)
+
+    @precondition(lambda self: self.last and not self.unfinished)
+    @rule()
+    def run_the_last_one_again(self):
+        before = files_below(self.parent)
+        report, query = self.last
+        assert [file.changed for file in self.dataset.publish(report, query)] == [False] * query_length(query)
+        data = {name: content for name, content in files_below(self.parent).items() if "/data/" in name}
+        assert data == {name: content for name, content in before.items() if "/data/" in name}
+
+    @invariant()
+    def each_day_holds_what_its_last_export_left(self):
+        found: dict[str, object] = {
+            name: read_back(name, content)
+            for name, content in files_below(self.parent).items()
+            if name.startswith("usage/data/")
+        }
+        certain = {
+            f"usage/data/{partition_of(*partition)}/dt={day}/usage.jsonl": rows
+            for partition, days in self.expected.items()
+            for day, rows in days.items()
+        }
+        if not self.unfinished:
+            assert found == {name: rows for name, rows in certain.items() if rows}
+            if self.expected:
+                assert [
+                    each for each in verify_dataset(self.storage).problems if "never exported" not in each.detail
+                ] == []
+            return
+        report, query = self.last  # of the killed one each day is old or new
+        for offset in range(query_length(query)):
+            day = query.start + timedelta(days=offset)
+            name = f"usage/data/{partition_of(report.org_id, report.group_by)}/dt={day}/usage.jsonl"
+            assert found.pop(name, {}) in (certain.pop(name, {}), rows_of(report, day))
+        assert found == {name: rows for name, rows in certain.items() if rows}
+
+    def teardown(self):
+        assert set(files_below(self.parent)) == {f"usage/{name}" for name in files_below(self.parent / "usage")}
+        shutil.rmtree(self.parent)
+
+    def _answer(self, org_id, group_by, offsets, used):
+        if self.unfinished:  # Airflow runs it again before anything else of the same days is exported
+            self._export(*self.last)
+        first, last = (FIRST + timedelta(days=offset) for offset in offsets)
+        rows = [
+            ((FIRST + timedelta(days=offset), group), usage)
+            for (offset, group), usage in used.items()
+            if offsets[0] <= offset <= offsets[1]
+        ]
+        return answer(org_id, group_by, first, last, rows)
+
+    def _export(self, report, query):
+        self.last = (report, query)
+        self.dataset.publish(report, query)
+        self.unfinished = False
+        days = self.expected.setdefault((report.org_id, report.group_by), {})
+        for offset in range(query_length(query)):
+            day = query.start + timedelta(days=offset)
+            days[day] = rows_of(report, day)
+
+
+def query_length(query):
+    return (query.end - query.start).days + 1
+
+
+def rows_of(report, day):
+    return {(str(day), row.group): (row.credits, row.request_count) for row in report.rows if row.date == day}
+
+
+TestExports = Exports.TestCase
+TestExports.settings = settings(max_examples=max(20, settings.default.max_examples // 4), stateful_step_count=8)
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if not name.startswith("focus")])
+@given(
+    org_id=ORGANIZATIONS,
+    group_by=st.sampled_from(DIMENSIONS),
+    used=st.dictionaries(st.tuples(st.integers(0, 2), GROUPS), USAGE, min_size=1, max_size=4),
+)
+def test_a_file_read_back_gives_the_rows(format, org_id, group_by, used):
+    rows = [((FIRST + timedelta(days=offset), group), usage) for (offset, group), usage in used.items()]
+    report, query = answer(org_id, group_by, FIRST, FIRST + timedelta(days=2), rows)
+    with tempfile.TemporaryDirectory() as parent:
+        storage: Storage = LocalStorage(Path(parent, "usage"))
+        UsageDataset(storage, FORMATS[format], {}).publish(report, query)
+
+        found = files_below(Path(parent))
+        assert all(name.startswith("usage/") for name in found)
+        data = {name: content for name, content in found.items() if name.startswith("usage/data/")}
+        read = {}
+        for name, content in data.items():
+            assert name.split("/")[3:4] == [f"group_by={group_by}"]
+            rows_of_file = read_back(name, content)
+            assert {day for day, _ in rows_of_file} == {name.split("/")[4].removeprefix("dt=")}
+            read |= rows_of_file
+        said = {(str(row.date), row.group): (row.credits, row.request_count) for row in report.rows}
+        if format == "csv":  # as its reader has it
+            said = {(day, group or None): usage for (day, group), usage in said.items()}
+        assert read == said
+
+
+@given(ids=st.lists(ORGANIZATIONS, min_size=2, max_size=5, unique=True))
+def test_no_two_organizations_share_a_path(ids):
+    folders = [partition_of(org_id, "product") for org_id in ids]
+
+    assert len(set(folders)) == len(ids)
+    for folder in folders:
+        assert [part.partition("=")[0] for part in folder.split("/")] == ["org_id", "group_by"]
+        assert folder.isascii()
+        assert folder.isprintable()

@@ -1,0 +1,248 @@
+"""A service that means harm: whatever it sends is refused in bounded memory, and nobody goes on reading it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import multiprocessing
+import re
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from datetime import date
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from reducto_provider.exceptions import ReductoError
+from reducto_provider.hooks import reducto
+from reducto_provider.hooks.reducto import ReductoHook
+from reducto_provider.usage.query import UsageQuery
+
+QUESTION = UsageQuery(start=date(2026, 5, 1), end=date(2026, 5, 31), org_id="org_acme")
+LIMIT = 16 * 2**20
+MOST = 6 * LIMIT
+"""What an attempt may take at most: the answer, a copy of it, and what it is decoded into."""
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+KEYS = b",".join(b'"%d":1' % number for number in range(LIMIT // 12))
+
+Pieces = Iterator[bytes]
+ATTACKS: dict[str, Callable[[bytes], Pieces]] = {}
+
+
+def attack(function: Callable[[bytes], Pieces]) -> Callable[[bytes], Pieces]:
+    ATTACKS[function.__name__] = function
+    return function
+
+
+def without_end(piece: bytes) -> Pieces:
+    return repeat(piece * (2**16 // len(piece)))
+
+
+def whole(body: bytes, headers: bytes = b"") -> Pieces:
+    yield OK + headers + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    yield body
+
+
+def with_row(proper: bytes, credits: bytes, more: bytes = b"") -> Pieces:
+    row = b'{"date":"2026-05-01","group":"parse","requestCount":1,"credits":' + credits + more + b"}"
+    return whole(proper.replace(b'"data": []', b'"data": [' + row + b"]"))
+
+
+@attack
+def a_body_without_end(proper: bytes) -> Pieces:
+    yield OK + b"\r\n"
+    yield from without_end(b" ")
+
+
+@attack
+def a_body_of_a_terabyte(proper: bytes) -> Pieces:
+    yield OK + b"Content-Length: 1000000000000\r\n\r\n"
+    yield from without_end(b" ")
+
+
+@attack
+def tiny_chunks_without_end(proper: bytes) -> Pieces:
+    yield CHUNKED
+    yield from without_end(b"2\r\n  \r\n")
+
+
+@attack
+def an_error_page_without_end(proper: bytes) -> Pieces:
+    yield b"HTTP/1.1 500 Oops\r\n\r\n"
+    yield from without_end(b"<p>")
+
+
+@attack
+def a_gzip_bomb(proper: bytes) -> Pieces:
+    return whole(gzip.compress(bytes(20 * LIMIT), 1), b"Content-Encoding: gzip\r\n")
+
+
+@attack
+def a_gzip_bomb_in_a_gzip_bomb(proper: bytes) -> Pieces:
+    return whole(gzip.compress(gzip.compress(bytes(20 * LIMIT), 1)), b"Content-Encoding: gzip, gzip\r\n")
+
+
+@attack
+def a_gzip_bomb_for_an_error(proper: bytes) -> Pieces:
+    for piece in a_gzip_bomb(proper):
+        yield piece.replace(b"200 OK", b"400 No")
+
+
+@attack
+def a_status_line_without_end(proper: bytes) -> Pieces:
+    yield b"HTTP/1.1 200 "
+    yield from without_end(b"O")
+
+
+@attack
+def a_header_without_end(proper: bytes) -> Pieces:
+    yield OK + b"X-Long: "
+    yield from without_end(b"x")
+
+
+@attack
+def headers_without_end(proper: bytes) -> Pieces:
+    yield OK
+    yield from without_end(b"X-Many: x\r\n")
+
+
+@attack
+def interim_answers_without_end(proper: bytes) -> Pieces:
+    return without_end(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+@attack
+def a_chunk_s_extension_without_end(proper: bytes) -> Pieces:
+    yield CHUNKED + b"5;x="
+    yield from without_end(b"x")
+
+
+@attack
+def a_trailer_without_end(proper: bytes) -> Pieces:
+    yield CHUNKED + b"2\r\n{}\r\n0\r\n"
+    yield from without_end(b"X-Many: x\r\n")
+
+
+@attack
+def empty_blocks_of_gzip_without_end(proper: bytes) -> Pieces:
+    yield OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"{}")[:10]
+    yield from without_end(b"\x00\x00\x00\xff\xff")
+
+
+@attack
+def nesting_without_end(proper: bytes) -> Pieces:
+    return whole(b'{"data":' + b"[" * (LIMIT - 20))
+
+
+@attack
+def nesting_in_credits(proper: bytes) -> Pieces:
+    return with_row(proper, b"[" * (LIMIT // 2))
+
+
+@attack
+def nesting_in_an_unknown_key(proper: bytes) -> Pieces:
+    return with_row(proper, b"1", b',"more":' + b'{"more":' * (LIMIT // 16))
+
+
+@attack
+def millions_of_lists_for_credits(proper: bytes) -> Pieces:
+    return with_row(proper, b"[" + b"[]," * (LIMIT // 4) + b"[]]")
+
+
+@attack
+def millions_of_numbers_for_credits(proper: bytes) -> Pieces:
+    return with_row(proper, b" [" + b"1.5," * (LIMIT // 5) + b"1.5]")
+
+
+@attack
+def a_million_keys_for_credits(proper: bytes) -> Pieces:
+    return with_row(proper, b"\t{" + KEYS + b"}")
+
+
+@attack
+def a_million_keys_in_a_row(proper: bytes) -> Pieces:
+    return with_row(proper, b"1", b"," + KEYS)
+
+
+@attack
+def a_million_keys_beside_the_rows(proper: bytes) -> Pieces:
+    return whole(proper.replace(b'"data"', KEYS + b',"data"'))
+
+
+@attack
+def a_number_of_millions_of_digits(proper: bytes) -> Pieces:
+    return with_row(proper, b"9" * (LIMIT // 2))
+
+
+@attack
+def a_fraction_of_millions_of_digits(proper: bytes) -> Pieces:
+    return with_row(proper, b"0." + b"9" * (LIMIT // 2))
+
+
+@attack
+def an_exponent_of_millions_of_digits(proper: bytes) -> Pieces:
+    return with_row(proper, b"1e" + b"9" * (LIMIT // 2))
+
+
+HARMLESS = {"a_million_keys_in_a_row", "a_million_keys_beside_the_rows", "a_fraction_of_millions_of_digits"}
+"""Answers that hold what was asked for, and much else."""
+
+
+class Outcome(NamedTuple):
+    error: str | None
+    message: str
+    grown: int
+    """Bytes of memory, at their most."""
+    readers: list[str]
+    """Threads that still read, a while after the answer was refused."""
+
+
+def memory(what: str) -> int:
+    return int(re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+
+
+def question(way: str, pipe: Any) -> None:
+    """Ask, in a process of its own."""
+    reducto.MAX_RESPONSE_BYTES = LIMIT
+    # Should a bound fail, the machine does not fail with it.
+    resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 2**31, resource.RLIM_INFINITY))
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
+    before, error, message = memory("VmRSS"), None, ""
+    try:
+        hook = ReductoHook()
+        hook.get_usage(QUESTION) if way == "sync" else asyncio.run(hook.aget_usage(QUESTION))
+    except BaseException as found:
+        error, message = ("a ReductoError" if isinstance(found, ReductoError) else repr(found)), str(found)
+    grown = memory("VmHWM") - before
+    readers = [thread for thread in threading.enumerate() if thread.name == "reducto-request"]
+    for thread in readers:
+        thread.join(10)
+    pipe.send(Outcome(error, message, grown, [thread.name for thread in readers if thread.is_alive()]))
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_is_refused_within_bounds(name: str, way: str, listen: Callable[..., Any], connect: Callable[..., str]) -> None:
+    listener = listen(lambda request, proper: ATTACKS[name](proper.partition(b"\r\n\r\n")[2]))
+    connect(host=listener.url, extra={"max_attempts": 1, "timeout": 0.7 if name.endswith("without_end") else 30})
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=question, args=(way, theirs))
+    process.start()
+    try:
+        assert ours.poll(60), "it never ended"
+        outcome = ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+    assert outcome.error == (None if name in HARMLESS else "a ReductoError"), outcome.message[:300]
+    assert outcome.grown < MOST
+    assert outcome.readers == []
+    assert len(outcome.message) < 1000
+    assert outcome.message.isprintable()
+    assert len(listener.requests) == 1

@@ -1,0 +1,66 @@
+"""Runs as Airflow's scheduler makes them, and the days that they cover."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pendulum
+from airflow.timetables.base import TimeRestriction
+
+from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run
+
+
+def utc(text: str) -> pendulum.DateTime:
+    moment = pendulum.parse(text, tz="UTC")
+    assert isinstance(moment, pendulum.DateTime)
+    return moment
+
+
+def run_context(
+    timetable: Any, start: Any, end: Any = None, *, partition_date: Any = None, **fields: Any
+) -> dict[str, Any]:
+    """As much of a task's context as the days are read from. Without ``end``, the interval has no length."""
+    run = {
+        "data_interval_start": start,
+        "data_interval_end": end or start,
+        "logical_date": start,
+        "run_after": end or start,
+        "run_type": "scheduled",
+        "partition_key": None,
+        **fields,
+    }
+    return {
+        "dag_run": SimpleNamespace(**run),
+        "dag": SimpleNamespace(timetable=timetable),
+        "partition_date": partition_date,
+    }
+
+
+def covered_by(scheduler: Any, timetable: Any, start: str, end: str) -> list[tuple[pendulum.DateTime, DayRange]]:
+    """When each of the runs came that Airflow's scheduler makes one after the other, and which days it covered."""
+    restriction = TimeRestriction(utc(start), utc(end), catchup=True)
+    covered = []
+    interval = None
+    while info := scheduler.next_dagrun_info(last_automated_data_interval=interval, restriction=restriction):
+        interval = info.data_interval
+        with suppress(NoDayEndedError):
+            covered.append((interval.end, days_of_run(run_context(timetable, interval.start, interval.end))))
+    return covered
+
+
+def breaks(covered: list[tuple[pendulum.DateTime, DayRange]]) -> list[str]:
+    """Where the days of a run don't follow those of the run before."""
+    return [
+        f"{one}, then {another}"
+        for (_, one), (_, another) in pairwise(covered)
+        if another.first != one.last + timedelta(days=1)
+    ]
+
+
+def too_early(covered: list[tuple[pendulum.DateTime, DayRange]]) -> list[str]:
+    """Runs that covered a day which was not over."""
+    return [f"{days} at {end}" for end, days in covered if days.last >= end.in_timezone("UTC").date()]

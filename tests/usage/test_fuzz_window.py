@@ -1,0 +1,171 @@
+"""Schedules, zones and moments that nobody chose: consecutive runs cover every day once, when it is over."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain
+
+import pendulum
+import pytest
+from airflow.timetables import interval as core_interval
+from airflow.timetables import trigger as core_trigger
+from dateutil.relativedelta import relativedelta
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reducto_provider.usage.window import (
+    CALENDAR_WINDOWS,
+    DayRange,
+    calendar_window,
+    days_of_run,
+    days_of_window,
+    least_days,
+)
+from tests.airflows import dag_author, new_in
+from tests.usage.runs import breaks, covered_by, run_context, too_early
+
+MOST_RUNS = 25
+
+
+def several(strategy):
+    return st.lists(strategy, min_size=1, max_size=4, unique=True).map(lambda values: ",".join(map(str, values)))
+
+
+DAYS_OF_MONTH = st.one_of(several(st.integers(1, 28)), st.just("L"))
+DAYS_AND_MONTHS = st.one_of(
+    st.just("* * *"),
+    several(st.integers(0, 6)).map("* * {}".format),
+    DAYS_OF_MONTH.map("{} * *".format),
+    st.tuples(DAYS_OF_MONTH, several(st.integers(1, 12))).map(lambda pair: f"{pair[0]} {pair[1]} *"),
+)
+TIMES = st.one_of(
+    st.tuples(st.integers(0, 59), st.integers(0, 23)),
+    st.tuples(st.sampled_from([0, 1, 30, 59]), st.sampled_from([0, 1, 2, 3, 22, 23])),  # where the clock changes
+)
+CRONS = st.tuples(TIMES, DAYS_AND_MONTHS).map(lambda parts: f"{parts[0][0]} {parts[0][1]} {parts[1]}")
+ZONES = st.sampled_from([zone for zone in sorted(pendulum.timezones()) if "/" in zone or zone == "UTC"])
+STARTS = st.datetimes(datetime(2000, 1, 1), datetime(2035, 1, 1))
+FIXED_DELTAS = st.integers(24 * 60, 40 * 24 * 60).map(lambda minutes: timedelta(minutes=minutes))
+MONTHS_AND_DAYS = st.builds(
+    relativedelta, years=st.integers(0, 1), months=st.integers(0, 6), weeks=st.integers(0, 3), days=st.integers(1, 9)
+)
+
+
+def covered_from(scheduler, timetable, start):
+    """The first runs after ``start``, of some weeks or, under a schedule with long periods, of years."""
+    for length in (45, 400, 4000):
+        covered = covered_by(scheduler, timetable, str(start), str(start + timedelta(days=length)))
+        if len(covered) > 3:
+            break
+    return covered[:MOST_RUNS]
+
+
+def assert_every_day_once(covered):
+    assert covered
+    assert breaks(covered) == []
+    assert too_early(covered) == []
+    days = list(chain.from_iterable(days.days() for _, days in covered))
+    assert len(days) == len(set(days)) == (days[-1] - days[0]).days + 1
+
+
+class TestConsecutiveRuns:
+    @given(expression=CRONS, zone=ZONES, start=STARTS)
+    def test_by_cron(self, expression, zone, start):
+        scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
+        timetable = dag_author.CronTriggerTimetable(expression, timezone=zone)
+
+        assert_every_day_once(covered_from(scheduler, timetable, start))
+
+    @given(expression=CRONS, zone=ZONES, start=STARTS)
+    def test_by_cron_with_intervals(self, expression, zone, start):
+        timetable = core_interval.CronDataIntervalTimetable(expression, timezone=zone)
+
+        assert_every_day_once(covered_from(timetable, timetable, start))
+
+    @new_in(3, 0, "timetables of several crons")
+    @given(expressions=st.lists(CRONS, min_size=2, max_size=3, unique=True), start=STARTS)
+    def test_by_several_crons_no_day_is_left_out(self, expressions, start):
+        scheduler = core_trigger.MultipleCronTriggerTimetable(*expressions, timezone="UTC")
+        timetable = dag_author.MultipleCronTriggerTimetable(*expressions, timezone="UTC")
+        # Two within a day cover it twice, as those by the hour do.
+        last_of = {day: end for end, days in covered_from(scheduler, timetable, start) for day in days.days()}
+
+        *over, last = sorted(last_of)
+        assert [*over, last] == list(DayRange(min(last_of), last).days())
+        assert all(last_of[day].in_timezone("UTC").date() > day for day in over)
+
+    @given(delta=FIXED_DELTAS, start=STARTS)
+    def test_by_a_delta(self, delta, start):
+        scheduler = core_trigger.DeltaTriggerTimetable(delta)
+
+        assert_every_day_once(covered_from(scheduler, dag_author.DeltaTriggerTimetable(delta), start))
+
+    @given(delta=MONTHS_AND_DAYS, start=STARTS)
+    def test_by_months_and_days_no_day_is_left_out(self, delta, start):
+        scheduler = core_trigger.DeltaTriggerTimetable(delta)
+        covered = covered_from(scheduler, dag_author.DeltaTriggerTimetable(delta), start)
+
+        # A month after the 29th, 30th and 31st of January is the same day, of which nobody can tell what led to it.
+        days = [day for _, days in covered for day in days.days()]
+        assert set(days) == set(DayRange(min(days), max(days)).days())
+        assert len(days) - len(set(days)) <= 3 * len(covered)
+        assert too_early(covered) == []
+
+    @given(minute=st.integers(0, 59), zone=ZONES, start=STARTS)
+    def test_by_the_hour_every_day_is_covered_to_its_end(self, minute, zone, start):
+        expression = f"{minute} * * * *"
+        scheduler = core_trigger.CronTriggerTimetable(expression, timezone=zone)
+        timetable = dag_author.CronTriggerTimetable(expression, timezone=zone)
+        covered = covered_by(scheduler, timetable, str(start), str(start + timedelta(days=2)))
+
+        days = [days.first for _, days in covered]
+        assert days == sorted(days)
+        assert all(days.length == 1 for _, days in covered)
+        assert set(days) == set(DayRange(days[0], days[-1]).days())
+        last_of = {days.first: end for end, days in covered}
+        for day in sorted(last_of)[:-1]:
+            assert last_of[day].in_timezone("UTC").date() > day, "a run came after the day was over"
+
+
+class TestWindows:
+    @given(moment=STARTS, window=st.one_of(st.sampled_from(CALENDAR_WINDOWS), st.integers(1, 3650)), zone=ZONES)
+    def test_fixed_by_the_run_and_of_days_enough(self, moment, window, zone):
+        moment = pendulum.instance(moment.replace(tzinfo=UTC))
+        context = run_context(None, moment)
+        found = days_of_window(window, context)
+
+        assert found == days_of_window(window, run_context(None, moment.in_timezone(zone)))
+        assert found == days_of_window(str(window), context)
+        assert found.first <= moment.date() <= found.last
+        assert found.length == len(list(found.days())) >= least_days(window)
+
+    @given(day=st.dates(date(1, 2, 1), date(9999, 11, 30)), window=st.sampled_from(CALENDAR_WINDOWS))
+    def test_the_calendar_is_cut_without_gaps(self, day, window):
+        found = calendar_window(window, day)
+
+        assert found.first <= day <= found.last
+        assert all(calendar_window(window, each) == found for each in (found.first, found.last))
+        assert calendar_window(window, found.last + timedelta(days=1)).first == found.last + timedelta(days=1)
+        assert calendar_window(window, found.first - timedelta(days=1)).last == found.first - timedelta(days=1)
+
+    @pytest.mark.parametrize("window", CALENDAR_WINDOWS)
+    def test_least_days_is_met(self, window):
+        year = (date(2026, 1, 1) + timedelta(days=offset) for offset in range(365))
+
+        assert min(calendar_window(window, day).length for day in year) == least_days(window)
+
+
+@given(
+    key=st.one_of(st.text(max_size=25), st.from_regex(r"\d{4}-\d{2}(-\d{2})?([T ][0-9:.]+)?", fullmatch=True)),
+    moment=st.one_of(st.none(), STARTS),
+    expression=CRONS,
+)
+def test_any_partition_key_names_days_or_is_refused(key, moment, expression):
+    timetable = dag_author.CronTriggerTimetable(expression, timezone="UTC")
+    partition_date = moment and pendulum.instance(moment.replace(tzinfo=UTC))
+    context = run_context(timetable, None, partition_key=key, partition_date=partition_date)
+    try:
+        found = days_of_run(context)
+    except ValueError:
+        return
+    assert found.first <= found.last
