@@ -299,6 +299,8 @@ def _decode_good(body: bytes) -> _Answer | None:
     if not 0 < start <= end:
         return None
     credits = Remembered(_read_credits)
+    groups: dict[str | None, str | None] = {}
+    day = None
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
         while start < end:
@@ -315,6 +317,11 @@ def _decode_good(body: bytes) -> _Answer | None:
                 for row in rows:
                     if isinstance(row.credits, int):
                         force_setattr(row, "credits", read(row.credits))
+            for row in rows:  # days, which most services send together, and groups: kept once, not once a row
+                if row.date == day:
+                    force_setattr(row, "date", day)
+                day = row.date
+                force_setattr(row, "group", groups.setdefault(row.group, row.group))
             answer.data += rows
             start = row_end + 1
     except (msgspec.DecodeError, DecimalException, RecursionError, ValueError):
