@@ -267,11 +267,11 @@ def soak_airflow(minutes: int, timeout: float) -> tuple[int, list[Growth], list[
                             samples.setdefault((name, process.pid), []).append(Sample(done, held_by(process)))
             assert done, "not one run was finished"
             for org_id in ORGANIZATIONS:
-                for run in airflow.runs(f"soak_{org_id}"):
-                    if run["state"] == "failed":
-                        failed.append(
-                            f"{org_id}, {run['dag_run_id']}: {airflow.task_states(run['dag_id'], run['dag_run_id'])}"
-                        )
+                failed += [
+                    f"{org_id}, {run['dag_run_id']}: {airflow.task_states(run['dag_id'], run['dag_run_id'])}"
+                    for run in airflow.runs(f"soak_{org_id}")
+                    if run["state"] == "failed"
+                ]
     lived = {
         process: [each for each in its if each.runs > done * WARM_UP]
         for process, its in samples.items()
