@@ -79,7 +79,7 @@ e2e-short: $(READY) .cache/e2e/.ready ## the same for three days and without fau
 	@$(PYTHON) -m deployment.env $@
 
 fuzz: $(READY) ## look for answers, schedules and exports that break things, new ones each time (an hour)
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py tests/usage/test_fuzz_window.py tests/export/test_fuzz_dataset.py $(ARGS)
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py tests/usage/test_fuzz_window.py tests/usage/test_fuzz_query.py tests/export/test_fuzz_dataset.py $(ARGS)
 
 soak: $(READY) ## hundreds of runs in processes that live on, and what those hold meanwhile; told in docs/ (half an hour)
 	@$(BIN)/python -m tests.soak $(ARGS)

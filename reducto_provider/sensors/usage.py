@@ -218,7 +218,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """:meth:`execute_complete`, with what ``soft_fail`` and ``never_fail`` make of an error."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowSkipException:
+        except AirflowSkipException as skip:
+            if isinstance(skip.__cause__, Exception) and self._skips_errors:
+                self._fail(skip.__cause__)  # Airflow's own words for it don't say why
             raise
         except Exception as error:  # noqa: BLE001  # as in poke
             self._fail(error)
@@ -307,10 +309,14 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """Raise an error, or skip if that is what the author wants of errors."""
         if isinstance(error, AirflowSensorTimeout) and self._limit < self.timeout:
             error = AirflowTaskTimeout(f"execution_timeout is over: {error}")
-        if self.soft_fail or self.never_fail:
+        if self._skips_errors:
             because = "soft_fail" if self.soft_fail else "never_fail"
             raise AirflowSkipException(f"Skipping due to {because}: {error}") from error
         raise error
+
+    @property
+    def _skips_errors(self) -> bool:
+        return bool(self.soft_fail or self.never_fail)
 
     def _give_up(self, reading: Reading) -> NoReturn:
         message = f"{reading}: the window is over and the threshold was not exceeded"

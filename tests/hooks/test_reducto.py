@@ -572,7 +572,7 @@ def test_retry_after_is_honoured(
     assert len(simulator.requests) == 2
     (retry,) = logged.retries
     assert retry.startswith("Attempt 1 of 5 failed: ")
-    assert retry.endswith(f"the next in {wait:.1f} s")
+    assert retry.endswith(f"the next in {wait:.1f} s (org_acme, 2026-06-01 to 2026-06-07, by product)")
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])

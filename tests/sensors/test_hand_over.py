@@ -11,7 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowSensorTimeout, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
 
 from reducto_provider.exceptions import ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
@@ -255,3 +261,17 @@ def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_
     waiting = sensor(timeout=60, execution_timeout=timedelta(seconds=30))
     with pytest.raises(AirflowTaskTimeout):
         waiting._get_next_poke_interval(0, lambda: 30.001, 1)
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"status": "timeout", "message": "usage did not exceed it; the last poll: 5 of 9"}, "the last poll: 5 of 9"),
+        ({"status": "error", "error": "ReductoAuthenticationError", "message": "the key is refused"}, "key is refused"),
+    ],
+)
+@pytest.mark.parametrize("option", ["soft_fail", "never_fail"])
+def test_a_skip_after_a_deferral_says_why(sensor, event, said, option):
+    """Airflow's own reason would be that soft_fail is set."""
+    with pytest.raises(AirflowSkipException, match=f"Skipping due to {option}: .*{said}"):
+        sensor(**{option: True}).resume_execution("execute_complete", {"event": event}, {})
