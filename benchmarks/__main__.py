@@ -281,9 +281,10 @@ WAITING: Final = """
 {sensors:,} triggers, as deferred sensors leave them to the triggerer, in the process that Airflow's triggerer runs
 them in, fed by Airflow's own supervisor with triggers from memory in place of the database. {questions} organizations
 are asked for, each by as many sensors, ours each with a threshold of its own, every {interval:g} seconds. Measured
-once, in one interval after one and a half others: requests in the simulator's log, time of the processor beyond the
-same process without the triggers, and memory that has come since. Stalls are how long one more trigger, which sleeps
-for 10 ms again and again, was kept from its turn, less what other processes had the processor.
+once, after one and a half intervals: time of the processor in one interval, beyond that of the same process without
+the triggers; memory that has come since; requests in the simulator's log, half of those in two intervals; and in the
+second one stalls: how long one more trigger, which sleeps for 5 ms again and again, was kept from its turn, less the
+time in which other processes had the processor.
 
 `HttpSensor` can't look into an answer while it is deferred: it waits for an answer other than 404, so that is what
 the simulator answers its requests; ours gets a month of usage to read each time. In the end usage comes in (and
