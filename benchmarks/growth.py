@@ -42,7 +42,7 @@ SMALL_SIZES: Final[Mapping[str, Sequence[int]]] = {
     "organizations": (1, 5),
     "days": (1, 10),
 }
-MOST_ROUNDS: Final = 3
+MOST_ROUNDS: Final = 2
 GROUPS_A_DAY: Final = 10
 DAYS_OF_ROWS: Final = 100
 ROWS_A_DAY: Final = 1_000
