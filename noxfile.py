@@ -31,6 +31,7 @@ ELSEWHERE = (
     "tests/simulator",
     "tests/engines",
     "tests/real_airflow/test_harness.py",
+    "tests/test_benchmarks.py",
     "tests/test_waiting_processes.py",
 )
 
