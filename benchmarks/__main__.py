@@ -364,7 +364,8 @@ first write a file and a manifest a day, each of which reaches the disk before t
 time). Memory is the peak beyond what was resident before. All files are held against the exact figures.
 
 An answer is in memory as a whole, so memory grows with the rows of one answer, up to the 128 MiB at which one is
-refused. It grows neither with the number of organizations nor with that of the parts that are asked for.
+refused. It does not grow with the number of parts that are asked for, nor with that of organizations, but for some
+2 KiB that are kept of what became of each.
 """
 
 
