@@ -32,6 +32,7 @@ ELSEWHERE = (
     "tests/e2e",
     "tests/engines",
     "tests/real_airflow/test_harness.py",
+    "tests/test_benchmarks.py",
     "tests/test_waiting_processes.py",
 )
 

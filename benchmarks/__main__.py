@@ -22,7 +22,6 @@ class Size:
     days: int = 365
     groups: int = 1000
     organizations: int = 1000
-    fleet_rounds: int = 1
     sensors: int = 1000
     questions: int = 50
     interval: float = 15.0
@@ -191,11 +190,11 @@ are held against the simulator's figures.
 
 def organizations(size: Size) -> Section:
     """A fleet at its limit."""
-    sample = fleet.run(size.organizations, size.fleet_rounds)
+    sample = fleet.run(size.organizations)
     limit = sample["limit"]
     return Section(
         title="A fleet at the limit of its connection",
-        how=FLEET.format(rounds=size.fleet_rounds, organizations=size.organizations),
+        how=FLEET.format(organizations=size.organizations),
         results=[
             Result(
                 what=f"{size.organizations:,} organizations at {fleet.PER_SECOND} requests a second",
@@ -214,9 +213,9 @@ def organizations(size: Size) -> Section:
 
 FLEET: Final = """
 One `ReductoUsageFleetExportOperator` for {organizations:,} organizations, seven days of each, against the simulator,
-with `requests_per_second` of the connection at 10 and everything else as it comes; a median of {rounds} rounds. What
-counts is the whole `DAG.test` run by the clock. No request may reach the simulator before its time, each organization
-is asked for exactly once, and all files are held against the simulator's figures.
+with `requests_per_second` of the connection at 10 and everything else as it comes; measured once, since it is the clock
+that sets the pace. What counts is the whole `DAG.test` run. No request may reach the simulator before its time, each
+organization is asked for exactly once, and all files are held against the simulator's figures.
 """
 
 
@@ -243,7 +242,7 @@ def waits(size: Size) -> Section:
                 unit="{:,.0f}",
             ),
             Result(
-                what="the same: longest stall of the event loop",
+                what=f"{what}: longest stall of the event loop",
                 against=against,
                 aim="under 50 ms",
                 ours=seconds(ours["longest stall"]),
@@ -253,7 +252,7 @@ def waits(size: Size) -> Section:
                 unit="{:.0f} ms",
             ),
             Result(
-                what="the same: time of the processor",
+                what=f"{what}: time of the processor",
                 against=against,
                 aim="a tenth",
                 ours=seconds(extra["ours"]),
@@ -263,15 +262,15 @@ def waits(size: Size) -> Section:
                 why="Airflow hands each of the polls to every trigger that shares it.",
             ),
             Result(
-                what="the same: memory",
+                what=f"{what}: memory",
                 against=against,
                 aim="a tenth",
                 ours=mib(ours["memory"]),
                 theirs=mib(theirs["memory"]),
                 value=ours["memory"] / theirs["memory"],
                 limit=0.1,
-                why=f"As many triggers that do nothing but sleep take {mib(nothing['memory'])} already: what Airflow "
-                "itself keeps for each is most of it, and is the same for all.",
+                why=f"As many triggers that do nothing but sleep take {mib(nothing['memory'])} already, which is what "
+                "Airflow keeps for each. The rest is code that the first request loads, once, and the waits' own.",
             ),
         ],
     )
@@ -281,9 +280,10 @@ WAITING: Final = """
 {sensors:,} triggers, as deferred sensors leave them to the triggerer, in the process that Airflow's triggerer runs
 them in, fed by Airflow's own supervisor with triggers from memory in place of the database. {questions} organizations
 are asked for, each by as many sensors, ours each with a threshold of its own, every {interval:g} seconds. Measured
-once, in one interval after one and a half others: requests in the simulator's log, time of the processor beyond the
-same process without the triggers, and memory that has come since. Stalls are how long one more trigger, which sleeps
-for 10 ms again and again, was kept from its turn, less what other processes had the processor.
+once, after one and a half intervals: time of the processor in one interval, beyond that of the same process without
+the triggers; memory that has come since; requests in the simulator's log, half of those in two intervals; and in the
+second one stalls: how long one more trigger, which sleeps for 5 ms again and again, was kept from its turn, less the
+time in which other processes had the processor.
 
 `HttpSensor` can't look into an answer while it is deferred: it waits for an answer other than 404, so that is what
 the simulator answers its requests; ours gets a month of usage to read each time. In the end usage comes in (and
@@ -328,11 +328,14 @@ def growing(size: Size) -> Section:
     found = growth.curves(growth.SMALL_SIZES if size.small else growth.SIZES, rounds)
     if not size.small:
         growth.draw(found)
-    lines = ["| | a unit, processor | clock | peak memory |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "| what | how many | time of each | by the clock | peak memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for axis, curve in found.items():
         for count, sample in curve:
-            unit, peak = [sample[name] / count * 1e6 for name in ("cpu", "wall")], mib(sample["added"])
-            lines.append(f"| {count:,} {axis} | {unit[0]:,.1f} µs | {unit[1]:,.1f} µs | {peak} |")
+            cpu, wall = (f"{sample[name] / count * 1e6:,.1f} µs" for name in ("cpu", "wall"))
+            lines.append(f"| {axis} | {count:,} | {cpu} | {wall} | {mib(sample['added'])} |")
     return Section(
         title="Growth",
         how=GROWTH.format(
@@ -361,7 +364,8 @@ first write a file and a manifest a day, each of which reaches the disk before t
 time). Memory is the peak beyond what was resident before. All files are held against the exact figures.
 
 An answer is in memory as a whole, so memory grows with the rows of one answer, up to the 128 MiB at which one is
-refused. It grows neither with the number of organizations nor with that of the parts that are asked for.
+refused. It does not grow with the number of parts that are asked for, nor with that of organizations, but for some
+2 KiB that are kept of what became of each.
 """
 
 

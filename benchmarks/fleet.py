@@ -9,7 +9,6 @@ from collections import defaultdict
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 from benchmarks.airflow_task import airflow, connections
@@ -51,16 +50,15 @@ def organizations(count: int) -> list[Organization]:
     ]
 
 
-def run(count: int, rounds: int) -> Sample:
+def run(count: int) -> Sample:
     """
-    Export so many organizations; the medians of so many rounds.
+    Export so many organizations.
 
     :raises WrongOutputError: when a file does not hold the simulator's figures, or a request came too early.
     """
     fleet = organizations(count)
     with Simulator(fleet) as simulator, airflow() as runner:
-        samples = [_take(simulator, runner, [each.id for each in fleet]) for _ in range(rounds)]
-    return {name: median(sample[name] for sample in samples) for name in samples[0]}
+        return _take(simulator, runner, [each.id for each in fleet])
 
 
 def _take(simulator: Simulator, runner: DagRunner, organizations: list[str]) -> Sample:

@@ -8,6 +8,7 @@ something small before.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ SMALL_SIZES: Final[Mapping[str, Sequence[int]]] = {
     "organizations": (1, 5),
     "days": (1, 10),
 }
-MOST_ROUNDS: Final = 3
+MOST_ROUNDS: Final = 2
 GROUPS_A_DAY: Final = 10
 DAYS_OF_ROWS: Final = 100
 ROWS_A_DAY: Final = 1_000
@@ -225,10 +226,13 @@ def draw(found: Mapping[str, Curve]) -> None:
             above.plot(sizes, [s[name] / size * per_second for size, s in curve], style, color=color, label=clock, ms=4)
         below.plot(sizes, [s["added"] / 2**20 for _, s in curve], "o-", color="#c4574f", ms=4)
         above.set(title=title, ylabel=label, yscale="log")
+        least, most = above.get_ylim()
+        above.set_ylim(10 ** math.floor(math.log10(least)), 10 ** math.ceil(math.log10(most)))
+        above.yaxis.set_major_formatter("{x:g}")
         below.set(xlabel=axis, ylabel="MiB at the peak", xscale="log")
         below.set_ylim(0, max(LEAST_MIB_SHOWN, below.get_ylim()[1]))
     plots[0][0].legend(frameon=False)
-    figure.savefig(PICTURE, dpi=130, metadata={"Software": None})
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -238,7 +242,7 @@ LABELS: Final = {
     "organizations": ("a fleet, a day of each", 1e3, "ms an organization"),
     "days": ("one answer, a file a day", 1e3, "ms a day"),
 }
-LEAST_MIB_SHOWN: Final = 50
+LEAST_MIB_SHOWN: Final = 100
 """So that a MiB more or less does not look like growth."""
 
 

@@ -105,8 +105,8 @@ def document(sections: Sequence[Section], rounds: int) -> Iterator[str]:
     results = [result for section in sections for result in section.results]
     short = [result for result in results if not result.met]
     yield from (*table(results), "")
-    yield f"{len(results) - len(short)} of {len(results)} aims are met. What is measured is a median of {rounds} rounds"
-    yield "unless said otherwise: of the ratios where it is one, of the figures for the columns *ours* and *theirs*."
+    yield f"{len(results) - len(short)} of {len(results)} aims are met. Unless said otherwise, figures are the median"
+    yield f"of {rounds} rounds, and a ratio is the median of the rounds' ratios."
     yield ""
     if short:
         yield from ("## What is short of its aim, and why", "")

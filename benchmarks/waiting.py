@@ -26,7 +26,7 @@ from benchmarks.measuring import Sample, check_equal, in_a_process, memory
 FIRST, LAST = date(2026, 6, 1), date(2026, 6, 30)
 ADDED: Final = Decimal("10.5")
 """Credits that come in at the end: who waits for less fires, who waits for more does not."""
-PAUSE: Final = 0.01
+PAUSE: Final = 0.005
 WORTH_NOTING: Final = 0.002
 STARTING: Final = 3.0
 """Seconds until nothing of the process's start is under way any more."""
@@ -34,22 +34,24 @@ STARTING: Final = 3.0
 
 class StallProbe(BaseTrigger):
     """
-    Notes how long the loop was kept from its next turn, when, in a file.
+    Notes how long the loop was kept from its next turn, when, in a file: from when there is a file to start it.
 
     Not what the clock alone says: of the time in which the processor was with other processes nothing is counted.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, folder: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.path = path
+        self.folder = folder
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return "benchmarks.waiting.StallProbe", {"path": self.path}
+        return "benchmarks.waiting.StallProbe", {"folder": self.folder}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         import asyncio
 
-        with Path(self.path).open("a") as file:  # noqa: ASYNC230
+        with Path(self.folder, "stalls").open("a") as file:  # noqa: ASYNC230
+            while not Path(self.folder, "go").exists():  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(1)
             while True:
                 clock, computed, waited = time.monotonic(), time.process_time(), _seconds_waited()
                 await asyncio.sleep(PAUSE)
@@ -131,7 +133,7 @@ def main(options: dict[str, Any]) -> None:
     from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
     from airflow.models.trigger import Trigger
 
-    folder, interval = Path(options["folder"]), options["interval"]
+    folder, interval = Path(options["folder"]), float(options["interval"])
     waiting: list[RunTrigger] = []
     events: list[tuple[int, Any]] = []
     failures: list[tuple[int, Any]] = []
@@ -167,38 +169,38 @@ def main(options: dict[str, Any]) -> None:
         times = runner.cpu_times()
         return float(times.user + times.system)
 
-    waiting.append(workload(1_000_000, StallProbe(str(folder / "stalls"))))
+    waiting.append(workload(1_000_000, StallProbe(str(folder))))
     while not (folder / "stalls").exists():
         supervisor.run_once()
     serve(STARTING)
-    before, start = cpu(), time.monotonic()
-    serve(interval / 2)
-    idle = (cpu() - before) / (time.monotonic() - start)
-    resident = memory("VmRSS", runner.pid)
 
+    def cpu_of_an_interval() -> float:
+        before, start = cpu(), time.monotonic()
+        serve(interval)
+        return (cpu() - before) * interval / (time.monotonic() - start)
+
+    idle = cpu_of_an_interval()
+    resident = memory("VmRSS", runner.pid)
     made = triggers(options["side"], options["sensors"], options["asked"], options["used"], interval)
     waiting.extend(workload(number, trigger) for number, trigger in enumerate(made))
     serve(interval if options["side"] == "nothing" else 1.5 * interval + 3)
 
-    before, start = cpu(), time.monotonic()
-    serve(1 if options["side"] == "nothing" else interval)
-    seconds = time.monotonic() - start
+    start = time.monotonic()
     sample = {
-        "cpu": (cpu() - before) * interval / seconds,
-        "idle cpu": idle * interval,
+        "idle cpu": idle,
+        "cpu": cpu_of_an_interval(),
         "memory": memory("VmRSS", runner.pid) - resident,
         "resident": resident,
-        "longest stall": max((stall for at, stall in _stalls(folder) if at >= start), default=0.0),
         "early events": len(events),
     }
-    counted: list[str] = []
-    different: set[str] = set()
     if options["side"] != "nothing":
-        serve(interval / 2)  # between two polls of a question lies a little more than an interval
+        (folder / "go").touch()
+        serve(2 + interval)
+        sample["longest stall"] = max((stall for at, stall in _stalls(folder)), default=0.0)
         with urllib.request.urlopen(options["url"] + "/_simulator/requests") as answer:  # noqa: S310
             requests = json.load(answer)["requests"]
-        counted = [each["queryString"] for each in requests if start <= each["monotonic"] < start + interval]
-        different = {each["queryString"] for each in requests if each["monotonic"] >= start}
+        asked = [each["queryString"] for each in requests if start <= each["monotonic"] < start + 2 * interval]
+        sample |= {"requests": len(asked) / 2, "questions": len(set(asked))}
         path, method, bodies = options["then"]
         for body in bodies:
             headers = {"Content-Type": "application/json"}
@@ -209,7 +211,6 @@ def main(options: dict[str, Any]) -> None:
         serve(2 * interval + 10, options["fire"])
         serve(2)
     supervisor.kill()
-    sample |= {"requests": len(counted), "questions": len(different)}
     print(json.dumps({"sample": sample, "events": events, "failures": failures}, default=str))
 
 
