@@ -136,6 +136,8 @@ class TestLocal:
 
         for attempt in range(8):
             writer = forked(_write_in_turns, storage, new, old)
+            while writer.is_alive() and (tmp_path / "a" / "b").read_bytes() != new:
+                pass  # it is at work, then
             deadline = time.monotonic() + 0.02 + attempt * 0.013
             while time.monotonic() < deadline:
                 seen.add((tmp_path / "a" / "b").read_bytes())
