@@ -263,7 +263,7 @@ def soak_airflow(minutes: int, timeout: float) -> tuple[int, list[Growth], list[
                 for service in ("scheduler", "triggerer"):
                     for process in airflow.processes(service):
                         with suppress(psutil.Error, OSError):
-                            program, *arguments = process.cmdline()
+                            program, *arguments = process.cmdline() or [process.name()]  # a zombie has none
                             name = " ".join([service + ":", Path(program).name, *arguments][:5]).strip()
                             samples.setdefault((name, process.pid), []).append(Sample(done, held_by(process)))
             assert done, "not one run was finished"
