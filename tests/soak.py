@@ -263,21 +263,24 @@ def soak_airflow(minutes: int, timeout: float) -> tuple[int, list[Growth], list[
                 for service in ("scheduler", "triggerer"):
                     for process in airflow.processes(service):
                         with suppress(psutil.Error, OSError):
-                            name = f"{service}: {' '.join(process.cmdline())[:60]}"
+                            program, *arguments = process.cmdline() or [process.name()]  # a zombie has none
+                            name = " ".join([service + ":", Path(program).name, *arguments][:5]).strip()
                             samples.setdefault((name, process.pid), []).append(Sample(done, held_by(process)))
             assert done, "not one run was finished"
             for org_id in ORGANIZATIONS:
-                failed += [
-                    f"{org_id}, {run['dag_run_id']}: {airflow.task_states(run['dag_id'], run['dag_run_id'])}"
-                    for run in airflow.runs(f"soak_{org_id}")
-                    if run["state"] == "failed"
-                ]
+                for run in airflow.runs(f"soak_{org_id}"):
+                    failed += [
+                        f"{run['dag_run_id']}, {ti['task_id']} of {org_id}, try {ti['try_number']}:\n"
+                        + airflow.log(run["dag_id"], run["dag_run_id"], ti["task_id"], ti["try_number"])
+                        for ti in airflow.task_instances(run["dag_id"], run["dag_run_id"])
+                        if ti["state"] == "failed"
+                    ]
     lived = {
         process: [each for each in its if each.runs > done * WARM_UP]
         for process, its in samples.items()
         if its[0].runs <= done * WARM_UP and its[-1].runs == done
     }
-    return done, [growth_of(f"{name} ({pid})", its) for (name, pid), its in lived.items()], failed
+    return done, [growth_of(name, its) for (name, _), its in lived.items()], failed
 
 
 def table(growths: Sequence[Growth]) -> str:
