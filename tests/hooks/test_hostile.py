@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import multiprocessing
+import os
 import re
 import resource
 import threading
@@ -206,8 +207,9 @@ def memory(what: str) -> int:
     return int(re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
-def question(way: str, pipe: Any) -> None:
+def question(way: str, pipe: Any, connection: str) -> None:
     """Ask, in a process of its own."""
+    os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"] = connection
     reducto.MAX_RESPONSE_BYTES = LIMIT
     # Should a bound fail, the machine does not fail with it.
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 2**31, resource.RLIM_INFINITY))
@@ -231,7 +233,10 @@ def test_is_refused_within_bounds(name: str, way: str, listen: Callable[..., Any
     listener = listen(lambda request, proper: ATTACKS[name](proper.partition(b"\r\n\r\n")[2]))
     connect(host=listener.url, extra={"max_attempts": 1, "timeout": 0.7 if name.endswith("without_end") else 30})
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=question, args=(way, theirs))
+    # Not a fork of this process, which has threads of other tests and, who knows, their locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.hooks.test_hostile"])
+    process = context.Process(target=question, args=(way, theirs, os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"]))
     process.start()
     try:
         assert ours.poll(60), "it never ended"
