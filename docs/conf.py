@@ -24,7 +24,11 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.coverage", "sphinx_copybutton"]
 nitpicky = True
 # Airflow, requests and others are described elsewhere, and nothing is fetched to build these pages.
-nitpick_ignore = [("py:class", "reducto_provider.operators.fleet.Result")]  # a type variable
+nitpick_ignore = [  # type variables
+    ("py:class", "reducto_provider.operators.fleet.Result"),
+    ("py:class", "reducto_provider.usage.report.K"),
+    ("py:class", "reducto_provider.usage.report.V"),
+]
 nitpick_ignore_regex = [("py:.*", r"(?!reducto_provider).*")]
 # DuckDB's and Snowflake's SQL has more than Pygments knows.
 suppress_warnings = ["misc.highlighting_failure"]

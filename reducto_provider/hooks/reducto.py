@@ -540,9 +540,12 @@ def _call_within(seconds: float, function: Callable[[], _Answer]) -> _Answer:
     try:
         return outcome.result(seconds)
     except TimeoutError:
-        # It reads in loops of the standard library's, which nothing else can get at. One that waits for a byte ends
-        # by its socket's own limit.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
+        if not outcome.done():  # else it is the function's own
+            # It reads in loops of the standard library's, which nothing else can get at. One that waits for a byte ends
+            # by its socket's own limit.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError)
+            )
         raise
 
 

@@ -190,7 +190,8 @@ class Remembered(dict[K, V]):
         return result
 
     def look_up(self) -> Callable[[K], V]:
-        """The function for the next some figures: it itself, which is faster, once it had too many different ones."""
+        """What to call for the next figures: the function itself once there were too many different ones, as looking up
+        costs more then."""
         return self.__getitem__ if len(self) < _MOST_REMEMBERED else self._function
 
 
