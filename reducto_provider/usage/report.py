@@ -190,8 +190,7 @@ class Remembered(dict[K, V]):
         return result
 
     def look_up(self) -> Callable[[K], V]:
-        """What to call for the next figures: the function itself once there were too many different ones, as looking up
-        costs more then."""
+        """What to call for the next figures: the function itself if there were too many different ones to look up."""
         return self.__getitem__ if len(self) < _MOST_REMEMBERED else self._function
 
 
