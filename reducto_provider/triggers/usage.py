@@ -222,6 +222,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.window = window
         self.grace = grace
         self._refusal: dict[str, Any] | None = None
+        self._reading: Reading | None = None
+        """Of the last poll, if that did not fail."""
 
     @classmethod
     def waiting_for(cls, threshold: UsageThreshold, **options: Any) -> ReductoUsageThresholdTrigger:
@@ -296,7 +298,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
                         event = await self._event_of(await anext(polls), waited_for, failed_polls)
                 except TimeoutError:
                     [last] = await self._ask_alone()  # as a sensor in a worker asks when its time is over
-                    event = await self._event_of(last, waited_for, failed_polls) or timeout_event(waited_for, last)
+                    event = await self._event_of(last, waited_for, failed_polls)
+                    event = event or timeout_event(waited_for, self._reading)
                 if event is not None:
                     yield _event(event)
                     return
@@ -318,8 +321,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self, poll: Poll, waited_for: UsageThreshold, failed_polls: FailedPolls
     ) -> dict[str, Any] | None:
         """The event that a poll leads to, None while there is to wait."""
+        self._reading = None
         try:
-            reading = await poll.read(waited_for)
+            self._reading = reading = await poll.read(waited_for)
         except Exception as error:  # whatever it is, the task that waits must hear of it
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
@@ -571,9 +575,9 @@ def error_event(error: ReductoError) -> dict[str, Any]:
     return {"status": "error", "error": type(error).__name__, "message": str(error)}
 
 
-def timeout_event(waited_for: UsageThreshold, last: Poll) -> dict[str, Any]:
-    """The event for a deadline that passed, with what the last poll came to."""
-    reached = f"; the last poll: {waited_for.read(last.report, last.time)}" if last.report else ""
+def timeout_event(waited_for: UsageThreshold, reading: Reading | None) -> dict[str, Any]:
+    """The event for a deadline that passed, with the last reading if there is one."""
+    reached = f"; the last poll: {reading}" if reading else ""
     return {
         "status": "timeout",
         "message": f"usage on {waited_for.window} did not exceed {plain(waited_for.threshold)} {waited_for.metric} "
