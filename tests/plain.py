@@ -56,6 +56,8 @@ def run_dags(home: Path, url: str) -> None:
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
         "AIRFLOW_HOME": str(home),
+        # Where the DAG processor always looks, and the commands of Airflow 3.0 do not.
+        "PYTHONPATH": str(home / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection),
         "REDUCTO_USAGE_PATH": str(home / "usage"),
