@@ -17,9 +17,24 @@ def new_in(major: int, minor: int, what: str) -> pytest.MarkDecorator:
     """
     Mark what an older Airflow does not have. Where it does something else instead, a test of its own says so.
 
-    The matrix lists these words for the versions that lack it.
+    There its name says so, and the matrix lists these words.
     """
     return pytest.mark.skipif((major, minor) > AIRFLOW, reason=f"new in Airflow {major}.{minor}: {what}")
+
+
+def gone_in(major: int, minor: int, what: str) -> pytest.MarkDecorator:
+    """Mark what only an older Airflow does, which is told in the same way."""
+    return pytest.mark.skipif((major, minor) <= AIRFLOW, reason=f"gone in Airflow {major}.{minor}: {what}")
+
+
+PARTITIONS = new_in(3, 2, "runs by partition")
+SHARED_STREAMS = new_in(3, 3, "triggers that share a stream")
+
+
+def told(item: pytest.Item) -> str | None:
+    """What of `new_in` and `gone_in` keeps a test from running on this Airflow."""
+    reasons = (mark.kwargs["reason"] for mark in item.iter_markers("skipif") if mark.args[0])
+    return next((reason for reason in reasons if reason.startswith(("new in Airflow", "gone in Airflow"))), None)
 
 
 def _find(name: str, *modules: str) -> Any:

@@ -33,6 +33,14 @@ pytest_plugins = ["tests.real_airflow.fixtures"]
 PROJECT = Path(__file__).parents[1]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have the name of a test say that this Airflow lacks what it is about."""
+    from tests.airflows import told
+
+    if reason := told(metafunc.definition):
+        metafunc.parametrize((), [pytest.param(id=reason)])
+
+
 @pytest.fixture(scope="session")
 def _simulator() -> Iterator[Any]:
     from simulator import Simulator

@@ -22,6 +22,7 @@ DOCS = PROJECT / "docs/matrix.md"
 README = PROJECT / "README.md"
 
 NEW = re.compile(r"new in Airflow (\d+\.\d+): (.*)")
+GONE = re.compile(r"gone in Airflow (\d+\.\d+): (.*)")
 
 INTRODUCTION = """\
 # The suite on every supported Airflow
@@ -38,7 +39,11 @@ needs, so that it can't be installed with them.
 
 @dataclass(frozen=True)
 class Run:
-    """What the suite came to on one Airflow and Python. `absent` counts the tests for each thing that is not there."""
+    """
+    What the suite came to on one Airflow and Python.
+
+    Counted are the tests for each thing that is not there yet (`absent`) or no more (`gone`).
+    """
 
     airflow: str
     python: str
@@ -46,6 +51,7 @@ class Run:
     passed: int
     failed: tuple[str, ...]
     absent: Counter[str]
+    gone: Counter[str]
     skipped: Counter[str]
 
     @classmethod
@@ -53,17 +59,17 @@ class Run:
         """From pytest's JUnit file, whose suite is named after what it ran on."""
         [suite] = ElementTree.parse(path).getroot().iter("testsuite")
         _, airflow, _, python = suite.attrib["name"].replace(",", "").split()
-        failed, absent, skipped = [], Counter[str](), Counter[str]()
+        failed, absent, gone, skipped = [], Counter[str](), Counter[str](), Counter[str]()
         passed = 0
         for case in suite.iter("testcase"):
             if case.find("failure") is not None or case.find("error") is not None:
                 failed.append(f"{case.attrib['classname']}::{case.attrib['name']}")
             elif (skip := case.find("skipped")) is not None:
                 said = skip.attrib["message"]
-                (absent if NEW.fullmatch(said) else skipped)[said] += 1
+                (absent if NEW.fullmatch(said) else gone if GONE.fullmatch(said) else skipped)[said] += 1
             else:
                 passed += 1
-        return cls(airflow, python, suite.attrib["timestamp"][:10], passed, tuple(failed), absent, skipped)
+        return cls(airflow, python, suite.attrib["timestamp"][:10], passed, tuple(failed), absent, gone, skipped)
 
     @property
     def order(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -104,14 +110,21 @@ def document(runs: list[Run]) -> Iterator[str]:
         yield from ("", "## What failed", "", *failed)
 
     yield from ("", "## What an older Airflow does not have", "")
-    yield "And so has no test there. What it does instead, where that matters, is tested by that version's own tests."
+    yield "And so has no test there, as the tests' names say. What it does instead, where that matters, is tested by"
+    yield "that version's own tests."
     yield from ("", "| not in Airflow | before | tests |", "| --- | --- | ---: |")
     for said, count in _most(run.absent for run in runs):
         [(version, what)] = NEW.findall(said)
         yield f"| {what} | {version} | {count} |"
 
+    yield from ("", "And what a newer one has no more:")
+    yield from ("", "| not in Airflow | from | tests |", "| --- | --- | ---: |")
+    for said, count in _most(run.gone for run in runs):
+        [(version, what)] = GONE.findall(said)
+        yield f"| {what} | {version} | {count} |"
+
     if skipped := _most(run.skipped for run in runs):
-        yield from ("", "## What was skipped everywhere", "", "For want of something else than Airflow.", "")
+        yield from ("", "## What else was skipped", "", "For want of something else than Airflow.", "")
         yield from (f"- {said} ({count} tests)" for said, count in skipped)
 
 

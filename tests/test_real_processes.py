@@ -9,10 +9,9 @@ from itertools import pairwise
 import pytest
 
 from simulator import Simulator, status
-from tests.airflows import AIRFLOW, new_in
+from tests.airflows import AIRFLOW, PARTITIONS, SHARED_STREAMS, gone_in, new_in
 
 pytestmark = new_in(3, 0, "the REST API through which real processes are asked")
-PARTITIONS = new_in(3, 2, "runs by partition")
 
 HEADER = """
 from datetime import datetime, timedelta
@@ -190,7 +189,8 @@ def test_scheduled_runs_cover_their_days_once(airflow, dag_id):
     assert sorted(covered) == expected
 
 
-@pytest.mark.skipif(AIRFLOW != (3, 2), reason="how it is on Airflow 3.2")
+@PARTITIONS
+@gone_in(3, 3, "partitions whose date is not told")
 def test_a_key_that_spells_no_day_fails_where_its_date_is_not_told(airflow):
     [run] = airflow.wait_for_runs("partition_in_tokyo", 1, timeout=120)
 
@@ -265,7 +265,7 @@ def test_a_key_revoked_while_waiting_fails_at_once(airflow, service):
     assert "not the REDUCTO_API_KEY" in airflow.log("waits", run_id, "waits")
 
 
-@new_in(3, 3, "triggers that share a stream")
+@SHARED_STREAMS
 def test_who_asks_the_same_shares_one_poll(airflow, service):
     airflow.unpause("wait_together")
     run_id = airflow.trigger("wait_together")["dag_run_id"]
@@ -294,7 +294,7 @@ def test_who_asks_the_same_shares_one_poll(airflow, service):
     assert "over 1005000" in names
 
 
-@pytest.mark.skipif(AIRFLOW >= (3, 3), reason="how it was before Airflow 3.3")
+@gone_in(3, 3, "streams that no two triggers share")
 def test_before_streams_are_shared_each_polls_for_itself(airflow, service):
     airflow.unpause("wait_together")
     run_id = airflow.trigger("wait_together")["dag_run_id"]

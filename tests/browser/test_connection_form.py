@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pytest
-from packaging.version import Version
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -15,8 +13,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from reducto_provider.provider_info import get_provider_info
 from simulator import Simulator, status
+from tests.airflows import new_in
 
-pytestmark = pytest.mark.skipif(Version(version("apache-airflow")) < Version("3.3"), reason="the form of Airflow 3.3")
+pytestmark = new_in(3, 3, "the connection form as it is looked at in a browser")
 
 KEY = "sim-key-all"
 PROXY_PASSWORD = "hunter-22-squid"

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.airflows import new_in
 from tests.real_airflow.dagtest import DagRunner, DagTestError, DagTestTimeoutError
 from tests.real_airflow.deployment import AirflowDeployment, DeploymentError
 from tests.real_airflow.environment import PROJECT_ROOT
@@ -152,7 +152,7 @@ class TestDeployment:
             "events": {},
         }
 
-    @pytest.mark.skipif(version("apache-airflow") < "3.3", reason="partitions in the context are new in 3.3")
+    @new_in(3, 3, "partitions in the context")
     def test_partitions(self, airflow: AirflowDeployment) -> None:
         airflow.unpause("partitioned")
         runs = airflow.wait_for_runs("partitioned", 2)

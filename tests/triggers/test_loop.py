@@ -37,6 +37,7 @@ from simulator import (
     redirect,
     status,
 )
+from tests.airflows import SHARED_STREAMS
 
 STALL = 0.05
 """Seconds for which nothing else runs: more is a block. Airflow complains from 0.2 on."""
@@ -169,8 +170,10 @@ def test_while_a_large_answer_is_read(service, per_group):
     never_blocks(scenario)
 
 
+@SHARED_STREAMS
 def test_while_many_read_the_same_answer(service):
-    shared_stream = pytest.importorskip("airflow.triggers.shared_stream")
+    from airflow.triggers import shared_stream
+
     service.faults.add(large_answer(9_000), times=None)
 
     async def scenario():

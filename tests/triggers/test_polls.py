@@ -16,6 +16,7 @@ from reducto_provider.triggers.polls import Poller
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from simulator import Reset, Stall, redirect, status
+from tests.airflows import SHARED_STREAMS
 
 
 def query(org=None):
@@ -153,7 +154,7 @@ def test_a_loop_that_ends(service, leaves_nothing_open):
 
 @pytest.fixture
 def shared():
-    shared_stream = pytest.importorskip("airflow.triggers.shared_stream", reason="Airflow 3.3")
+    from airflow.triggers import shared_stream
 
     class Streams(shared_stream.SharedStreamManager):
         """Waits as the triggerer lets its triggers wait."""
@@ -172,6 +173,7 @@ def shared():
     return Streams
 
 
+@SHARED_STREAMS
 def test_who_joins_late_gets_the_next_poll(service, shared, leaves_nothing_open):
     service.usage.set_records("org_acme", [])
 
@@ -187,6 +189,7 @@ def test_who_joins_late_gets_the_next_poll(service, shared, leaves_nothing_open)
     asyncio.run(scenario())
 
 
+@SHARED_STREAMS
 def test_the_last_to_leave_ends_the_polls_and_who_comes_then_begins_anew(service, shared, leaves_nothing_open):
     service.usage.set_records("org_acme", [])
 
@@ -210,6 +213,7 @@ def test_the_last_to_leave_ends_the_polls_and_who_comes_then_begins_anew(service
     asyncio.run(scenario())
 
 
+@SHARED_STREAMS
 def test_who_is_slow_loses_nothing(service, shared, leaves_nothing_open):
     service.usage.set_records("org_acme", [])
 

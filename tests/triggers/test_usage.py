@@ -8,7 +8,6 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
 from reducto_provider.triggers.polls import Poll
@@ -16,6 +15,7 @@ from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
 from reducto_provider.usage.threshold import MAX_FAILED_POLLS, UsageThreshold
+from tests.airflows import new_in
 
 DAY = date(2026, 6, 1)
 DURING, AFTER = datetime(2026, 6, 1, 12, tzinfo=UTC), datetime(2026, 6, 2, 12, tzinfo=UTC)
@@ -74,7 +74,7 @@ def test_intervals():
     assert [trigger(poke_interval=10.0, retry_after=60.0)._interval(n) for n in range(3)] == [60, 10, 10]
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow 3.3 renders a trigger's arguments")
+@new_in(3, 3, "arguments of triggers that are templates")
 def test_what_a_template_lacks_is_not_left_out():
     begins = ReductoUsageThresholdTrigger(
         reducto_conn_id="conn", threshold="{{ params.base }}0", window="month", asks_first=True
