@@ -260,9 +260,9 @@ def waits(size: Size) -> Section:
                 theirs=seconds(extra["theirs"]),
                 value=extra["ours"] / extra["theirs"],
                 limit=0.1,
-                why=f"Airflow takes {seconds(extra['nothing'])} for as many triggers that only sleep. It hands each of the "
-                "polls to every trigger that shares it, and each logs its line: in samples of a busy process two fifths "
-                "were Airflow's logging, a sixth the requests.",
+                why=f"Airflow takes {seconds(extra['nothing'])} for as many triggers that only sleep. It hands each of "
+                "the polls to every trigger that shares it, and each of them logs its line: in samples of the process, "
+                "two fifths of its time were Airflow's logging, a sixth the requests.",
             ),
             Result(
                 what=f"{what}: memory",
@@ -408,7 +408,7 @@ def measure(names: Sequence[str], size: Size) -> list[Section]:
     for name in names:
         begun = time.monotonic()
         section = PARTS[name](size)
-        lines = table(section.results) if section.results else [section.after]
+        lines = [*(table(section.results) if section.results else []), section.after]
         print(f"\n{section.title} ({time.monotonic() - begun:.0f} s)", *lines, sep="\n", flush=True)
         sections.append(section)
     return sections
