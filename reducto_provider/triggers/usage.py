@@ -50,8 +50,8 @@ class _UsageTrigger(BaseEventTrigger):
     Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
 
     A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`shared_stream_key`) and what the
-    answers mean (:meth:`_events`). Its arguments are plain JSON values. No secret is among them, since a serialized
-    DAG may hold them in clear. Each lies in an attribute of its name.
+    answers mean (:meth:`filter_shared_stream`). Its arguments are plain JSON values. No secret is among them, since a
+    serialized DAG may hold them in clear. Each lies in an attribute of its name.
     """
 
     # A deferred sensor stays in its task's queue; event triggers as such leave it.
@@ -64,6 +64,11 @@ class _UsageTrigger(BaseEventTrigger):
     retry_after: float = 0.0
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
+
+    @property
+    def log(self) -> Any:
+        """One for all triggers of a class, since Airflow's own would be one more for each of thousands."""
+        return self.logger()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, plain JSON values."""
@@ -86,25 +91,22 @@ class _UsageTrigger(BaseEventTrigger):
                 for poll in polls:
                     yield replace(poll, next_in=interval)
 
-    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncIterator[TriggerEvent]:
+    @abstractmethod
+    def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
         """Make this trigger's events of the polls."""
-        async with aclosing(self._events(shared_stream)) as events:
-            async for event in events:
-                yield event
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """The same over a stream of its own, where Airflow shares none."""
-        async with aclosing(self.open_shared_stream(self.serialize()[1])) as polls:
-            async for event in self.filter_shared_stream(polls):
+        async with (
+            aclosing(self.open_shared_stream(self.serialize()[1])) as polls,
+            aclosing(self.filter_shared_stream(polls)) as events,
+        ):
+            async for event in events:
                 yield event
 
     @abstractmethod
     def _queries(self, moment: datetime) -> list[UsageQuery]:
         """What to ask at a moment; nothing while there is nothing to ask yet."""
-
-    @abstractmethod
-    def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        """What the polls lead to."""
 
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """The polls of the stream, before them one of its own if nobody has asked yet."""
@@ -165,6 +167,37 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
     :param window: for a wait that begins in the triggerer (``start_from_trigger``): which days, if none are given.
     :param grace: likewise: how many seconds before Airflow's own timeout the deadline lies.
     """
+
+    # In a dict, so many attributes would take 1 KiB more of each of thousands of triggers.
+    __slots__ = (
+        "_reading",
+        "_refusal",
+        "api_keys",
+        "asks_first",
+        "deadline",
+        "exponential_backoff",
+        "failed_polls",
+        "features",
+        "file_types",
+        "grace",
+        "group_by",
+        "max_wait",
+        "metric",
+        "org_id",
+        "per_group",
+        "poke_interval",
+        "products",
+        "projected",
+        "reducto_conn_id",
+        "retry_after",
+        "settle_days",
+        "silent_fail",
+        "threshold",
+        "usage_end_date",
+        "usage_start_date",
+        "wait_when_closed",
+        "window",
+    )
 
     def __init__(
         self,
@@ -285,7 +318,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         query = self._waited_for().query_at(moment)
         return [] if query is None else [query]
 
-    async def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        """One event at the most, the end of the wait."""
         if self._refusal:
             yield _event(self._refusal)
             return
@@ -453,7 +487,8 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     def _watched(self, window: DayRange) -> UsageThreshold:
         return replace(self._today, query=replace(self._today.query, start=window.first, end=window.last))
 
-    async def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        """An event for each level that a poll finds newly passed."""
         async with aclosing(self._polls(shared_stream)) as polls:
             async for poll in polls:
                 try:
