@@ -168,37 +168,6 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
     :param grace: likewise: how many seconds before Airflow's own timeout the deadline lies.
     """
 
-    # In a dict, so many attributes would take 1 KiB more of each of thousands of triggers.
-    __slots__ = (
-        "_reading",
-        "_refusal",
-        "api_keys",
-        "asks_first",
-        "deadline",
-        "exponential_backoff",
-        "failed_polls",
-        "features",
-        "file_types",
-        "grace",
-        "group_by",
-        "max_wait",
-        "metric",
-        "org_id",
-        "per_group",
-        "poke_interval",
-        "products",
-        "projected",
-        "reducto_conn_id",
-        "retry_after",
-        "settle_days",
-        "silent_fail",
-        "threshold",
-        "usage_end_date",
-        "usage_start_date",
-        "wait_when_closed",
-        "window",
-    )
-
     def __init__(
         self,
         *,
