@@ -33,7 +33,7 @@ from reducto_provider.triggers.polls import (
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, plain
-from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold
 from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
 
 if TYPE_CHECKING:
@@ -249,16 +249,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         if self.window is None:
             return
         try:
-            waited_for = UsageThreshold.of_run(
-                context,
-                window=self.window,
-                threshold=self.threshold,
-                metric=self.metric,
-                per_group=self.per_group,
-                projected=self.projected,
-                settle_days=self.settle_days,
-                **{name: getattr(self, name) for name in QUERY_FIELDS},
-            )
+            waited_for = UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             self._refusal = {"status": "skip", "message": str(error)}
         except ValueError as error:

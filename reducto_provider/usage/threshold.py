@@ -22,6 +22,9 @@ Outcome = Literal["exceeded", "closed", "waiting"]
 PROJECTED_FROM_DAYS: Final = 3
 """Complete days that a projection needs: fewer say too little about the rest of a period."""
 
+RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
+"""What a sensor's author says of the wait, as :meth:`UsageThreshold.of_run` takes it."""
+
 MAX_FAILED_POLLS: Final = 5
 """Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
 
