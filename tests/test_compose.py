@@ -89,8 +89,7 @@ def test_every_airflow_service_is_of_the_same_image_and_waits_for_the_init_step(
 
 
 def test_the_image_is_built_once(compose):
-    # Built for each service, it is another image each time, by its labels: the last one gets the name, the rest stay
-    # without one, and the next `up --build` replaces all containers.
+    # Built for each service, it is another image each time, by its labels, and all but the last one lose the name.
     assert [name for name, service in compose.services.items() if "build" in service] == ["init"]
 
 
