@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -17,6 +19,33 @@ PROJECT = Path(__file__).parents[1]
 COMPOSE = PROJECT / "docker-compose.yaml"
 EXAMPLE = PROJECT / ".env.example"
 AIRFLOW = ("init", "api-server", "scheduler", "dag-processor", "triggerer", "worker-1", "worker-2")
+
+
+HEALTH = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+
+
+class HealthPage(HTTPServer):
+    """What Airflow's API server tells of its parts."""
+
+    def __init__(self):
+        self.parts = {}
+        super().__init__(("127.0.0.1", 0), _HealthRequest)
+        self.address = f"127.0.0.1:{self.server_port}"
+
+
+class _HealthRequest(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api/v2/monitor/health" else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(self.server.parts).encode())
+
+
+@pytest.fixture
+def health_page():
+    with HealthPage() as page:
+        Thread(target=page.serve_forever, daemon=True).start()
+        yield page
+        page.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +65,7 @@ def test_it_is_valid_against_the_compose_specification():
 
 
 def test_the_image_copies_what_is_there_and_installs_the_pinned_versions(compose):
-    dockerfile = compose.services["api-server"]["build"]["dockerfile_inline"]
+    dockerfile = compose.services["init"]["build"]["dockerfile_inline"]
     copied = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
     assert {"pyproject.toml", "reducto_provider", "simulator", "requirements/e2e.txt"} <= set(copied)
     assert all((PROJECT / path).exists() for path in copied)
@@ -52,10 +81,44 @@ def test_every_airflow_service_is_of_the_same_image_and_waits_for_the_init_step(
     for name in AIRFLOW:
         service = compose.services[name]
         assert service["image"] == "airflow-provider-reducto:local"
+        assert service["pull_policy"] == "never"
         assert service["environment"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
         if name != "init":
             assert service["depends_on"]["init"] == {"condition": "service_completed_successfully"}
             assert service["healthcheck"]["test"]
+
+
+def test_the_image_is_built_once(compose):
+    # Built for each service, it is another image each time, by its labels, and all but the last one lose the name.
+    assert [name for name, service in compose.services.items() if "build" in service] == ["init"]
+
+
+def test_the_database_is_asked_where_it_stays(compose):
+    # While postgres makes the database, it has a server that listens on the socket alone, and that stops again.
+    assert compose.healthcheck("postgres")[:3] == ["pg_isready", "--host", "127.0.0.1"]
+
+
+def test_a_health_check_does_not_load_airflow(compose):
+    for name in AIRFLOW[1:]:
+        assert not re.search(r"\bairflow\b", " ".join(compose.healthcheck(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("api-server", "metadatabase"),
+        ("scheduler", "scheduler"),
+        ("dag-processor", "dag_processor"),
+        ("triggerer", "triggerer"),
+    ],
+)
+def test_a_part_is_healthy_when_airflow_says_so(compose, health_page, name, part):
+    _, *words = compose.healthcheck(name)
+    words = [word.replace("api-server:8080", health_page.address) for word in words]
+    for status in ("healthy", "unhealthy", None):
+        health_page.parts = {each: {"status": status if each == part else "healthy"} for each in HEALTH}
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (status == "healthy"), done.stderr
 
 
 def test_what_is_waited_for_can_be_waited_for(compose):
