@@ -147,15 +147,18 @@ class ReductoHook(HttpHook):
     async def aget_settings(self) -> ReductoSettings:
         """:attr:`settings` for an event loop, which looking a connection up must not block."""
         if self._settings is None:
-            try:
-                # Cancelled half-way, the look-up would leave its answer to the next one: on Airflow 3.0 that ends the
-                # whole triggerer.
-                connection = await asyncio.shield(get_async_connection(self.reducto_conn_id, hook=self))
-            except AirflowNotFoundException:
-                # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
-                connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)
-            self._settings = ReductoSettings.of(connection, await get_async_extra_dejson(connection))
+            # Cancelled half-way, the look-up would leave an answer of Airflow's to the next one who asks it something:
+            # on Airflow 3.0 and 3.1 that ends the whole triggerer.
+            self._settings = await asyncio.shield(self._alook_up())
         return self._settings
+
+    async def _alook_up(self) -> ReductoSettings:
+        try:
+            connection = await get_async_connection(self.reducto_conn_id, hook=self)
+        except AirflowNotFoundException:
+            # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
+            connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)
+        return ReductoSettings.of(connection, await get_async_extra_dejson(connection))
 
     def get_usage(self, query: UsageQuery) -> UsageReport:
         """

@@ -1264,6 +1264,34 @@ def test_a_question_that_is_cancelled_closes_its_session(
     all_is_closed()
 
 
+@pytest.mark.parametrize("half", ["get_async_connection", "get_async_extra_dejson"])
+def test_a_look_up_that_is_cancelled_goes_on_to_its_end(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    connect()
+    look_up = getattr(reducto, half)
+
+    async def cancel() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: Any, **options: Any) -> Any:
+            begun.set()
+            await asyncio.sleep(0.05)
+            found = await look_up(*arguments, **options)
+            ended.set()
+            return found
+
+        monkeypatch.setattr(reducto, half, slow)
+        task = asyncio.create_task(ReductoHook().aget_settings())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(ended.wait(), 10)
+
+    asyncio.run(cancel())
+
+
 def test_a_context_within_a_context(simulator: Simulator, connect: Connect, all_is_closed: Callable[[], None]) -> None:
     connect(host=simulator.url)
 
