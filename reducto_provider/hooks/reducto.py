@@ -325,7 +325,6 @@ class ReductoHook(HttpHook):
                 headers={"Authorization": f"Bearer {settings.key}"},
                 timeout=aiohttp.ClientTimeout(total=settings.timeout),
                 allow_redirects=False,
-                proxy=_proxy(settings),
             ) as response:
                 body = _Body(response.status)
                 async for chunk in response.content.iter_any():
@@ -483,6 +482,7 @@ async def _open_async_session(settings: ReductoSettings) -> aiohttp.ClientSessio
         connector=aiohttp.TCPConnector(ssl=verify),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": _USER_AGENT},
+        proxy=_proxy(settings),
         trust_env=False,  # or a netrc entry would replace the key
         middlewares=(_once,),
     )

@@ -39,6 +39,7 @@ from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_liter
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
     METRICS,
+    RUN_FIELDS,
     Reading,
     UsageThreshold,
     check_one_window,
@@ -264,16 +265,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
     def _waited_for(self, context: Context) -> UsageThreshold:
         try:
-            return UsageThreshold.of_run(
-                context,
-                window=self.window,
-                threshold=self.threshold,
-                metric=self.metric,
-                per_group=self.per_group,
-                projected=self.projected,
-                settle_days=self.settle_days,
-                **{name: getattr(self, name) for name in QUERY_FIELDS},
-            )
+            return UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except ValueError as error:

@@ -33,7 +33,7 @@ from reducto_provider.triggers.polls import (
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, plain
-from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold
 from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class _UsageTrigger(BaseEventTrigger):
     Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
 
     A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`shared_stream_key`) and what the
-    answers mean (:meth:`_events`). Its arguments are plain JSON values. No secret is among them, since a serialized
-    DAG may hold them in clear. Each lies in an attribute of its name.
+    answers mean (:meth:`filter_shared_stream`). Its arguments are plain JSON values. No secret is among them, since a
+    serialized DAG may hold them in clear. Each lies in an attribute of its name.
     """
 
     # A deferred sensor stays in its task's queue; event triggers as such leave it.
@@ -64,6 +64,11 @@ class _UsageTrigger(BaseEventTrigger):
     retry_after: float = 0.0
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
+
+    @property
+    def log(self) -> Any:
+        """One for all triggers of a class, since Airflow's own would be one more for each of thousands."""
+        return self.logger()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, plain JSON values."""
@@ -86,25 +91,22 @@ class _UsageTrigger(BaseEventTrigger):
                 for poll in polls:
                     yield replace(poll, next_in=interval)
 
-    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncIterator[TriggerEvent]:
+    @abstractmethod
+    def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
         """Make this trigger's events of the polls."""
-        async with aclosing(self._events(shared_stream)) as events:
-            async for event in events:
-                yield event
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """The same over a stream of its own, where Airflow shares none."""
-        async with aclosing(self.open_shared_stream(self.serialize()[1])) as polls:
-            async for event in self.filter_shared_stream(polls):
+        async with (
+            aclosing(self.open_shared_stream(self.serialize()[1])) as polls,
+            aclosing(self.filter_shared_stream(polls)) as events,
+        ):
+            async for event in events:
                 yield event
 
     @abstractmethod
     def _queries(self, moment: datetime) -> list[UsageQuery]:
         """What to ask at a moment; nothing while there is nothing to ask yet."""
-
-    @abstractmethod
-    def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        """What the polls lead to."""
 
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """The polls of the stream, before them one of its own if nobody has asked yet."""
@@ -247,16 +249,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         if self.window is None:
             return
         try:
-            waited_for = UsageThreshold.of_run(
-                context,
-                window=self.window,
-                threshold=self.threshold,
-                metric=self.metric,
-                per_group=self.per_group,
-                projected=self.projected,
-                settle_days=self.settle_days,
-                **{name: getattr(self, name) for name in QUERY_FIELDS},
-            )
+            waited_for = UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             self._refusal = {"status": "skip", "message": str(error)}
         except ValueError as error:
@@ -285,7 +278,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         query = self._waited_for().query_at(moment)
         return [] if query is None else [query]
 
-    async def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        """One event at the most, the end of the wait."""
         if self._refusal:
             yield _event(self._refusal)
             return
@@ -453,7 +447,8 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     def _watched(self, window: DayRange) -> UsageThreshold:
         return replace(self._today, query=replace(self._today.query, start=window.first, end=window.last))
 
-    async def _events(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        """An event for each level that a poll finds newly passed."""
         async with aclosing(self._polls(shared_stream)) as polls:
             async for poll in polls:
                 try:

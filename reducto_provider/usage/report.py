@@ -31,7 +31,6 @@ CREDITS_SCALE: Final = 9
 _CREDITS_UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
 _DECIMAL128 = Context(prec=38, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 _ZERO = Decimal(0)
-_get_credits = attrgetter("credits")
 _CREDITS_TYPES = {Decimal, int, type(None)}
 _REQUEST_COUNT_MAX = 2**63 - 1
 _SLICE_BYTES = 2**16
@@ -300,6 +299,7 @@ def _decode_good(body: bytes) -> _Answer | None:
         return None
     credits = Remembered(_read_credits)
     groups: dict[str | None, str | None] = {}
+    kept = groups.setdefault
     day = None
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
@@ -310,7 +310,7 @@ def _decode_good(body: bytes) -> _Answer | None:
                 return None
             read = credits.look_up()
             rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
-            types = set(map(type, map(_get_credits, rows)))
+            types: set[type] = {type(row.credits) for row in rows}
             if not types <= _CREDITS_TYPES or (answer.data and not rows):
                 return None
             if int in types:  # from a service that writes 150.0 as 150
@@ -320,8 +320,10 @@ def _decode_good(body: bytes) -> _Answer | None:
             for row in rows:  # days, which most services send together, and groups: kept once, not once a row
                 if row.date == day:
                     force_setattr(row, "date", day)
-                day = row.date
-                force_setattr(row, "group", groups.setdefault(row.group, row.group))
+                else:
+                    day = row.date
+                group = row.group
+                force_setattr(row, "group", kept(group, group))
             answer.data += rows
             start = row_end + 1
     except (msgspec.DecodeError, DecimalException, RecursionError, ValueError):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 import msgspec
@@ -21,14 +22,16 @@ Outcome = Literal["exceeded", "closed", "waiting"]
 PROJECTED_FROM_DAYS: Final = 3
 """Complete days that a projection needs: fewer say too little about the rest of a period."""
 
+RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
+"""What a sensor's author says of the wait, as :meth:`UsageThreshold.of_run` takes it."""
+
 MAX_FAILED_POLLS: Final = 5
 """Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
 
 _THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e29"))  # what credits are kept to: nothing lies between it and 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a metric came to, and what it was held against.
 
@@ -178,7 +181,7 @@ class UsageThreshold:
             settle_days=settle_days,
         )
 
-    @property
+    @cached_property
     def window(self) -> DayRange:
         return DayRange(self.query.start, self.query.end)
 
@@ -204,8 +207,8 @@ class UsageThreshold:
         """
         used = report.amounts(self.metric, per_group=self.per_group)
         values = used
-        complete = self._complete_days(time)
-        if projected := self.projected and complete >= PROJECTED_FROM_DAYS:
+        complete = self._complete_days(time) if self.projected else 0
+        if projected := complete >= PROJECTED_FROM_DAYS:
             values = report.projections(
                 self.metric, per_group=self.per_group, days=complete, of_days=self.window.length
             )

@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 
+from reducto_provider.export import formats
 from reducto_provider.export.formats import FORMATS, check_format
 
 USAGE = [
@@ -71,6 +72,14 @@ class TestBytes:
             '{"date":"2026-06-18","group":"","credits":null,"request_count":1}\n'
             '{"date":"2026-06-18","group":"caf\u00e9","credits":0.000000001,"request_count":9223372036854775807}\n'
         )
+
+    @pytest.mark.parametrize("name", ["jsonl", "parquet"])
+    @pytest.mark.parametrize("keys", [{}, KEYS], ids=["without keys", "with keys"])
+    def test_some_rows_at_a_time(self, encode, monkeypatch, name, keys):
+        whole = encode(name, USAGE, keys)
+        monkeypatch.setattr(formats, "_ROWS_AT_ONCE", 2)
+        monkeypatch.setattr(formats, "_ROWS_A_CHUNK", 2)
+        assert encode(name, USAGE, keys) == whole
 
     def test_csv(self, encode):
         assert encode("csv", USAGE).decode() == (
