@@ -74,7 +74,7 @@ class Postgres:
         }
         server = [program("postgres"), "-D", "data", *(f"--{name}={value}" for name, value in settings.items())]
         with (self.home / "server.log").open("ab") as log:
-            subprocess.Popen(
+            self._process = subprocess.Popen(
                 server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **options
             )
         isready = [program("pg_isready"), *self._server, "--dbname=postgres"]
