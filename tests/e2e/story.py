@@ -352,6 +352,10 @@ class Story:
                 yield f"{of_run}/taskInstances/~/xcomEntries?limit=1000"
                 for instance in self.airflow.task_instances(dag_id, run["dag_run_id"]):
                     of_instance = f"{of_run}/taskInstances/{instance['task_id']}"
-                    index = f"map_index={instance['map_index']}"
-                    for attempt in range(1, instance["try_number"] + 1):
-                        yield f"{of_instance}/logs/{attempt}?{index}&full_content=true"
+                    index = instance["map_index"]
+                    # Not all up to the last: one that went back to the scheduler before it began is none.
+                    tries = f"{of_instance}/{index}/tries"
+                    yield tries
+                    for attempt in self.airflow.answer(tries).json()["task_instances"]:
+                        if number := attempt["try_number"]:
+                            yield f"{of_instance}/logs/{number}?map_index={index}&full_content=true"
