@@ -10,6 +10,7 @@ in the run's own folder: `result.json` and `log.txt`.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -89,6 +90,10 @@ def _warm_up(folder: Path) -> None:
             del supervisor.in_process_api_server().transport
     settings.Session.remove()
     settings.engine.dispose()
+    # The transport's end waits for its thread. In a fork, which has no such thread, a collection would make a task five
+    # seconds late, at whatever moment one falls into it.
+    gc.collect()
+    gc.freeze()
 
 
 def _serve(request: dict[str, Any]) -> None:
