@@ -279,7 +279,7 @@ def waits(size: Size) -> Section:
                 limit=0.1,
                 why=f"As many triggers that do nothing but sleep take {mib(nothing['memory'])} already, which is what "
                 "Airflow keeps for each. Further ones take less, as the table below shows, since the code that asks "
-                "(`aiohttp`, `requests` and the HTTP provider, some 18 MiB on either side) is loaded once. Nearly half "
+                "(`aiohttp`, `requests` and the HTTP provider, some 18 MiB on either side) is loaded once. A third "
                 "of what one of ours takes beyond a sleeping one is the queue that Airflow hands it polls by.",
             ),
         ],
