@@ -149,7 +149,9 @@ class ReductoHook(HttpHook):
         if self._settings is None:
             # Cancelled half-way, the look-up would leave an answer of Airflow's to the next one who asks it something:
             # on Airflow 3.0 and 3.1 that ends the whole triggerer.
-            self._settings = await asyncio.shield(self._alook_up())
+            look_up = asyncio.create_task(self._alook_up())
+            look_up.add_done_callback(_hear)
+            self._settings = await asyncio.shield(look_up)
         return self._settings
 
     async def _alook_up(self) -> ReductoSettings:
@@ -499,6 +501,12 @@ async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise aiohttp.ClientConnectionError(str(error)) from error
+
+
+def _hear(task: asyncio.Task[Any]) -> None:
+    """Take note of how a task ended: asyncio complains of an error that nobody awaits any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _ssl_context(settings: ReductoSettings) -> ssl.SSLContext | bool:

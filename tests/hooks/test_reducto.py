@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import random
@@ -1290,6 +1291,32 @@ def test_a_look_up_that_is_cancelled_goes_on_to_its_end(
         await asyncio.wait_for(ended.wait(), 10)
 
     asyncio.run(cancel())
+
+
+def test_a_look_up_that_is_cancelled_and_fails_leaves_no_complaint(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def cancel() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def fails(*_: Any, **__: Any) -> Any:
+            begun.set()
+            await asyncio.sleep(0.05)
+            ended.set()
+            raise OSError("the database is gone")
+
+        monkeypatch.setattr(reducto, "get_async_connection", fails)
+        task = asyncio.create_task(ReductoHook().aget_settings())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.sleep(0)
+
+    asyncio.run(cancel())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_context_within_a_context(simulator: Simulator, connect: Connect, all_is_closed: Callable[[], None]) -> None:
