@@ -117,11 +117,12 @@ def document(runs: list[Run]) -> Iterator[str]:
         [(version, what)] = NEW.findall(said)
         yield f"| {what} | {version} | {count} |"
 
-    yield from ("", "And what a newer one has no more:")
-    yield from ("", "| not in Airflow | from | tests |", "| --- | --- | ---: |")
-    for said, count in _most(run.gone for run in runs):
-        [(version, what)] = GONE.findall(said)
-        yield f"| {what} | {version} | {count} |"
+    if gone := _most(run.gone for run in runs):
+        yield from ("", "And what a newer one has no more:")
+        yield from ("", "| not in Airflow | from | tests |", "| --- | --- | ---: |")
+        for said, count in gone:
+            [(version, what)] = GONE.findall(said)
+            yield f"| {what} | {version} | {count} |"
 
     if skipped := _most(run.skipped for run in runs):
         yield from ("", "## What else was skipped", "", "For want of something else than Airflow.", "")
