@@ -301,9 +301,11 @@ def trouble(connect):
                 await until(
                     lambda: all(events[name] or len(requests) >= enough[name] for name, requests in asked().items())
                 )
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                left = set(tasks)
+                while left:  # a cancellation that falls together with a request's own time limit may be lost
+                    for task in left:
+                        task.cancel()
+                    _, left = await asyncio.wait(left, timeout=1)
 
             asyncio.run(at_once())
             return Troubled(events, asked())
