@@ -353,7 +353,7 @@ class Story:
                 for instance in self.airflow.task_instances(dag_id, run["dag_run_id"]):
                     of_instance = f"{of_run}/taskInstances/{instance['task_id']}"
                     index = instance["map_index"]
-                    # Not all up to the last: one that went back to the scheduler before it began is none.
+                    # As Airflow lists them: a number below the last need not have a log.
                     tries = f"{of_instance}/{index}/tries"
                     yield tries
                     for attempt in self.airflow.answer(tries).json()["task_instances"]:

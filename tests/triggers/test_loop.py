@@ -301,11 +301,10 @@ def trouble(connect):
                 await until(
                     lambda: all(events[name] or len(requests) >= enough[name] for name, requests in asked().items())
                 )
-                left = set(tasks)
-                while left:  # a cancellation that falls together with a request's own time limit may be lost
-                    for task in left:
-                        task.cancel()
-                    _, left = await asyncio.wait(left, timeout=1)
+                for task in tasks:
+                    task.cancel()
+                _, left = await asyncio.wait(tasks, timeout=30)
+                assert not left, "a trigger that is cancelled ends"
 
             asyncio.run(at_once())
             return Troubled(events, asked())
