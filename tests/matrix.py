@@ -27,8 +27,8 @@ GONE = re.compile(r"gone in Airflow (\d+\.\d+): (.*)")
 INTRODUCTION = """\
 # The suite on every supported Airflow
 
-What the sessions of `make matrix` came to, which run the suite on each Airflow and Python below, in an environment of its
-own; they may have been run one by one, and on different commits, by which the numbers of tests differ. `.ci/run`
+What the sessions of `make matrix` came to, which run the suite on each Airflow and Python below, in an environment of
+its own; they may have been run one by one, and on different commits, by which the numbers of tests differ. `.ci/run`
 runs it on the oldest and the newest whenever something changes. Parts that know nothing of Airflow (the simulator, the
 engines' reading of the dataset, the judge of FOCUS files) run with the newest only.
 
