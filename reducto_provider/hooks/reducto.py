@@ -325,12 +325,17 @@ class ReductoHook(HttpHook):
         """One attempt: the body of a good answer."""
         await asyncio.sleep(self._reserve(settings))
         try:
-            async with session.get(
-                yarl.URL(_url(query, settings), encoded=True),
-                headers={"Authorization": f"Bearer {settings.key}"},
-                timeout=aiohttp.ClientTimeout(total=settings.timeout),
-                allow_redirects=False,
-            ) as response:
+            # The time limit is not aiohttp's: when the task is cancelled in the same turn of the loop in which that is
+            # over, aiohttp raises a TimeoutError, and the cancellation is lost.
+            async with (
+                asyncio.timeout(settings.timeout),
+                session.get(
+                    yarl.URL(_url(query, settings), encoded=True),
+                    headers={"Authorization": f"Bearer {settings.key}"},
+                    timeout=aiohttp.ClientTimeout(total=None),
+                    allow_redirects=False,
+                ) as response,
+            ):
                 body = _Body(response.status)
                 async for chunk in response.content.iter_any():
                     body.add(chunk)

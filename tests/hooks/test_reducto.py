@@ -1265,6 +1265,31 @@ def test_a_question_that_is_cancelled_closes_its_session(
     all_is_closed()
 
 
+def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simulator, connect: Connect) -> None:
+    """Both in one turn of the loop, as on a busy machine. A cancellation that is lost is not said again."""
+    arrived = threading.Event()
+    simulator.faults.add(Noted(lambda _: arrived.set(), Stall(30)), times=None)
+    connect(host=simulator.url, extra={"timeout": 1, "max_attempts": 1})
+
+    async def cancel() -> asyncio.Task[Any]:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        assert await asyncio.to_thread(arrived.wait, 10)
+        await asyncio.sleep(0.3)
+
+        async def cancel_first() -> None:
+            await asyncio.sleep(begun + 0.9 - loop.time())
+            task.cancel()
+
+        canceller = asyncio.create_task(cancel_first())
+        loop.call_at(begun + 0.8, lambda: time.sleep(0.8))  # and both timers are due
+        await asyncio.wait([task, canceller])
+        return task
+
+    assert asyncio.run(cancel()).cancelled()
+
+
 @pytest.mark.parametrize("half", ["get_async_connection", "get_async_extra_dejson"])
 def test_a_look_up_that_is_cancelled_goes_on_to_its_end(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, half: str
