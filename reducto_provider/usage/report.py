@@ -33,6 +33,7 @@ _DECIMAL128 = Context(prec=38, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation
 _ZERO = Decimal(0)
 _CREDITS_TYPES = {Decimal, int, type(None)}
 _REQUEST_COUNT_MAX = 2**63 - 1
+_WHOLE_END = 2**64  # Airflow's processes send each other no larger integers: one in an event ends the triggerer
 _SLICE_BYTES = 2**16
 _MOST_REMEMBERED = 2**14
 # Wide enough that no sum of as many values as fit into memory is ever rounded.
@@ -222,8 +223,8 @@ def plain(value: Decimal) -> str:
 
 
 def json_number(value: Decimal) -> int | float:
-    """A decimal as a JSON number: whole ones exact, others as the nearest binary float."""
-    return int(value) if value == value.to_integral_value() else float(value)
+    """A decimal as a JSON number: whole ones of up to 64 bits exact, others as the nearest binary float."""
+    return int(value) if value < _WHOLE_END and value == value.to_integral_value() else float(value)
 
 
 class _Answer(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
