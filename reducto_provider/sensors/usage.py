@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -58,6 +59,8 @@ ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
 _DEFERRAL_GRACE = timedelta(seconds=60)
+# What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
+_UNANSWERED = re.compile(r"\bxcom_pull\((?!.*\bmap_indexes\b)|\bprev_\w+_success\b", re.DOTALL)
 
 
 class ReductoUsageThresholdSensor(BaseSensorOperator):
@@ -365,10 +368,16 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """
         arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")}
         for name, value in arguments.items():
-            if not (isinstance(value, str) or is_literal(value)):
+            parts = value if isinstance(value, list | tuple | set) else [value]
+            if not all(isinstance(part, str) or is_literal(part) for part in parts):
                 raise ValueError(
                     f"{name} can't be another task's output with start_from_trigger, which renders templates only: "
-                    f"use '{{{{ ti.xcom_pull(...) }}}}', or deferrable=True instead"
+                    f"use '{{{{ ti.xcom_pull(..., map_indexes=-1) }}}}', or deferrable=True instead"
+                )
+            if any(isinstance(part, str) and _UNANSWERED.search(part) for part in parts):
+                raise ValueError(
+                    f"{name} can't be rendered with start_from_trigger: to {value!r} the triggerer never gets an "
+                    "answer; give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
                 )
         if not AIRFLOW_V_3_3_PLUS:
             return

@@ -133,6 +133,27 @@ def test_another_task_s_output_is_not_rendered_in_the_triggerer(sensor, name):
             sensor(start_from_trigger=True, **{name: before.output})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", "{{ ti.xcom_pull('budget') }}"),
+        ("products", ["parse", "{{ task_instance.xcom_pull(\n  'products') }}"]),
+        ("usage_start_date", "{{ prev_data_interval_end_success | ds }}"),
+    ],
+)
+def test_what_hangs_in_the_triggerer_is_refused(sensor, name, value):
+    sensor(deferrable=True, **{name: value})
+    with pytest.raises(ValueError, match=f"^{name} can't be rendered with start_from_trigger"):
+        sensor(start_from_trigger=True, **{name: value})
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+def test_templates_in_a_list_are_left_to_the_triggerer(sensor):
+    products = ["parse", "{{ params.product }}", "{{ ti.xcom_pull('product', map_indexes=-1) }}"]
+
+    assert sensor(start_from_trigger=True, products=products).start_trigger_args.trigger_kwargs["products"] == products
+
+
 def test_a_deferred_sensor_stays_in_its_queue(sensor):
     assert deferred(sensor(deferrable=True)).supports_triggerer_queue
 
