@@ -168,7 +168,8 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self._retry_after = 0.0
         self._started_at = 0.0
         self._check_literals()
-        if start_from_trigger:
+        # Of a mapped sensor this is one that a worker has made, which defers.
+        if start_from_trigger and not getattr(self, "_BaseOperator__from_mapped", False):
             self._start_from_trigger()
 
     def execute(self, context: Context) -> dict[str, Any] | None:

@@ -168,6 +168,41 @@ def test_the_month_of_the_run_is_the_window(wait, simulator):
     assert (reading["usage_start_date"], reading["usage_end_date"]) == ("2026-02-01", "2026-02-28")
 
 
+MAPPED = """
+from airflow.providers.common.compat.sdk import DAG, task
+from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+
+with DAG("wait", schedule=None, params={{"days": 7}}):
+    budget = task(lambda: 5, task_id="budget")()
+    given = {{"org_id": "org_acme", "start_from_trigger": True, **{may!r}}}
+    ReductoUsageThresholdSensor.partial(task_id="orgs", **{{**given, "threshold": budget}}).expand(
+        products=["parse", ["parse", "edit"]]
+    )
+    budget >> ReductoUsageThresholdSensor.partial(
+        task_id="metrics", threshold="{{{{ ti.xcom_pull('budget') }}}}", **given
+    ).expand(metric=["credits", "requests"])
+    ReductoUsageThresholdSensor.partial(task_id="windows", org_id="org_acme", threshold=0).expand(
+        window=["month", "run", "{{{{ params.days }}}}"]
+    )
+"""
+
+
+def test_a_mapped_sensor(run_dag, simulator):
+    """It defers from a worker, so that unlike one that begins in the triggerer it may have any argument."""
+    moment = datetime(2026, 2, 14, 9, tzinfo=UTC)
+    result = run_dag(MAPPED.format(may=MAY), logical_date=moment).expect()
+
+    assert [reading["threshold"] for reading in result.xcom("orgs") + result.xcom("metrics")] == [5] * 4
+    assert [reading["metric"] for reading in result.xcom("metrics")] == ["credits", "requests"]
+    one, several = (reading["value"] for reading in result.xcom("orgs"))
+    assert one < several
+    assert [(reading["usage_start_date"], reading["usage_end_date"]) for reading in result.xcom("windows")] == [
+        ("2026-02-01", "2026-02-28"),
+        ("2026-02-13", "2026-02-13"),
+        ("2026-02-08", "2026-02-14"),
+    ]
+
+
 def test_the_key_is_nowhere(wait, simulator):
     simulator.keys["sim-key-canary-77aa"] = ("org_acme",)
 
