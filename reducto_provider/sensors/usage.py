@@ -273,7 +273,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except ValueError as error:
-            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
+            self._fail(ReductoConfigurationError(f"{self.task_id}: {error}"))
 
     def _poll(self, waited_for: UsageThreshold) -> PokeReturnValue | Literal[False]:
         moment = datetime.now(UTC)

@@ -296,3 +296,12 @@ def test_a_skip_after_a_deferral_says_why(sensor, event, said, option):
     """Airflow's own reason would be that soft_fail is set."""
     with pytest.raises(AirflowSkipException, match=f"Skipping due to {option}: .*{said}"):
         sensor(**{option: True}).resume_execution("execute_complete", {"event": event}, {})
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+@pytest.mark.parametrize("option", ["soft_fail", "never_fail"])
+def test_so_does_one_for_a_template_that_renders_to_nonsense(sensor, option, deferrable):
+    waiting = sensor(threshold="{{ params.budget }}", deferrable=deferrable, **{option: True})
+    waiting.threshold = "plenty"  # as rendered
+    with pytest.raises(AirflowSkipException, match=f"Skipping due to {option}: .*not 'plenty'"):
+        waiting.execute({})
