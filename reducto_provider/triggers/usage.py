@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
-from jinja2 import StrictUndefined, UndefinedError
+from jinja2 import StrictUndefined, TemplateError
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
 from reducto_provider.triggers.polls import (
@@ -241,7 +241,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         jinja_env.undefined = StrictUndefined  # as of DAGs; Airflow's own here leaves out what is not defined
         try:
             super().render_template_fields(context, jinja_env)
-        except UndefinedError as error:
+        except TemplateError as error:
             self._refusal = error_event(ReductoConfigurationError(f"a template can't be rendered: {error}"))
             return
         if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:

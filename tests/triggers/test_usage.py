@@ -75,16 +75,22 @@ def test_intervals():
 
 
 @new_in(3, 3, "arguments of triggers that are templates")
-def test_what_a_template_lacks_is_not_left_out():
-    begins = ReductoUsageThresholdTrigger(
-        reducto_conn_id="conn", threshold="{{ params.base }}0", window="month", asks_first=True
-    )
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        ("{{ params.base }}0", "base"),
+        ("{{ macros_of_the_dag() }}", "macros_of_the_dag"),
+        ("{{ 5 | dollars }}", "dollars"),
+    ],
+)
+def test_what_a_template_lacks_is_not_left_out(template, named):
+    begins = ReductoUsageThresholdTrigger(reducto_conn_id="conn", threshold=template, window="month", asks_first=True)
     begins.template_fields = ("threshold",)
     begins.render_template_fields({"params": {}})
 
     assert begins.shared_stream_key() is None
     event = asyncio.run(anext(begins.run())).payload
-    assert (event["error"], "base" in event["message"]) == ("ReductoConfigurationError", True)
+    assert (event["error"], named in event["message"]) == ("ReductoConfigurationError", True)
 
 
 def used(requests, time=DURING):
