@@ -76,10 +76,20 @@ with DAG(
     start_date=datetime(2026, 10, 16),
     end_date=datetime(2026, 10, 16, 12),
     catchup=True,
-    params={"window": "run", "org": "org_daily", "connection": "reducto_default", "threshold": 7, "bad": "plenty"},
+    params={
+        "window": "run",
+        "org": "org_daily",
+        "connection": "reducto_default",
+        "threshold": 7,
+        "product": "parse",
+        "bad": "plenty",
+    },
 ):
     start = {"start_from_trigger": True, "on_closed_window": "wait", **OF_RUN}
     wait("exceeds", threshold="{{ params.threshold }}", **start)
+    task(lambda: 7, task_id="budget")() >> wait(
+        "pulls", threshold="{{ ti.xcom_pull('budget', map_indexes=-1) }}", products=["{{ params.product }}"], **start
+    )
     wait("does_not", threshold="{{ params.threshold + 1 }}", **{**start, "on_closed_window": "skip"})
     wait("waits", threshold="{{ params.threshold + 1 }}", **start)
     wait("times_out", threshold="{{ params.threshold + 1 }}", **{**start, "timeout": 3})
@@ -273,6 +283,9 @@ def test_templates_are_rendered_for_the_run(airflow):
     assert (reading["usage_start_date"], reading["usage_end_date"]) == (str(RUN_DAY), str(RUN_DAY))
     queued = task(airflow, "from_trigger", "exceeds")["queued_when"]
     assert datetime.fromisoformat(reading["time"]) <= datetime.fromisoformat(queued), "a worker had it afterwards only"
+
+    wait_for_task(airflow, "from_trigger", "pulls", "success")
+    assert airflow.xcom("from_trigger", run_id, "pulls")["threshold"] == 7
 
     wait_for_task(airflow, "from_trigger", "does_not", "skipped")
 

@@ -284,6 +284,19 @@ def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_
         waiting._get_next_poke_interval(0, lambda: 30.001, 1)
 
 
+@pytest.mark.parametrize("limit", ["timeout", "execution_timeout"])
+@pytest.mark.parametrize("option", ["silent_fail", "soft_fail", "never_fail"])
+def test_a_trigger_that_is_lost_ends_as_any_other_timeout(sensor, limit, option):
+    """Airflow's own limit, the net below the trigger's: nothing was there to send an event."""
+    seconds = timedelta(seconds=30)
+    limits = {"timeout": seconds} if limit == "timeout" else {"timeout": 60, "execution_timeout": seconds}
+    expected = AirflowSensorTimeout if limit == "timeout" else AirflowTaskTimeout
+    with pytest.raises(expected if option == "silent_fail" else AirflowSkipException, match="Trigger timeout"):
+        sensor(deferrable=True, **limits, **{option: True}).resume_execution(
+            "__fail__", {"error": "Trigger timeout"}, {}
+        )
+
+
 @pytest.mark.parametrize(
     ("event", "said"),
     [
