@@ -253,6 +253,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         for name, allowed in (("metric", METRICS), ("on_closed_window", CLOSED_WINDOW_ACTIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("per_group", "projected"):
+            if not isinstance(getattr(self, name), bool):  # no template: any text would be taken for True
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.settle_days, int) or isinstance(self.settle_days, bool) or self.settle_days < 0:
             raise ValueError(f"settle_days must be a whole number, 0 or more, not {self.settle_days!r}")
         if self.projected and (days := self._known_days()) is not None:

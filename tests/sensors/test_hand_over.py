@@ -125,6 +125,28 @@ def test_everything_is_handed_over(sensor, simulator):
     assert deferral.value.timeout > timedelta(hours=1), "the trigger keeps the time, Airflow's own limit is a net"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", -1),
+        ("threshold", True),
+        ("window", "fortnight"),
+        ("window", 0),
+        ("metric", "{{ params.metric }}"),
+        ("on_closed_window", "succeed"),
+        ("settle_days", -1),
+        ("settle_days", "2"),
+        ("per_group", "{{ params.per_group }}"),
+        ("projected", "False"),
+        ("usage_end_date", None),
+        ("group_by", "key"),
+    ],
+)
+def test_what_can_t_be_right_is_refused_when_parsed(sensor, name, value):
+    with pytest.raises(ValueError, match=name):
+        sensor(**{name: value})
+
+
 @pytest.mark.parametrize("name", ["threshold", "org_id", "reducto_conn_id"])
 def test_another_task_s_output_is_not_rendered_in_the_triggerer(sensor, name):
     with DAG("wait", schedule=None):
