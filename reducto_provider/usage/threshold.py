@@ -67,9 +67,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             "exceeded": self.exceeded,
             "usage_start_date": self.window.first.isoformat(),
             "usage_end_date": self.window.last.isoformat(),
-            "org_id": self.org_id,
+            "org_id": _storable(self.org_id),
             "group_by": self.group_by,
-            "group": self.group,
+            "group": None if self.group is None else _storable(self.group),
             "time": self.time.isoformat(timespec="seconds"),
         }
 
@@ -104,6 +104,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         share = f" ({self.value / self.threshold:.1%})" if self.threshold else ""
         value = f"{plain(self.used)} used, {plain(self.value)} projected" if self.projected else plain(self.value)
         return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"
+
+
+def _storable(text: str) -> str:
+    """Foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class _JsonReading(msgspec.Struct):

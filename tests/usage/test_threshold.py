@@ -249,7 +249,7 @@ class TestReading:
             {"metric": "requests", "value": Decimal(2**63)},
             {"group": "parse"},
             {"group": ""},
-            {"group": 'a/b\n"c" \N{GRINNING FACE}\0'},
+            {"group": 'a/b\n"c" \N{GRINNING FACE}\x01'},
             {"window": DayRange(date(2026, 6, 18), date(2026, 6, 18)), "group_by": "api_key"},
         ],
         ids=str,
@@ -258,6 +258,11 @@ class TestReading:
         original = reading(**fields)
 
         assert Reading.from_json(json.loads(json.dumps(original.as_json()))) == original
+
+    def test_what_postgresql_keeps_in_no_json_is_replaced(self, reading):
+        sent = reading(org_id="org\0", group="\0a").as_json()
+
+        assert (sent["org_id"], sent["group"]) == ("org\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}a")
 
     def test_as_json(self, reading):
         assert reading("230.1", "200", group="parse").as_json() == {
