@@ -284,6 +284,9 @@ def test_templates_are_rendered_for_the_run(airflow):
     queued = task(airflow, "from_trigger", "exceeds")["queued_when"]
     assert datetime.fromisoformat(reading["time"]) <= datetime.fromisoformat(queued), "a worker had it afterwards only"
 
+    links = f"/api/v2/dags/from_trigger/dagRuns/{run_id}/taskInstances/exceeds/links"
+    assert airflow.request("GET", links).json()["extra_links"] == {"Reducto Studio": "https://studio.reducto.ai"}
+
     wait_for_task(airflow, "from_trigger", "pulls", "success")
     assert airflow.xcom("from_trigger", run_id, "pulls")["threshold"] == 7
 

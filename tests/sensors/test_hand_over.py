@@ -176,6 +176,60 @@ def test_templates_in_a_list_are_left_to_the_triggerer(sensor):
     assert sensor(start_from_trigger=True, products=products).start_trigger_args.trigger_kwargs["products"] == products
 
 
+@pytest.fixture
+def began(sensor) -> Callable[..., ReductoUsageThresholdTrigger]:
+    """Begin a wait as Airflow's triggerer does, of a sensor's arguments, in a run of 14 February 2028."""
+    moment = datetime(2028, 2, 14, 9, tzinfo=UTC)
+    run = SimpleNamespace(data_interval_start=moment, data_interval_end=moment, run_type="manual", partition_key=None)
+    context: Any = {"dag_run": run, "dag": SimpleNamespace(timetable=None), "params": {"budget": 5, "days": 3}}
+
+    def begin(ends: datetime | None = None, **arguments: Any) -> ReductoUsageThresholdTrigger:
+        no_days = {"usage_start_date": None, "usage_end_date": None}
+        start = sensor(start_from_trigger=True, **{**no_days, **arguments}).start_trigger_args
+        trigger = ReductoUsageThresholdTrigger(**json.loads(json.dumps(start.trigger_kwargs)))
+        trigger.template_fields = tuple(
+            name for name in ReductoUsageThresholdSensor.template_fields if name in start.trigger_kwargs
+        )
+        trigger.timeout_after = ends or datetime.now(UTC) + start.timeout
+        trigger.render_template_fields(context)
+        return trigger
+
+    return begin
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize(
+    ("arguments", "first", "last"),
+    [
+        ({}, "2028-02-01", "2028-02-29"),
+        ({"window": "week"}, "2028-02-14", "2028-02-20"),
+        ({"window": "{{ params.days }}"}, "2028-02-12", "2028-02-14"),
+        ({"window": "run"}, "2028-02-13", "2028-02-13"),
+        (
+            {"usage_start_date": "2028-01-0{{ params.days }}", "usage_end_date": "2028-01-31"},
+            "2028-01-03",
+            "2028-01-31",
+        ),
+    ],
+)
+def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(began, simulator, arguments, first, last):
+    trigger = began(threshold="{{ params.budget }}", **arguments)
+    kept = trigger.serialize()[1]
+
+    assert (kept["usage_start_date"], kept["usage_end_date"], kept["threshold"]) == (first, last, "5")
+    assert kept["asks_first"], "nobody has asked before"
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
+    began_at = time.time()
+
+    assert began_at + 600 <= began(timeout=600).deadline <= time.time() + 600
+    # Airflow itself ends a wait when its execution_timeout is over.
+    ends = datetime.now(UTC) + timedelta(seconds=300)
+    assert began(ends, timeout=600, execution_timeout=timedelta(seconds=300)).deadline == ends.timestamp()
+
+
 def test_a_deferred_sensor_stays_in_its_queue(sensor):
     assert deferred(sensor(deferrable=True)).supports_triggerer_queue
 

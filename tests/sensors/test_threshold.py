@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from simulator import Simulator
+from tests.airflows import new_in
 
 DAG = """
 from datetime import datetime, timedelta
@@ -92,6 +93,14 @@ def test_exceeded_at_once(wait, simulator):
         "group": None,
     }
     assert len(simulator.requests) == 1
+
+
+@new_in(3, 0, "links that a worker makes")
+@pytest.mark.parametrize("threshold", [100, 10**9])
+def test_a_link_leads_to_studio(wait, simulator, threshold):
+    result = wait(threshold=threshold, **MAY)
+
+    assert result.xcom("wait", key="_link_ReductoStudioLink") == "https://studio.reducto.ai"
 
 
 def test_to_equal_is_not_to_exceed(wait, simulator):
