@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from reducto_provider.exceptions import ReductoTriggerEventError
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoTriggerEventError
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from simulator import Altered, Stall, status
@@ -179,11 +179,14 @@ def test_templates_in_a_list_are_left_to_the_triggerer(sensor):
 @pytest.fixture
 def began(sensor) -> Callable[..., ReductoUsageThresholdTrigger]:
     """Begin a wait as Airflow's triggerer does, of a sensor's arguments, in a run of 14 February 2028."""
-    moment = datetime(2028, 2, 14, 9, tzinfo=UTC)
-    run = SimpleNamespace(data_interval_start=moment, data_interval_end=moment, run_type="manual", partition_key=None)
-    context: Any = {"dag_run": run, "dag": SimpleNamespace(timetable=None), "params": {"budget": 5, "days": 3}}
+    moment = datetime(2028, 2, 14, 23, 30, tzinfo=UTC)
 
-    def begin(ends: datetime | None = None, **arguments: Any) -> ReductoUsageThresholdTrigger:
+    def begin(
+        ends: datetime | None = None, begins: datetime = moment, **arguments: Any
+    ) -> ReductoUsageThresholdTrigger:
+        interval = {"data_interval_start": begins, "data_interval_end": moment}
+        run = SimpleNamespace(**interval, run_type="manual", partition_key=None)
+        context: Any = {"dag_run": run, "dag": SimpleNamespace(timetable=None), "params": {"budget": 5, "days": 3}}
         no_days = {"usage_start_date": None, "usage_end_date": None}
         start = sensor(start_from_trigger=True, **{**no_days, **arguments}).start_trigger_args
         trigger = ReductoUsageThresholdTrigger(**json.loads(json.dumps(start.trigger_kwargs)))
@@ -218,6 +221,24 @@ def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(bega
 
     assert (kept["usage_start_date"], kept["usage_end_date"], kept["threshold"]) == (first, last, "5")
     assert kept["asks_first"], "nobody has asked before"
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize(
+    ("arguments", "expected", "said"),
+    [
+        ({"threshold": "{{ params.days - 9 }}"}, ReductoConfigurationError, "not '-6'"),
+        ({"threshold": "{{ params.nothing }}"}, ReductoConfigurationError, "in the triggerer: .*'nothing'"),
+        ({"window": "{{ params.days }}", "projected": True}, ReductoConfigurationError, "this window has 3"),
+        ({"window": "run", "begins": datetime(2028, 2, 14, 0, 30, tzinfo=UTC)}, AirflowSkipException, "no day of UTC"),
+    ],
+)
+def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, arguments, expected, said):
+    event = event_of(began(**arguments))
+
+    with pytest.raises(expected, match=said):
+        sensor().execute_complete({}, event)
+    assert not simulator.requests
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
