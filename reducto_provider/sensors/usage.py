@@ -60,7 +60,9 @@ CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
 _DEFERRAL_GRACE = timedelta(seconds=60)
 # What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
-_UNANSWERED = re.compile(r"\bxcom_pull\((?!.*\bmap_indexes\b)|\bprev_\w+_success\b", re.DOTALL)
+_UNANSWERED = re.compile(
+    r"\bxcom_pull\s*\((?![^}]*\bmap_indexes\b)|\bprev_\w+_success\b|\bget_previous_(dagrun|start_date)\b"
+)
 
 
 class ReductoUsageThresholdSensor(BaseSensorOperator):

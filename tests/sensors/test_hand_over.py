@@ -160,7 +160,9 @@ def test_another_task_s_output_is_not_rendered_in_the_triggerer(sensor, name):
     [
         ("threshold", "{{ ti.xcom_pull('budget') }}"),
         ("products", ["parse", "{{ task_instance.xcom_pull(\n  'products') }}"]),
+        ("threshold", "{{ ti.xcom_pull ('a') }}{{ ti.xcom_pull('b', map_indexes=-1) }}"),
         ("usage_start_date", "{{ prev_data_interval_end_success | ds }}"),
+        ("usage_start_date", "{{ ti.get_previous_dagrun().logical_date | ds }}"),
     ],
 )
 def test_what_hangs_in_the_triggerer_is_refused(sensor, name, value):
