@@ -1290,6 +1290,41 @@ def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simula
     assert asyncio.run(cancel()).cancelled()
 
 
+def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, all_is_closed: Callable[[], None]
+) -> None:
+    """What aiohttp connects by then waits for the loser, and loses the cancellation."""
+    simulator.faults.add(Stall(30), times=None)
+    connect(host=simulator.url.replace("127.0.0.1", "localhost"), extra={"max_attempts": 1})
+
+    def two_addresses(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+
+    async def cancelled() -> bool:
+        loop = asyncio.get_running_loop()
+        sock_connect = loop.sock_connect
+
+        async def slowly(sock: socket.socket, address: Any) -> None:
+            if address[0] == "127.0.0.1":
+                await asyncio.sleep(0.5)  # the other one is tried meanwhile
+                return await sock_connect(sock, address)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                task.cancel()
+
+        loop.sock_connect = slowly  # type: ignore[method-assign,assignment]
+        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        await asyncio.wait([task], timeout=10)
+        return task.cancelled()
+
+    assert asyncio.run(cancelled())
+    all_is_closed()
+
+
 @pytest.mark.parametrize("half", ["get_async_connection", "get_async_extra_dejson"])
 def test_a_look_up_that_is_cancelled_goes_on_to_its_end(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, half: str
