@@ -57,9 +57,15 @@ class Poll:
         try:
             if len(self.report.rows) < _ASIDE_ROWS:
                 return waited_for.read(self.report, self.time)
-            return await asyncio.to_thread(waited_for.read, self.report, self.time)
+            async with self._aside:
+                return await asyncio.to_thread(waited_for.read, self.report, self.time)
         except CreditsUnavailableError as error:
             raise ReductoCreditsUnavailableError(str(error)) from error
+
+    @cached_property
+    def _aside(self) -> asyncio.Lock:
+        # So that one of hundreds sums the report up, and the others find the sums.
+        return asyncio.Lock()
 
     @cached_property
     def _traceback(self) -> TracebackType | None:

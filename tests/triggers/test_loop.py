@@ -214,6 +214,25 @@ def test_while_many_project_the_same_answer():
     never_blocks(scenario)
 
 
+def test_while_another_answer_is_summed_up_that_is_large():
+    day, query = date(2026, 6, 1), UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1))
+    rows = (UsageRow(day, "key", Decimal("1.5"), 1),) * 3_000_000
+    waited_for = UsageThreshold(query=query, metric="credits", threshold=Decimal(1))
+
+    def poll(rows):
+        report = UsageReport(org_id="org_acme", start=day, end=day, group_by="product", rows=rows)
+        return Poll(datetime(2026, 6, 1, 12, tzinfo=UTC), query, report)
+
+    async def scenario():
+        large = asyncio.gather(*map(poll(rows).read, [waited_for] * 20))
+        while not large.done():
+            assert (await poll(rows[:1]).read(waited_for)).value == Decimal("1.5")
+            await asyncio.sleep(0.001)
+        assert len(await large) == 20
+
+    never_blocks(scenario)
+
+
 def test_while_the_connection_is_looked_up(service, monkeypatch):
     from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 
