@@ -232,6 +232,29 @@ def test_who_is_slow_loses_nothing(service, shared, leaves_nothing_open):
     asyncio.run(scenario())
 
 
+@SHARED_STREAMS
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_key_that_is_rotated_under_many_is_refused_once(service, shared, connect, leaves_nothing_open, renewed):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        waits = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(1, 201)]
+        await until(lambda: len(service.requests) >= 2)
+        if renewed:
+            connect(host=service.url, password="sim-key-new", extra={"max_attempts": 1})
+        service.keys["sim-key-new"] = service.keys.pop("sim-key-all")
+        service.usage.add("org_acme", query().start, credits=1000, requests=1)
+        return await asyncio.gather(*waits)
+
+    events = asyncio.run(scenario())
+    if renewed:
+        assert {event["status"] for event in events} == {"exceeded"}
+    else:
+        assert {event["error"] for event in events} == {"ReductoAuthenticationError"}
+    assert [request.status for request in service.requests].count(401) == 1
+
+
 # -- levels
 
 
