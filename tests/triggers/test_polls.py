@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from reducto_provider.hooks import reducto
 from reducto_provider.triggers import usage as module
 from reducto_provider.triggers.polls import Poller
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
@@ -113,6 +114,25 @@ async def until(condition):
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # of another thread
             await asyncio.sleep(0.02)
+
+
+def test_the_session_of_a_poll_that_failed_is_closed_at_once(service, monkeypatch):
+    service.faults.add(status(503), times=3)
+    opened, open_session = [], reducto._open_async_session
+
+    async def noted(settings):
+        opened.append(await open_session(settings))
+        return opened[-1]
+
+    monkeypatch.setattr(reducto, "_open_async_session", noted)
+
+    async def scenario():
+        async with Poller("reducto_default") as poller:
+            for _ in range(5):
+                await poller.ask(query(), datetime.now(UTC))
+            assert [session.closed for session in opened] == [True, True, True, False]
+
+    asyncio.run(scenario())
 
 
 async def first_of(events):
