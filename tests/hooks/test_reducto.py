@@ -1319,6 +1319,7 @@ def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
         loop.sock_connect = slowly  # type: ignore[method-assign,assignment]
         task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
         await asyncio.wait([task], timeout=10)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         return task.cancelled()
 
     assert asyncio.run(cancelled())

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from reducto_provider.exceptions import ReductoRequestError
 from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
@@ -190,6 +191,35 @@ def test_while_many_read_the_same_answer(service):
 
         events = await asyncio.gather(*(wait(number) for number in range(200)))
         assert [event["reading"]["threshold"] for event in events] == list(range(200))
+
+    never_blocks(scenario)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_while_thousands_take_up_the_same_poll(failed):
+    day = datetime.now(UTC).date()
+    rows = (UsageRow(day, "parse", Decimal(2001), 1),)
+    report = UsageReport(org_id="org_acme", start=day, end=day, group_by="product", rows=rows)
+    poll = Poll(datetime.now(UTC), report=report, error=ReductoRequestError("refused") if failed else None)
+
+    async def scenario():
+        answered = asyncio.Event()
+
+        async def stream():
+            await answered.wait()
+            yield poll
+
+        async def wait(number):
+            return await anext(threshold_trigger(threshold=str(number)).filter_shared_stream(stream()))
+
+        waits = []
+        for number in range(2000):
+            waits.append(asyncio.create_task(wait(number)))
+            await asyncio.sleep(0)
+        answered.set()
+        assert {event.payload["status"] for event in await asyncio.gather(*waits)} == {
+            "error" if failed else "exceeded"
+        }
 
     never_blocks(scenario)
 
