@@ -13,7 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import pairwise
@@ -1324,6 +1324,25 @@ def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
 
     assert asyncio.run(cancelled())
     all_is_closed()
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_request_that_loses_a_cancellation_is_cancelled_again(cancelled: bool) -> None:
+    async def loses_one() -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    async def ends() -> None:
+        task = asyncio.create_task(reducto._acall_within(30 if cancelled else 0.1, loses_one()))
+        await asyncio.sleep(0.1)
+        if cancelled:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if cancelled else TimeoutError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(ends())
 
 
 @pytest.mark.parametrize("half", ["get_async_connection", "get_async_extra_dejson"])
