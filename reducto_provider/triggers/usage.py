@@ -356,9 +356,10 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     its last hours are counted only then.
 
     What has fired is remembered in the asset's state store, which Airflow has from 3.3 on, some seconds after
-    the event: a triggerer that dies in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
-    an asset that has not this trigger alone, it is remembered for the life of the triggerer: when that is restarted,
-    the levels that are passed already fire once more. Airflow 2 has no watchers.
+    the event: a triggerer that stops in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
+    an asset that has not this trigger alone, it is remembered while the trigger runs: after a restart of the
+    triggerer, a pause of the DAGs that the asset starts, or a change of the arguments, the levels that are passed
+    already fire once more. Airflow 2 has no watchers.
 
     A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
 
@@ -540,8 +541,8 @@ class _Memory:
             # Several assets are watched by the same trigger: whose store?
             self._stored = False
             trigger.log.warning(
-                "Levels that have fired are forgotten when the triggerer restarts: give each asset a trigger with "
-                "arguments of its own (%s)",
+                "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
+                "asset a trigger with arguments of its own (%s)",
                 error,
             )
             return {}
