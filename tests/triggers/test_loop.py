@@ -486,10 +486,27 @@ def test_retry_after_is_honoured_for_an_hour_at_most(service, make_trigger, retr
     assert asyncio.run(first_poll(make_trigger())).next_in == LONGEST_RETRY_AFTER
 
 
-def test_retry_after_puts_off_the_poll_after_ones_own_first(service):
+async def first_shared_event(trigger):
+    from airflow.triggers import shared_stream
+
+    manager, key = shared_stream.SharedStreamManager(), trigger.shared_stream_key()
+    stream = manager.subscribe(trigger_id=1, trigger=trigger, key=key)
+    try:
+        return (await anext(trigger.filter_shared_stream(stream))).payload
+    finally:
+        await manager.unsubscribe(1, key)
+
+
+@pytest.mark.parametrize(
+    "wait", [first_event, pytest.param(first_shared_event, marks=SHARED_STREAMS)], ids=["alone", "shared"]
+)
+@pytest.mark.parametrize(
+    "trigger", [threshold_trigger(asks_first=True), level_trigger(budget=10)], ids=["threshold", "level"]
+)
+def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigger):
     service.faults.add(status(429, retry_after=3))
     service.usage.add("org_acme", datetime.now(UTC).date(), credits=1_000, requests=1)
 
-    assert asyncio.run(first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+    asyncio.run(wait(trigger))
     [gap] = [later.monotonic - earlier.monotonic for earlier, later in pairwise(service.requests)]
     assert gap > 2.5
