@@ -53,7 +53,7 @@ from reducto_provider.usage.report import UsageContractError, UsageReport
 from reducto_provider.usage.window import today
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -325,23 +325,7 @@ class ReductoHook(HttpHook):
         """One attempt: the body of a good answer."""
         await asyncio.sleep(self._reserve(settings))
         try:
-            # The time limit is not aiohttp's: when the task is cancelled in the same turn of the loop in which that is
-            # over, aiohttp raises a TimeoutError, and the cancellation is lost.
-            async with (
-                asyncio.timeout(settings.timeout),
-                session.get(
-                    yarl.URL(_url(query, settings), encoded=True),
-                    headers={"Authorization": f"Bearer {settings.key}"},
-                    timeout=aiohttp.ClientTimeout(total=None),
-                    allow_redirects=False,
-                ) as response,
-            ):
-                body = _Body(response.status)
-                async for chunk in response.content.iter_any():
-                    body.add(chunk)
-                    if body.full:
-                        break
-                answer = _Answer(response.status, response.headers, body.content())
+            answer = await _acall_within(settings.timeout, _aread_answer(session, _url(query, settings), settings))
         except TimeoutError:
             failure = _timeout_error(settings)
         except (aiohttp.ClientError, ValueError) as error:
@@ -575,6 +559,45 @@ def _read_answer(session: requests.Session, url: str, settings: ReductoSettings)
             if time.monotonic() > deadline:
                 raise TimeoutError
         return _Answer(response.status_code, response.headers, body.content())
+
+
+async def _acall_within(seconds: float, coroutine: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """
+    :func:`_call_within` for an event loop.
+
+    In a task of its own, which is told to end until it has: aiohttp and what it connects by lose a cancellation that
+    comes in the same turn of the loop as something else. Lost would be that of a time limit, or of who asks.
+    """
+    task = asyncio.create_task(coroutine)
+    task.add_done_callback(_hear)
+    try:
+        if await _is_done(task, seconds):
+            return task.result()
+        raise TimeoutError
+    finally:
+        while not task.done():
+            task.cancel()
+            await _is_done(task, 1)
+
+
+async def _is_done(task: asyncio.Task[Any], seconds: float) -> bool:
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    return bool(done)
+
+
+async def _aread_answer(session: aiohttp.ClientSession, url: str, settings: ReductoSettings) -> _Answer:
+    async with session.get(
+        yarl.URL(url, encoded=True),
+        headers={"Authorization": f"Bearer {settings.key}"},
+        timeout=aiohttp.ClientTimeout(total=None),
+        allow_redirects=False,
+    ) as response:
+        body = _Body(response.status)
+        async for chunk in response.content.iter_any():
+            body.add(chunk)
+            if body.full:
+                break
+        return _Answer(response.status, response.headers, body.content())
 
 
 def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, conn_id: str) -> bytes:

@@ -50,16 +50,24 @@ class Poll:
 
         :raises Exception: the one that the poll came to.
         """
-        if self.error is not None:
-            raise self.error.with_traceback(self._traceback)
-        if self.report is None:
-            return None
-        try:
-            if len(self.report.rows) < _ASIDE_ROWS:
-                return waited_for.read(self.report, self.time)
-            return await asyncio.to_thread(waited_for.read, self.report, self.time)
-        except CreditsUnavailableError as error:
-            raise ReductoCreditsUnavailableError(str(error)) from error
+        async with self._turns:
+            await asyncio.sleep(0)
+            if self.error is not None:
+                raise self.error.with_traceback(self._traceback)
+            if self.report is None:
+                return None
+            try:
+                if len(self.report.rows) < _ASIDE_ROWS:
+                    return waited_for.read(self.report, self.time)
+                return await asyncio.to_thread(waited_for.read, self.report, self.time)
+            except CreditsUnavailableError as error:
+                raise ReductoCreditsUnavailableError(str(error)) from error
+
+    @cached_property
+    def _turns(self) -> asyncio.Lock:
+        # Thousands may read it. One after the other, they leave the event loop to others in between, and a large report
+        # is summed up by the first of them alone.
+        return asyncio.Lock()
 
     @cached_property
     def _traceback(self) -> TracebackType | None:

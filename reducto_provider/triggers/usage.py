@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
@@ -49,7 +49,7 @@ class _UsageTrigger(BaseEventTrigger):
     """
     Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
 
-    A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`shared_stream_key`) and what the
+    A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`_question`) and what the
     answers mean (:meth:`filter_shared_stream`). Its arguments are plain JSON values. No secret is among them, since a
     serialized DAG may hold them in clear. Each lies in an attribute of its name.
     """
@@ -64,6 +64,9 @@ class _UsageTrigger(BaseEventTrigger):
     retry_after: float = 0.0
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
+
+    _put_off: ClassVar[dict[Hashable, float]] = {}
+    """By question: until when, in loop time, the service wants to be left alone, since a trigger asked by itself."""
 
     @property
     def log(self) -> Any:
@@ -85,6 +88,7 @@ class _UsageTrigger(BaseEventTrigger):
         async with Poller(trigger.reducto_conn_id) as poller:
             while True:
                 await asyncio.sleep(interval)
+                await asyncio.sleep(cls._put_off.get(trigger._question(), 0.0) - asyncio.get_running_loop().time())
                 count += 1
                 polls = await trigger._ask(poller)
                 interval = trigger._interval(count, polls)
@@ -104,6 +108,14 @@ class _UsageTrigger(BaseEventTrigger):
             async for event in events:
                 yield event
 
+    def shared_stream_key(self) -> Hashable | None:
+        """All that the poll depends on."""
+        return self._question()
+
+    @abstractmethod
+    def _question(self) -> Hashable:
+        """All that the poll depends on."""
+
     @abstractmethod
     def _queries(self, moment: datetime) -> list[UsageQuery]:
         """What to ask at a moment; nothing while there is nothing to ask yet."""
@@ -115,13 +127,16 @@ class _UsageTrigger(BaseEventTrigger):
             interval = self._interval(0, polls)
             for poll in polls:
                 yield replace(poll, next_in=interval)
-            await asyncio.sleep(interval - self._interval(0))  # the stream's own interval lies before its first poll
         async for poll in shared_stream:
             yield poll
 
     async def _ask_alone(self) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
-            return await self._ask(poller)
+            polls = await self._ask(poller)
+        self._put_off.pop(self._question(), None)
+        if seconds := max(retry_after_of(poll.error) for poll in polls):
+            self._put_off[self._question()] = asyncio.get_running_loop().time() + seconds
+        return polls
 
     async def _ask(self, poller: Poller) -> list[Poll]:
         moment = datetime.now(UTC)
@@ -264,8 +279,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         All that the poll depends on. None, for a poll of its own, when the interval grows poll by poll, and when
         there is nothing to poll for.
         """
-        if self.exponential_backoff or self._refusal:
-            return None
+        return None if self.exponential_backoff or self._refusal else self._question()
+
+    def _question(self) -> Hashable:
         query = self._waited_for().query
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
@@ -356,9 +372,10 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     its last hours are counted only then.
 
     What has fired is remembered in the asset's state store, which Airflow has from 3.3 on, some seconds after
-    the event: a triggerer that dies in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
-    an asset that has not this trigger alone, it is remembered for the life of the triggerer: when that is restarted,
-    the levels that are passed already fire once more. Airflow 2 has no watchers.
+    the event: a triggerer that stops in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
+    an asset that has not this trigger alone, it is remembered while the trigger runs: after a restart of the
+    triggerer, a pause of the DAGs that the asset starts, or a change of the arguments, the levels that are passed
+    already fire once more. Airflow 2 has no watchers.
 
     A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
 
@@ -425,8 +442,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         self.api_keys, self.file_types = filters.get("api_keys"), filters.get("file_types")
         self._memory = _Memory()
 
-    def shared_stream_key(self) -> Hashable | None:
-        """All that the poll depends on."""
+    def _question(self) -> Hashable:
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             self.reducto_conn_id,
@@ -540,8 +556,8 @@ class _Memory:
             # Several assets are watched by the same trigger: whose store?
             self._stored = False
             trigger.log.warning(
-                "Levels that have fired are forgotten when the triggerer restarts: give each asset a trigger with "
-                "arguments of its own (%s)",
+                "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
+                "asset a trigger with arguments of its own (%s)",
                 error,
             )
             return {}

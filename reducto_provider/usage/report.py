@@ -11,7 +11,6 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException, Invalid
 from functools import cached_property
 from itertools import chain, groupby
 from operator import attrgetter
-from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -132,11 +131,10 @@ class UsageReport:
         :param until: the last day that counts; all days when it is None.
         :raises CreditsUnavailableError: for credits, when the service sent none for some row.
         """
-        with _summing:
-            key = (metric, per_group, until)
-            if key not in self._amounts:
-                self._amounts[key] = self._sum_up(metric, per_group, until or self.end)
-            return self._amounts[key]
+        key = (metric, per_group, until)
+        if key not in self._amounts:
+            self._amounts[key] = self._sum_up(metric, per_group, until or self.end)
+        return self._amounts[key]
 
     def projections(self, metric: Metric, *, per_group: bool, days: int, of_days: int) -> dict[str | None, Decimal]:
         """
@@ -147,14 +145,13 @@ class UsageReport:
         """
         used = self.amounts(metric, per_group=per_group)
         rates = self.amounts(metric, per_group=per_group, until=self.start + timedelta(days=days - 1))
-        with _summing:
-            key = (metric, per_group, days, of_days)
-            if key not in self._amounts:
-                self._amounts[key] = {
-                    group: max(amount, extrapolate(rates.get(group, _ZERO), days, of_days))
-                    for group, amount in used.items()
-                }
-            return self._amounts[key]
+        key = (metric, per_group, days, of_days)
+        if key not in self._amounts:
+            self._amounts[key] = {
+                group: max(amount, extrapolate(rates.get(group, _ZERO), days, of_days))
+                for group, amount in used.items()
+            }
+        return self._amounts[key]
 
     def _sum_up(self, metric: Metric, per_group: bool, until: date) -> dict[str | None, Decimal]:
         amounts: dict[str | None, Decimal] = {}
@@ -285,7 +282,6 @@ _NAMES_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MOST_NAMES = 50
 _LARGE = 2**20  # bytes of text that could become many times as much in memory
 _logged_names: set[str] = set()
-_summing = Lock()
 
 
 def _decode_good(body: bytes) -> _Answer | None:

@@ -13,7 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import pairwise
@@ -1288,6 +1288,61 @@ def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simula
         return task
 
     assert asyncio.run(cancel()).cancelled()
+
+
+def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, all_is_closed: Callable[[], None]
+) -> None:
+    """What aiohttp connects by then waits for the loser, and loses the cancellation."""
+    simulator.faults.add(Stall(30), times=None)
+    connect(host=simulator.url.replace("127.0.0.1", "localhost"), extra={"max_attempts": 1})
+
+    def two_addresses(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+
+    async def cancelled() -> bool:
+        loop = asyncio.get_running_loop()
+        sock_connect = loop.sock_connect
+
+        async def slowly(sock: socket.socket, address: Any) -> None:
+            if address[0] == "127.0.0.1":
+                await asyncio.sleep(0.5)  # the other one is tried meanwhile
+                return await sock_connect(sock, address)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                task.cancel()
+
+        loop.sock_connect = slowly  # type: ignore[method-assign,assignment]
+        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        await asyncio.wait([task], timeout=10)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return task.cancelled()
+
+    assert asyncio.run(cancelled())
+    all_is_closed()
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_request_that_loses_a_cancellation_is_cancelled_again(cancelled: bool) -> None:
+    async def loses_one() -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    async def ends() -> None:
+        task = asyncio.create_task(reducto._acall_within(30 if cancelled else 0.1, loses_one()))
+        await asyncio.sleep(0.1)
+        if cancelled:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if cancelled else TimeoutError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(ends())
 
 
 @pytest.mark.parametrize("half", ["get_async_connection", "get_async_extra_dejson"])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from reducto_provider.exceptions import ReductoRequestError
 from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
@@ -194,6 +195,35 @@ def test_while_many_read_the_same_answer(service):
     never_blocks(scenario)
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_while_thousands_take_up_the_same_poll(failed):
+    day = datetime.now(UTC).date()
+    rows = (UsageRow(day, "parse", Decimal(2001), 1),)
+    report = UsageReport(org_id="org_acme", start=day, end=day, group_by="product", rows=rows)
+    poll = Poll(datetime.now(UTC), report=report, error=ReductoRequestError("refused") if failed else None)
+
+    async def scenario():
+        answered = asyncio.Event()
+
+        async def stream():
+            await answered.wait()
+            yield poll
+
+        async def wait(number):
+            return await anext(threshold_trigger(threshold=str(number)).filter_shared_stream(stream()))
+
+        waits = []
+        for number in range(2000):
+            waits.append(asyncio.create_task(wait(number)))
+            await asyncio.sleep(0)
+        answered.set()
+        assert {event.payload["status"] for event in await asyncio.gather(*waits)} == {
+            "error" if failed else "exceeded"
+        }
+
+    never_blocks(scenario)
+
+
 def test_while_many_project_the_same_answer():
     first, last = date(2026, 6, 1), date(2026, 6, 29)
     rows = tuple(
@@ -210,6 +240,25 @@ def test_while_many_project_the_same_answer():
         poll = Poll(datetime(2026, 6, 29, 12, tzinfo=UTC), query, report)
         readings = await asyncio.gather(*map(poll.read, waited_for))
         assert {reading.value for reading in readings} == {45}
+
+    never_blocks(scenario)
+
+
+def test_while_another_answer_is_summed_up_that_is_large():
+    day, query = date(2026, 6, 1), UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1))
+    rows = (UsageRow(day, "key", Decimal("1.5"), 1),) * 3_000_000
+    waited_for = UsageThreshold(query=query, metric="credits", threshold=Decimal(1))
+
+    def poll(rows):
+        report = UsageReport(org_id="org_acme", start=day, end=day, group_by="product", rows=rows)
+        return Poll(datetime(2026, 6, 1, 12, tzinfo=UTC), query, report)
+
+    async def scenario():
+        large = asyncio.gather(*map(poll(rows).read, [waited_for] * 20))
+        while not large.done():
+            assert (await poll(rows[:1]).read(waited_for)).value == Decimal("1.5")
+            await asyncio.sleep(0.001)
+        assert len(await large) == 20
 
     never_blocks(scenario)
 
@@ -437,10 +486,27 @@ def test_retry_after_is_honoured_for_an_hour_at_most(service, make_trigger, retr
     assert asyncio.run(first_poll(make_trigger())).next_in == LONGEST_RETRY_AFTER
 
 
-def test_retry_after_puts_off_the_poll_after_ones_own_first(service):
+async def first_shared_event(trigger):
+    from airflow.triggers import shared_stream
+
+    manager, key = shared_stream.SharedStreamManager(), trigger.shared_stream_key()
+    stream = manager.subscribe(trigger_id=1, trigger=trigger, key=key)
+    try:
+        return (await anext(trigger.filter_shared_stream(stream))).payload
+    finally:
+        await manager.unsubscribe(1, key)
+
+
+@pytest.mark.parametrize(
+    "wait", [first_event, pytest.param(first_shared_event, marks=SHARED_STREAMS)], ids=["alone", "shared"]
+)
+@pytest.mark.parametrize(
+    "trigger", [threshold_trigger(asks_first=True), level_trigger(budget=10)], ids=["threshold", "level"]
+)
+def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigger):
     service.faults.add(status(429, retry_after=3))
     service.usage.add("org_acme", datetime.now(UTC).date(), credits=1_000, requests=1)
 
-    assert asyncio.run(first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+    asyncio.run(wait(trigger))
     [gap] = [later.monotonic - earlier.monotonic for earlier, later in pairwise(service.requests)]
     assert gap > 2.5

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from reducto_provider.hooks import reducto
 from reducto_provider.triggers import usage as module
 from reducto_provider.triggers.polls import Poller
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
@@ -113,6 +114,25 @@ async def until(condition):
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # of another thread
             await asyncio.sleep(0.02)
+
+
+def test_the_session_of_a_poll_that_failed_is_closed_at_once(service, monkeypatch):
+    service.faults.add(status(503), times=3)
+    opened, open_session = [], reducto._open_async_session
+
+    async def noted(settings):
+        opened.append(await open_session(settings))
+        return opened[-1]
+
+    monkeypatch.setattr(reducto, "_open_async_session", noted)
+
+    async def scenario():
+        async with Poller("reducto_default") as poller:
+            for _ in range(5):
+                await poller.ask(query(), datetime.now(UTC))
+            assert [session.closed for session in opened] == [True, True, True, False]
+
+    asyncio.run(scenario())
 
 
 async def first_of(events):
@@ -230,6 +250,29 @@ def test_who_is_slow_loses_nothing(service, shared, leaves_nothing_open):
         assert len(service.requests) < 20
 
     asyncio.run(scenario())
+
+
+@SHARED_STREAMS
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_key_that_is_rotated_under_many_is_refused_once(service, shared, connect, leaves_nothing_open, renewed):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        waits = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(1, 201)]
+        await until(lambda: len(service.requests) >= 2)
+        if renewed:
+            connect(host=service.url, password="sim-key-new", extra={"max_attempts": 1})
+        service.keys["sim-key-new"] = service.keys.pop("sim-key-all")
+        service.usage.add("org_acme", query().start, credits=1000, requests=1)
+        return await asyncio.gather(*waits)
+
+    events = asyncio.run(scenario())
+    if renewed:
+        assert {event["status"] for event in events} == {"exceeded"}
+    else:
+        assert {event["error"] for event in events} == {"ReductoAuthenticationError"}
+    assert [request.status for request in service.requests].count(401) == 1
 
 
 # -- levels
