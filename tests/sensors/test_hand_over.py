@@ -383,6 +383,7 @@ def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_
         waiting._get_next_poke_interval(0, lambda: 30.001, 1)
 
 
+@new_in(3, 0, "a deferral that tells a timeout from a failure")
 @pytest.mark.parametrize("limit", ["timeout", "execution_timeout"])
 @pytest.mark.parametrize("option", ["silent_fail", "soft_fail", "never_fail"])
 def test_a_trigger_that_is_lost_ends_as_any_other_timeout(sensor, limit, option):
