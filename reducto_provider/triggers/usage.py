@@ -257,7 +257,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         try:
             super().render_template_fields(context, jinja_env)
         except TemplateError as error:
-            self._refusal = error_event(ReductoConfigurationError(f"a template can't be rendered in the triggerer: {error}"))
+            message = f"a template can't be rendered in the triggerer: {error}"
+            self._refusal = error_event(ReductoConfigurationError(message))
             return
         if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:
             self.deadline = timeout_after.replace(tzinfo=timeout_after.tzinfo or UTC).timestamp() - self.grace

@@ -244,6 +244,15 @@ def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, argu
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
+def test_to_begin_in_the_triggerer_is_the_matter_of_one_sensor(sensor):
+    """Set on the class, it would hold for others as well, and all instances of a mapped one would ask the same."""
+    sensors = [sensor(start_from_trigger=True, threshold=threshold) for threshold in (1, 2)]
+
+    assert [each.start_trigger_args.trigger_kwargs["threshold"] for each in sensors] == [1, 2]
+    assert (sensor().start_from_trigger, sensor().start_trigger_args) == (False, None)
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
 def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
     began_at = time.time()
 
@@ -383,6 +392,7 @@ def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_
         waiting._get_next_poke_interval(0, lambda: 30.001, 1)
 
 
+@new_in(3, 0, "a deferral that tells a timeout from a failure")
 @pytest.mark.parametrize("limit", ["timeout", "execution_timeout"])
 @pytest.mark.parametrize("option", ["silent_fail", "soft_fail", "never_fail"])
 def test_a_trigger_that_is_lost_ends_as_any_other_timeout(sensor, limit, option):
