@@ -133,7 +133,6 @@ class _UsageTrigger(BaseEventTrigger):
     async def _ask_alone(self) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
             polls = await self._ask(poller)
-        self._put_off.pop(self._question(), None)
         if seconds := max(retry_after_of(poll.error) for poll in polls):
             self._put_off[self._question()] = asyncio.get_running_loop().time() + seconds
         return polls

@@ -120,7 +120,7 @@ def never_blocks(scenario):
 
 def test_the_watchdog_barks():
     async def computes():
-        sum(range(5_000_000))
+        sum(range(20_000_000))
 
     async def sleeps():
         time.sleep(0.2)  # noqa: ASYNC251
