@@ -94,7 +94,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
     in every mode. When the key is refused (401), the connection is read once more before the task fails.
 
-    :param threshold: 0 or more; templated.
+    :param threshold: 0 or more, less than 1e18; templated.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month`` (the default), ``week`` (from Monday), ``day``: the calendar period, in UTC days, that
         holds the run's moment; a whole number N: the N days that end with that moment's; ``run``: the days that

@@ -379,7 +379,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
 
     A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
 
-    :param budget: what 100 % are; more than 0.
+    :param budget: what 100 % are; more than 0, less than 1e18.
     :param levels: in percent of the budget, each more than 0; more than 100 is allowed.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month``, ``week`` (from Monday) or ``day``.
@@ -623,7 +623,7 @@ def _parse_budget(budget: object) -> str:
             return plain(number)
     except ValueError:
         pass
-    raise ValueError(f"budget must be a number, more than 0, not {budget!r}")
+    raise ValueError(f"budget must be a number, more than 0 and less than 1e18, not {budget!r}")
 
 
 def _parse_interval(interval: object) -> float:

@@ -28,7 +28,9 @@ RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", 
 MAX_FAILED_POLLS: Final = 5
 """Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
 
-_THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e29"))  # what credits are kept to: nothing lies between it and 0
+# Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
+# can't hand a longer integer to a task, and PostgreSQL makes one of a float.
+_THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e18"))
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,7 +286,7 @@ def check_projectable(days: int, settle_days: int) -> None:
 
 def parse_threshold(value: object) -> Decimal:
     """
-    A threshold as authors and templates give it: a number, or a number as text, 0 or more.
+    A threshold as authors and templates give it: a number, or a number as text, 0 or more and less than 1e18.
 
     :raises ValueError: for anything else, text that rendered to nothing included.
     """
@@ -295,4 +297,6 @@ def parse_threshold(value: object) -> Decimal:
                 return number.copy_abs()
         except InvalidOperation:  # not a number, or NaN, which compares with nothing
             pass
-    raise ValueError(f"threshold must be a number, 0 or more, not {value!r}; does its template render to one?")
+    raise ValueError(
+        f"threshold must be a number, 0 or more and less than 1e18, not {value!r}; does its template render to one?"
+    )

@@ -213,7 +213,7 @@ class TestParse:
             (" 99.95\n", "99.95"),
             ("1e3", "1000"),
             ("0", "0"),
-            ("1e28", "1e28"),
+            ("999999999999999999.999999999", "999999999999999999.999999999"),
         ],
         ids=repr,
     )
@@ -224,7 +224,7 @@ class TestParse:
         "value",
         [
             *(-1, -0.5, "-1", "-1e-9"),
-            *(float("nan"), float("inf"), "nan", "sNaN", "Infinity", Decimal("NaN"), "1e29", "1e999"),
+            *(float("nan"), float("inf"), "nan", "sNaN", "Infinity", Decimal("NaN"), "1e18", 10**18, "1e999"),
             *("", "  ", "None", "{{ x }}", "1,000", "1.000,5", "100 credits", "0x10"),
             *(None, True, False, [100], {}, b"100"),
         ],
@@ -234,7 +234,7 @@ class TestParse:
         with pytest.raises(ValueError) as error:
             parse_threshold(value)
 
-        assert "threshold must be a number, 0 or more" in str(error.value)
+        assert "threshold must be a number, 0 or more and less than 1e18" in str(error.value)
         assert repr(value) in str(error.value)
 
 
