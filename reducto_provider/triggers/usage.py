@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -45,6 +45,14 @@ _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
 
+@dataclass
+class _Asking:
+    """A question on its way, and how many wait for what comes of it."""
+
+    task: asyncio.Task[list[Poll]]
+    waiting: int = 0
+
+
 class _UsageTrigger(BaseEventTrigger):
     """
     Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
@@ -65,8 +73,10 @@ class _UsageTrigger(BaseEventTrigger):
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
+    _asking: ClassVar[dict[Hashable, _Asking]] = {}
+    """By question: what is being asked outside of a stream, for all triggers that begin or end at the same moment."""
     _put_off: ClassVar[dict[Hashable, float]] = {}
-    """By question: until when, in loop time, the service wants to be left alone, since a trigger asked by itself."""
+    """By question: until when, in loop time, the service wants to be left alone, since it was asked so."""
 
     @property
     def log(self) -> Any:
@@ -84,11 +94,11 @@ class _UsageTrigger(BaseEventTrigger):
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
         """Poll without end. Failures are yielded, not raised: raised, they would end every subscriber's wait."""
         trigger = cls(**kwargs)
-        count, interval = 0, trigger._interval(0)
+        question, count, interval = trigger._question(), 0, trigger._interval(0)
         async with Poller(trigger.reducto_conn_id) as poller:
             while True:
                 await asyncio.sleep(interval)
-                await asyncio.sleep(cls._put_off.get(trigger._question(), 0.0) - asyncio.get_running_loop().time())
+                await asyncio.sleep(cls._put_off.get(question, 0.0) - asyncio.get_running_loop().time())
                 count += 1
                 polls = await trigger._ask(poller)
                 interval = trigger._interval(count, polls)
@@ -121,20 +131,36 @@ class _UsageTrigger(BaseEventTrigger):
         """What to ask at a moment; nothing while there is nothing to ask yet."""
 
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
-        """The polls of the stream, before them one of its own if nobody has asked yet."""
+        """The polls of the stream, before them one outside of it if nobody has asked yet."""
         if self.asks_first:
-            polls = await self._ask_alone()
+            polls = await self._ask_now()
             interval = self._interval(0, polls)
             for poll in polls:
                 yield replace(poll, next_in=interval)
         async for poll in shared_stream:
             yield poll
 
-    async def _ask_alone(self) -> list[Poll]:
+    async def _ask_now(self) -> list[Poll]:
+        question = self._question()
+        if (asking := self._asking.get(question)) is None:
+            asking = self._asking[question] = _Asking(asyncio.create_task(self._ask_for_all(question)))
+        asking.waiting += 1
+        try:
+            return await asyncio.shield(asking.task)  # who is cancelled does not take it from the others
+        finally:
+            asking.waiting -= 1
+            if not asking.waiting:
+                asking.task.cancel()
+                del self._asking[question]
+
+    async def _ask_for_all(self, question: Hashable) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
             polls = await self._ask(poller)
         if seconds := max(retry_after_of(poll.error) for poll in polls):
-            self._put_off[self._question()] = asyncio.get_running_loop().time() + seconds
+            now = asyncio.get_running_loop().time()
+            for over in [other for other, until in self._put_off.items() if until <= now]:
+                del self._put_off[over]
+            self._put_off[question] = now + seconds
         return polls
 
     async def _ask(self, poller: Poller) -> list[Poll]:
@@ -307,7 +333,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
                     async with asyncio.timeout(self._seconds_left()):
                         event = await self._event_of(await anext(polls), waited_for, failed_polls)
                 except TimeoutError:
-                    [last] = await self._ask_alone()  # as a sensor in a worker asks when its time is over
+                    [last] = await self._ask_now()  # as a sensor in a worker asks when its time is over
                     event = await self._event_of(last, waited_for, failed_polls)
                     event = event or timeout_event(waited_for, self._reading)
                 if event is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import warnings
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
@@ -111,7 +112,7 @@ def level_trigger():
 
 
 async def until(condition):
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(30):  # a request that is not given up takes a minute
         while not condition():  # noqa: ASYNC110  # of another thread
             await asyncio.sleep(0.02)
 
@@ -162,11 +163,82 @@ def test_a_loop_that_ends(service, leaves_nothing_open):
     service.faults.add(Stall(60), times=None)
 
     async def ends():
-        tasks = [asyncio.create_task(first_of(threshold_trigger(asks_first=True).run())) for _ in range(3)]
+        triggers = [threshold_trigger(asks_first=True, poke_interval=float(seconds)) for seconds in (1, 2, 2, 3)]
+        tasks = [asyncio.create_task(first_of(trigger.run())) for trigger in triggers]
         await until(lambda: len(service.requests) >= 3)
         return tasks  # which asyncio.run cancels, as a triggerer's shutdown does
 
     asyncio.run(ends())
+
+
+# -- at the same moment
+
+
+def test_who_begins_and_ends_at_the_same_moment_asks_once(service, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+    service.usage.add("org_acme", query().start, credits=100.5, requests=1)
+    at_end = 150
+
+    async def scenario():
+        deadline = time.time() + 4
+        triggers = [
+            threshold_trigger(threshold=str(number), asks_first=True, poke_interval=300.0, deadline=deadline)
+            for number in range(200)
+        ]
+        waits = [asyncio.create_task(first_of(trigger.run())) for trigger in triggers]
+        await until(lambda: sum(wait.done() for wait in waits) == 101)
+        assert len(service.requests) == 1
+        service.usage.add("org_acme", query().start, credits=at_end - 100, requests=1)
+        return [event.payload["status"] for event in await asyncio.gather(*waits)]
+
+    assert asyncio.run(scenario()) == ["exceeded"] * (at_end + 1) + ["timeout"] * (199 - at_end)
+    assert len(service.requests) == 2
+
+
+def test_other_questions_are_asked_by_themselves(service):
+    others = [{"org_id": "org_umbra"}, {"group_by": "feature"}, {"features": ["parse"]}, {"metric": "requests"}, {}]
+
+    async def scenario():
+        triggers = [threshold_trigger(deadline=0.0, **other) for other in others]
+        await asyncio.gather(*(first_of(trigger.run()) for trigger in triggers))
+
+    asyncio.run(scenario())
+    assert len(service.requests) == 4, "both metrics are in the same answer"
+
+
+def test_who_is_cancelled_takes_no_answer_from_the_others(service, leaves_nothing_open):
+    service.faults.add(Stall(1))
+    service.usage.add("org_acme", query().start, credits=11, requests=1)
+
+    async def scenario():
+        first, *others = [asyncio.create_task(first_of(threshold_trigger(asks_first=True).run())) for _ in range(3)]
+        await until(lambda: service.journal.in_flight == 1)
+        first.cancel()
+        assert [event.payload["status"] for event in await asyncio.gather(*others)] == ["exceeded"] * 2
+        assert first.cancelled()
+
+        await first_of(threshold_trigger(asks_first=True).run())
+
+    asyncio.run(scenario())
+    assert len(service.requests) == 2, "one for the three, one for who came later"
+
+
+def test_who_comes_when_all_others_have_gone_asks_anew(service, leaves_nothing_open):
+    service.faults.add(Stall(60))
+    service.usage.add("org_acme", query().start, credits=11, requests=1)
+
+    async def scenario():
+        gone = [asyncio.create_task(first_of(threshold_trigger(asks_first=True).run())) for _ in range(2)]
+        await until(lambda: service.journal.in_flight == 1)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        event = await first_of(threshold_trigger(asks_first=True).run())
+        assert event.payload["status"] == "exceeded"
+        await until(lambda: service.journal.in_flight == 0)
+
+    asyncio.run(scenario())
+    assert len(service.requests) == 2
 
 
 # -- shared
