@@ -59,6 +59,7 @@ ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
 _DEFERRAL_GRACE = timedelta(seconds=60)
+_LONGEST_WAIT = timedelta(days=36_500)  # Airflow adds the time of a deferral to now: timedelta.max is too much
 # What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
 _UNANSWERED = re.compile(
     r"\bxcom_pull\s*\((?![^}]*\bmap_indexes\b)|\bprev_\w+_success\b|\bget_previous_(dagrun|start_date)\b"
@@ -328,7 +329,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     @property
     def _limit(self) -> float:
         """Seconds that the wait may take."""
-        return min(self.timeout, self.execution_timeout.total_seconds() if self.execution_timeout else self.timeout)
+        return min(self.timeout, *(limit.total_seconds() for limit in (self.execution_timeout, _LONGEST_WAIT) if limit))
 
     @property
     def _next_poll(self) -> str:

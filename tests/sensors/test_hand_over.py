@@ -262,6 +262,20 @@ def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
     assert began(ends, timeout=600, execution_timeout=timedelta(seconds=300)).deadline == ends.timestamp()
 
 
+@pytest.mark.parametrize("timeout", [timedelta.max, timedelta(days=365 * 8000)])
+def test_a_wait_without_an_end(sensor, simulator, timeout):
+    """Airflow adds the timeout to now: its server, or its scheduler for a wait that begins in the triggerer."""
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor(deferrable=True, timeout=timeout).execute({})
+    assert datetime.now(UTC) + deferral.value.timeout > datetime(2100, 1, 1, tzinfo=UTC)
+    if starts := sensor(start_from_trigger=True, timeout=timeout).start_trigger_args:
+        assert datetime.now(UTC) + starts.timeout > datetime(2100, 1, 1, tzinfo=UTC)
+
+    for deferrable in (False, True):
+        simulator.faults.add(Altered({"data": []}))
+        assert waited(sensor(threshold=1, timeout=timeout, deferrable=deferrable))["exceeded"]
+
+
 def test_a_deferred_sensor_stays_in_its_queue(sensor):
     assert deferred(sensor(deferrable=True)).supports_triggerer_queue
 
