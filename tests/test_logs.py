@@ -92,6 +92,19 @@ class TestStories:
 
         assert logged(run_dag(WAIT).expect()) == told("a wait")
 
+    def test_a_wait_while_the_service_fails(self, run_dag: Run, simulator: Simulator) -> None:
+        simulator.faults.add(lower_usage())
+        simulator.faults.add(status(503), times=2)
+
+        found = run_dag(WAIT, connection={"extra": {"max_attempts": 1}}).expect()
+        assert logged(found) == told("a wait while the service fails")
+
+    def test_a_wait_that_is_too_short(self, run_dag: Run, simulator: Simulator) -> None:
+        simulator.faults.add(lower_usage(), times=2)
+
+        found = run_dag(WAIT.replace("poke_interval=1", "poke_interval=60, timeout=2"))
+        assert logged(found.expect("failed")) == told("a wait that is too short")
+
     def test_a_failure_that_passes(self, run_dag: Run, simulator: Simulator, tmp_path: Path) -> None:
         for _ in range(3):
             simulator.faults.add(status(503))
