@@ -198,7 +198,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             self._tolerate(error, waited_for.query)
         else:
             self._failed_polls.reset()
-        if self.deferrable and self.timeout > 0 and not done:
+        if self.deferrable and not done and time.time() < self._ends_at:
             self._defer(waited_for)
         return done
 
@@ -332,13 +332,18 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         return min(self.timeout, *(limit.total_seconds() for limit in (self.execution_timeout, _LONGEST_WAIT) if limit))
 
     @property
+    def _ends_at(self) -> float:
+        """When that is over, in seconds since the epoch: with another visit to a worker, counted from that."""
+        return self._started_at + self._limit
+
+    @property
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
         interval = f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
         if self.mode == "reschedule" and not self.deferrable:
             return interval  # when the wait began is Airflow's to know
-        return f"{interval}, until {utc_minute(self._started_at + self._limit)}"
+        return f"{interval}, until {utc_minute(self._ends_at)}"
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
         # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
@@ -354,7 +359,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
         trigger = ReductoUsageThresholdTrigger.waiting_for(
             waited_for,
-            deadline=self._started_at + self._limit,
+            deadline=self._ends_at,
             failed_polls=self._failed_polls.count,
             retry_after=self._retry_after,
             **self._trigger_options,

@@ -298,6 +298,16 @@ def test_the_last_poll_is_at_the_end_of_the_wait(sensor, simulator, deferrable):
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
+def test_a_first_poll_that_outlasts_the_wait_is_the_last(sensor, simulator, connect, deferrable):
+    connect(host=simulator.url, extra={"max_attempts": 1, "timeout": 1.5})
+    simulator.faults.add(Stall(60))
+    with pytest.raises(AirflowSensorTimeout):
+        sensor(threshold=1, timeout=1, deferrable=deferrable).execute({})
+
+    assert len(simulator.requests) == 1
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
 def test_a_connection_that_is_mended_while_it_fails_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
     connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
     sleep = time.sleep
