@@ -74,7 +74,8 @@ class _UsageTrigger(BaseEventTrigger):
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
     _asking: ClassVar[dict[Hashable, _Asking]] = {}
-    """By question: what is being asked outside of a stream, for all triggers that begin or end at the same moment."""
+    """By event loop and question: what is being asked outside of a stream, for all triggers that begin or end at the
+    same moment."""
     _put_off: ClassVar[dict[Hashable, float]] = {}
     """By question: until when, in loop time, the service wants to be left alone, since it was asked so."""
 
@@ -142,8 +143,9 @@ class _UsageTrigger(BaseEventTrigger):
 
     async def _ask_now(self) -> list[Poll]:
         question = self._question()
-        if (asking := self._asking.get(question)) is None:
-            asking = self._asking[question] = _Asking(asyncio.create_task(self._ask_for_all(question)))
+        key = asyncio.get_running_loop(), question
+        if (asking := self._asking.get(key)) is None:
+            asking = self._asking[key] = _Asking(asyncio.create_task(self._ask_for_all(question)))
         asking.waiting += 1
         try:
             return await asyncio.shield(asking.task)  # who is cancelled does not take it from the others
@@ -151,7 +153,7 @@ class _UsageTrigger(BaseEventTrigger):
             asking.waiting -= 1
             if not asking.waiting:
                 asking.task.cancel()
-                del self._asking[question]
+                del self._asking[key]
 
     async def _ask_for_all(self, question: Hashable) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
