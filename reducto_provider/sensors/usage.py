@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
-_DEFERRAL_GRACE = timedelta(seconds=60)
+# The last poll begins when the time is over, and takes thirteen minutes if a connection's default attempts all fail.
+_DEFERRAL_GRACE = timedelta(minutes=15)
 _LONGEST_WAIT = timedelta(days=36_500)  # Airflow adds the time of a deferral to now: timedelta.max is too much
 # What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
 _UNANSWERED = re.compile(

@@ -20,6 +20,8 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoTriggerEventError
+from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
+from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from simulator import Altered, Stall, status
@@ -260,6 +262,20 @@ def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
     # Airflow itself ends a wait when its execution_timeout is over.
     ends = datetime.now(UTC) + timedelta(seconds=300)
     assert began(ends, timeout=600, execution_timeout=timedelta(seconds=300)).deadline == ends.timestamp()
+
+
+def test_airflow_leaves_the_last_poll_time_for_all_its_attempts(sensor):
+    """It begins when the time is over; cut short by Airflow's own limit, it could not tell what it found."""
+    waits = (DEFAULT_MAX_ATTEMPTS - 1) * (RETRY_AFTER_CAP + BACKOFF_INITIAL)
+    longest = timedelta(seconds=DEFAULT_MAX_ATTEMPTS * DEFAULT_TIMEOUT + waits)
+    timeout = timedelta(hours=1)
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor(deferrable=True, timeout=timeout).execute({})
+    assert deferral.value.timeout > timeout + longest
+
+    if starts := sensor(start_from_trigger=True, timeout=timeout).start_trigger_args:
+        assert starts.trigger_kwargs["grace"] > longest.total_seconds()
+        assert starts.timeout == timeout + timedelta(seconds=starts.trigger_kwargs["grace"])
 
 
 @pytest.mark.parametrize("timeout", [timedelta.max, timedelta(days=365 * 8000)])
