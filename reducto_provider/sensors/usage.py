@@ -362,7 +362,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             waited_for,
             deadline=self._ends_at,
             failed_polls=self._failed_polls.count,
-            retry_after=self._retry_after,
+            not_before=time.time() + self._retry_after,
             **self._trigger_options,
         )
         # The trigger keeps the time; Airflow's own limit is the net below it, for a triggerer that is gone.

@@ -98,6 +98,7 @@ def test_everything_is_handed_over(sensor, simulator):
     handed_over = json.loads(json.dumps(deferral.value.trigger.serialize()[1]))
 
     assert began + 3600 <= handed_over.pop("deadline") <= time.time() + 3600
+    assert began + 600 <= handed_over.pop("not_before") <= time.time() + 600
     assert handed_over == {
         "threshold": "10.000000001",
         "metric": "requests",
@@ -118,7 +119,6 @@ def test_everything_is_handed_over(sensor, simulator):
         "silent_fail": True,
         "wait_when_closed": True,
         "failed_polls": 1,
-        "retry_after": 600.0,
         "asks_first": False,
         "window": None,
         "grace": None,
