@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
-_DEFERRAL_GRACE = timedelta(seconds=60)
+# The last poll begins when the time is over, and takes thirteen minutes if a connection's default attempts all fail.
+_DEFERRAL_GRACE = timedelta(minutes=15)
 _LONGEST_WAIT = timedelta(days=36_500)  # Airflow adds the time of a deferral to now: timedelta.max is too much
 # What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
 _UNANSWERED = re.compile(
@@ -198,7 +199,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             self._tolerate(error, waited_for.query)
         else:
             self._failed_polls.reset()
-        if self.deferrable and self.timeout > 0 and not done:
+        if self.deferrable and not done and time.time() < self._ends_at:
             self._defer(waited_for)
         return done
 
@@ -332,13 +333,18 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         return min(self.timeout, *(limit.total_seconds() for limit in (self.execution_timeout, _LONGEST_WAIT) if limit))
 
     @property
+    def _ends_at(self) -> float:
+        """When that is over, in seconds since the epoch: with another visit to a worker, counted from that."""
+        return self._started_at + self._limit
+
+    @property
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
         interval = f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
         if self.mode == "reschedule" and not self.deferrable:
             return interval  # when the wait began is Airflow's to know
-        return f"{interval}, until {utc_minute(self._started_at + self._limit)}"
+        return f"{interval}, until {utc_minute(self._ends_at)}"
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
         # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
@@ -354,9 +360,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
         trigger = ReductoUsageThresholdTrigger.waiting_for(
             waited_for,
-            deadline=self._started_at + self._limit,
+            deadline=self._ends_at,
             failed_polls=self._failed_polls.count,
-            retry_after=self._retry_after,
+            not_before=time.time() + self._retry_after,
             **self._trigger_options,
         )
         # The trigger keeps the time; Airflow's own limit is the net below it, for a triggerer that is gone.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -41,8 +40,14 @@ class Poll:
     query: UsageQuery | None = None
     report: UsageReport | None = None
     error: Exception | None = None
+    traceback: TracebackType | None = field(default=None, repr=False)
+    """The error's own, before anybody raised it again: it would grow with every one of hundreds who read the poll, and
+    to log it then takes long enough to hold up an event loop."""
     next_in: float = 0.0
     """Seconds until the next poll."""
+    turns: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
+    """Thousands may read it. One after the other, they leave the event loop to others in between, and a large report is
+    summed up by the first of them alone."""
 
     async def read(self, waited_for: UsageThreshold) -> Reading | None:
         """
@@ -50,10 +55,10 @@ class Poll:
 
         :raises Exception: the one that the poll came to.
         """
-        async with self._turns:
+        async with self.turns:
             await asyncio.sleep(0)
             if self.error is not None:
-                raise self.error.with_traceback(self._traceback)
+                raise self.error.with_traceback(self.traceback)
             if self.report is None:
                 return None
             try:
@@ -62,18 +67,6 @@ class Poll:
                 return await asyncio.to_thread(waited_for.read, self.report, self.time)
             except CreditsUnavailableError as error:
                 raise ReductoCreditsUnavailableError(str(error)) from error
-
-    @cached_property
-    def _turns(self) -> asyncio.Lock:
-        # Thousands may read it. One after the other, they leave the event loop to others in between, and a large report
-        # is summed up by the first of them alone.
-        return asyncio.Lock()
-
-    @cached_property
-    def _traceback(self) -> TracebackType | None:
-        # The error's own, before anybody raised it again: it would grow with every one of hundreds who read the poll,
-        # and to log it then takes long enough to hold up an event loop.
-        return self.error.__traceback__ if self.error else None
 
 
 class Poller:
@@ -109,7 +102,7 @@ class Poller:
         except Exception as error:  # noqa: BLE001  # who waits decides what it means
             self._hook = None
             await self._stack.aclose()
-            return Poll(moment, query, error=error)
+            return Poll(moment, query, error=error, traceback=error.__traceback__)
 
 
 class FailedPolls:

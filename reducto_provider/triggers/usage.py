@@ -22,6 +22,7 @@ from jinja2 import StrictUndefined, TemplateError
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
 from reducto_provider.triggers.polls import (
+    LONGEST_RETRY_AFTER,
     SHORTEST_INTERVAL,
     FailedPolls,
     Poll,
@@ -69,12 +70,13 @@ class _UsageTrigger(BaseEventTrigger):
     poke_interval: float
     exponential_backoff: bool = False
     max_wait: float | None = None
-    retry_after: float = 0.0
+    not_before: float = 0.0
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
     _asking: ClassVar[dict[Hashable, _Asking]] = {}
-    """By question: what is being asked outside of a stream, for all triggers that begin or end at the same moment."""
+    """By event loop and question: what is being asked outside of a stream, for all triggers that begin or end at the
+    same moment."""
     _put_off: ClassVar[dict[Hashable, float]] = {}
     """By question: until when, in loop time, the service wants to be left alone, since it was asked so."""
 
@@ -142,8 +144,9 @@ class _UsageTrigger(BaseEventTrigger):
 
     async def _ask_now(self) -> list[Poll]:
         question = self._question()
-        if (asking := self._asking.get(question)) is None:
-            asking = self._asking[question] = _Asking(asyncio.create_task(self._ask_for_all(question)))
+        key = asyncio.get_running_loop(), question
+        if (asking := self._asking.get(key)) is None:
+            asking = self._asking[key] = _Asking(asyncio.create_task(self._ask_for_all(question)))
         asking.waiting += 1
         try:
             return await asyncio.shield(asking.task)  # who is cancelled does not take it from the others
@@ -151,7 +154,7 @@ class _UsageTrigger(BaseEventTrigger):
             asking.waiting -= 1
             if not asking.waiting:
                 asking.task.cancel()
-                del self._asking[question]
+                del self._asking[key]
 
     async def _ask_for_all(self, question: Hashable) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
@@ -176,7 +179,9 @@ class _UsageTrigger(BaseEventTrigger):
             if self.max_wait is not None:
                 interval = min(interval, self.max_wait)
         asked_for = [retry_after_of(poll.error) for poll in polls]
-        return max(interval, SHORTEST_INTERVAL, *asked_for, self.retry_after if count == 0 else 0.0)
+        if count == 0:
+            asked_for.append(min(self.not_before - time.time(), LONGEST_RETRY_AFTER))
+        return max(interval, SHORTEST_INTERVAL, *asked_for)
 
 
 class ReductoUsageThresholdTrigger(_UsageTrigger):
@@ -200,7 +205,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         for never.
     :param wait_when_closed: go on when the window is over and the threshold not exceeded.
     :param failed_polls: polls that failed in a row before this trigger took over.
-    :param retry_after: seconds that the service asked to be left alone when it failed then.
+    :param not_before: until when the service asked to be left alone when it failed then, in seconds since the epoch.
     :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
     :param asks_first: poll once at the start; otherwise the first poll comes after one interval, since a sensor that
         defers has asked before.
@@ -231,7 +236,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         deadline: float | None = None,
         wait_when_closed: bool = False,
         failed_polls: int = 0,
-        retry_after: float = 0.0,
+        not_before: float = 0.0,
         silent_fail: bool = False,
         asks_first: bool = False,
         window: str | int | None = None,
@@ -258,7 +263,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.deadline = deadline
         self.wait_when_closed = wait_when_closed
         self.failed_polls = failed_polls
-        self.retry_after = retry_after
+        self.not_before = not_before
         self.silent_fail = silent_fail
         self.asks_first = asks_first
         self.window = window

@@ -20,6 +20,8 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoTriggerEventError
+from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
+from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from simulator import Altered, Stall, status
@@ -96,6 +98,7 @@ def test_everything_is_handed_over(sensor, simulator):
     handed_over = json.loads(json.dumps(deferral.value.trigger.serialize()[1]))
 
     assert began + 3600 <= handed_over.pop("deadline") <= time.time() + 3600
+    assert began + 600 <= handed_over.pop("not_before") <= time.time() + 600
     assert handed_over == {
         "threshold": "10.000000001",
         "metric": "requests",
@@ -116,7 +119,6 @@ def test_everything_is_handed_over(sensor, simulator):
         "silent_fail": True,
         "wait_when_closed": True,
         "failed_polls": 1,
-        "retry_after": 600.0,
         "asks_first": False,
         "window": None,
         "grace": None,
@@ -262,6 +264,20 @@ def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
     assert began(ends, timeout=600, execution_timeout=timedelta(seconds=300)).deadline == ends.timestamp()
 
 
+def test_airflow_leaves_the_last_poll_time_for_all_its_attempts(sensor):
+    """It begins when the time is over; cut short by Airflow's own limit, it could not tell what it found."""
+    waits = (DEFAULT_MAX_ATTEMPTS - 1) * (RETRY_AFTER_CAP + BACKOFF_INITIAL)
+    longest = timedelta(seconds=DEFAULT_MAX_ATTEMPTS * DEFAULT_TIMEOUT + waits)
+    timeout = timedelta(hours=1)
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor(deferrable=True, timeout=timeout).execute({})
+    assert deferral.value.timeout > timeout + longest
+
+    if starts := sensor(start_from_trigger=True, timeout=timeout).start_trigger_args:
+        assert starts.trigger_kwargs["grace"] > longest.total_seconds()
+        assert starts.timeout == timeout + timedelta(seconds=starts.trigger_kwargs["grace"])
+
+
 @pytest.mark.parametrize("timeout", [timedelta.max, timedelta(days=365 * 8000)])
 def test_a_wait_without_an_end(sensor, simulator, timeout):
     """Airflow adds the timeout to now: its server, or its scheduler for a wait that begins in the triggerer."""
@@ -295,6 +311,16 @@ def test_the_last_poll_is_at_the_end_of_the_wait(sensor, simulator, deferrable):
 
     assert reading["exceeded"]
     assert len(simulator.requests) == 2
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_first_poll_that_outlasts_the_wait_is_the_last(sensor, simulator, connect, deferrable):
+    connect(host=simulator.url, extra={"max_attempts": 1, "timeout": 1.5})
+    simulator.faults.add(Stall(60))
+    with pytest.raises(AirflowSensorTimeout):
+        sensor(threshold=1, timeout=1, deferrable=deferrable).execute({})
+
+    assert len(simulator.requests) == 1
 
 
 @pytest.mark.parametrize("deferrable", [False, True])

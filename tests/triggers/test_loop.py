@@ -227,6 +227,30 @@ def test_while_thousands_take_up_the_same_poll(failed):
     never_blocks(scenario)
 
 
+@pytest.mark.parametrize(
+    ("connection", "outcome"), [("reducto_default", "exceeded"), ("missing", "error")], ids=["answered", "unforeseen"]
+)
+def test_while_many_begin_at_the_same_moment(service, connection, outcome):
+    service.faults.add(large_answer(9_000), times=None)
+
+    async def stream():
+        await asyncio.Event().wait()
+        yield
+
+    async def wait():
+        trigger = threshold_trigger(reducto_conn_id=connection, asks_first=True, per_group=True)
+        return await anext(trigger.filter_shared_stream(stream()))
+
+    async def scenario():
+        waits = []
+        for _ in range(400):
+            waits.append(asyncio.create_task(wait()))
+            await asyncio.sleep(0)
+        assert {event.payload["status"] for event in await asyncio.gather(*waits)} == {outcome}
+
+    never_blocks(scenario)
+
+
 def test_while_many_project_the_same_answer():
     first, last = date(2026, 6, 1), date(2026, 6, 29)
     rows = tuple(

@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 
@@ -193,6 +194,17 @@ def test_who_begins_and_ends_at_the_same_moment_asks_once(service, leaves_nothin
 
     assert asyncio.run(scenario()) == ["exceeded"] * (at_end + 1) + ["timeout"] * (199 - at_end)
     assert len(service.requests) == 2
+
+
+def test_each_event_loop_asks_by_itself(service, leaves_nothing_open):
+    service.faults.add(Stall(0.5), times=2)
+    service.usage.add("org_acme", query().start, credits=11, requests=1)
+
+    def in_a_loop(_):
+        return asyncio.run(first_of(threshold_trigger(asks_first=True).run())).payload["status"]
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(in_a_loop, range(2))) == ["exceeded"] * 2
 
 
 def test_other_questions_are_asked_by_themselves(service):

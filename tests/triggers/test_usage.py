@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import time_machine
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
-from reducto_provider.triggers.polls import Poll
+from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
@@ -71,7 +72,19 @@ def test_intervals():
     assert [growing._interval(n) for n in range(4)] == [10, 20, 35, 35]
     assert growing.shared_stream_key() is None
     assert trigger(poke_interval=0.0)._interval(0) == 1
-    assert [trigger(poke_interval=10.0, retry_after=60.0)._interval(n) for n in range(3)] == [60, 10, 10]
+
+
+def test_the_service_is_left_alone_until_a_moment_also_by_a_triggerer_that_starts_later():
+    asked_at = datetime(2026, 6, 1, tzinfo=UTC)
+    waiting = trigger(poke_interval=10.0, not_before=asked_at.timestamp() + 60)
+    with time_machine.travel(asked_at, tick=False) as clock:
+        assert [waiting._interval(n) for n in range(3)] == [60, 10, 10]
+        clock.shift(45)
+        assert waiting._interval(0) == 15
+        clock.shift(timedelta(days=1))
+        assert waiting._interval(0) == 10
+        clock.shift(timedelta(days=-30))  # a clock that was set
+        assert waiting._interval(0) == LONGEST_RETRY_AFTER
 
 
 @new_in(3, 3, "arguments of triggers that are templates")
