@@ -316,11 +316,15 @@ class TestPartitions:
         assert days_of_run(context) == expected
 
     @pytest.mark.parametrize("key", ["eu-west", "", "2026-6-18", "06/18/2026", "us|2026-06-18", "2026-06-18\n"])
-    @pytest.mark.parametrize("timetable", [cron("@daily"), object()], ids=["cron", "no schedule"])
-    def test_the_date_steps_in_for_a_key_that_names_none(self, key, timetable):
-        context = run_context(timetable, None, partition_key=key, partition_date=utc("2026-06-18T00:00"))
+    def test_the_date_steps_in_for_a_key_that_names_none(self, key):
+        context = run_context(cron("@daily"), None, partition_key=key, partition_date=utc("2026-06-18T00:00"))
 
         assert days_of_run(context) == days("2026-06-18")
+
+    def test_the_date_is_of_the_zone_asked_for_where_its_timetable_has_none(self):
+        context = run_context(object(), None, partition_key="eu-west", partition_date=utc("2026-06-17T20:00"))
+
+        assert days_of_run(context, "Asia/Tokyo") == days("2026-06-18")
 
     @pytest.mark.parametrize(
         "key",
