@@ -312,7 +312,7 @@ def test_templates_are_rendered_for_the_run(airflow):
         ("runs_out", "AirflowTaskTimeout: execution_timeout is over"),
         (
             "bad_threshold",
-            "ReductoConfigurationError: threshold must be a number, 0 or more and less than 1e18, not 'plenty'",
+            "ReductoConfigurationError: threshold must be 0 or a number from 1e-9 to less than 1e18, not 'plenty'",
         ),
         ("bad_window", "ReductoConfigurationError: window must be 'month', 'week', 'day', 'run' or a whole number"),
         ("bad_connection", "plenty"),

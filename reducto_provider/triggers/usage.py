@@ -654,7 +654,7 @@ def _parse_budget(budget: object) -> str:
             return plain(number)
     except ValueError:
         pass
-    raise ValueError(f"budget must be a number, more than 0 and less than 1e18, not {budget!r}")
+    raise ValueError(f"budget must be a number from 1e-9 to less than 1e18, not {budget!r}")
 
 
 def _parse_interval(interval: object) -> float:

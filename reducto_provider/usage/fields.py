@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ def is_literal(value: object) -> bool:
         return "{{" not in value and "{%" not in value
     if isinstance(value, list | tuple | set):
         return all(map(is_literal, value))
-    return value is None or isinstance(value, int | float | Decimal | date)
+    return value is None or isinstance(value, int | float | Decimal | date | timedelta)
 
 
 def parse_query(

@@ -286,7 +286,7 @@ def check_projectable(days: int, settle_days: int) -> None:
 
 def parse_threshold(value: object) -> Decimal:
     """
-    A threshold as authors and templates give it: a number, or a number as text, 0 or more and less than 1e18.
+    A threshold as authors and templates give it: a number, or a number as text; 0, or from 1e-9 to less than 1e18.
 
     :raises ValueError: for anything else, text that rendered to nothing included.
     """
@@ -298,5 +298,5 @@ def parse_threshold(value: object) -> Decimal:
         except InvalidOperation:  # not a number, or NaN, which compares with nothing
             pass
     raise ValueError(
-        f"threshold must be a number, 0 or more and less than 1e18, not {value!r}; does its template render to one?"
+        f"threshold must be 0 or a number from 1e-9 to less than 1e18, not {value!r}; does its template render to one?"
     )

@@ -133,11 +133,13 @@ def test_everything_is_handed_over(sensor, simulator):
         ("threshold", -1),
         ("threshold", True),
         ("window", "fortnight"),
+        ("window", timedelta(days=7)),
         ("window", 0),
         ("metric", "{{ params.metric }}"),
         ("on_closed_window", "succeed"),
         ("settle_days", -1),
         ("settle_days", "2"),
+        ("settle_days", True),
         ("per_group", "{{ params.per_group }}"),
         ("projected", "False"),
         ("usage_end_date", None),
@@ -254,11 +256,18 @@ def test_to_begin_in_the_triggerer_is_the_matter_of_one_sensor(sensor):
     assert (sensor().start_from_trigger, sensor().start_trigger_args) == (False, None)
 
 
+def test_a_worker_defers_what_was_to_begin_in_the_triggerer(sensor):
+    """As of a mapped sensor, and on an older Airflow."""
+    assert deferred(sensor(start_from_trigger=True, timeout=1)).threshold == "10000000"
+
+
 @new_in(3, 3, "waits that begin in the triggerer")
 def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
     began_at = time.time()
 
-    assert began_at + 600 <= began(timeout=600).deadline <= time.time() + 600
+    for longer in (None, timedelta(hours=1)):
+        trigger = began(timeout=600, execution_timeout=longer)
+        assert began_at + 600 <= trigger.deadline <= time.time() + 600
     # Airflow itself ends a wait when its execution_timeout is over.
     ends = datetime.now(UTC) + timedelta(seconds=300)
     assert began(ends, timeout=600, execution_timeout=timedelta(seconds=300)).deadline == ends.timestamp()
@@ -302,6 +311,14 @@ def test_the_first_poll_is_part_of_the_wait(sensor, simulator):
     began = time.time()
 
     assert deferred(waiting).deadline < began + 3600 + 1
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_no_time_to_wait_is_enough_for_one_poll(sensor, simulator, deferrable):
+    with pytest.raises(AirflowSensorTimeout):
+        sensor(timeout=0, deferrable=deferrable).execute({})
+
+    assert len(simulator.requests) == 1
 
 
 @pytest.mark.parametrize("deferrable", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -104,7 +104,23 @@ def test_a_field_that_renders_to_nonsense_is_named(field, value):
 
 @pytest.mark.parametrize(
     "value",
-    ["parse", "", "{ ds }", "}}", None, DAY, 5, 0.5, Decimal(1), True, ["a", "b"], (), {"a"}, [["a"], "b"]],
+    [
+        "parse",
+        "",
+        "{ ds }",
+        "}}",
+        None,
+        DAY,
+        timedelta(7),
+        5,
+        0.5,
+        Decimal(1),
+        True,
+        ["a", "b"],
+        (),
+        {"a"},
+        [["a"], "b"],
+    ],
     ids=repr,
 )
 def test_literals(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
@@ -198,7 +199,18 @@ class TestRows:
 
         assert str(reading) == ("org_acme, 2026-06-01 to 2026-06-30: 31 used, 300 projected of 100 credits (300.0%)")
         assert reading.as_json().items() >= {"value": 300, "used": 31, "projected": True, "exceeded": True}.items()
-        assert "projected from 3 complete days on" in waited_for.waits_on(waited_for.read(report("10"), on(2)))
+
+    def test_why_nothing_is_projected_is_told_while_it_may_be_yet(self):
+        waited_for = threshold()
+        told = [
+            "projected from 3 complete days on" in waited_for.waits_on(waited_for.read(report("10"), on(offset)))
+            for offset in (1, 2, 3, 29, 30, 90)
+        ]
+
+        assert told == [True, True, False, False, False, False]
+        unasked = replace(waited_for, projected=False)
+        reading = unasked.read(report("10"), on(2))
+        assert unasked.waits_on(reading) == str(reading)
 
 
 class TestThreshold:
@@ -251,6 +263,7 @@ class TestSensor:
             {"window": "{{ params.window }}"},
             {"usage_start_date": "2026-06-01", "usage_end_date": "2026-06-04"},
             {"usage_start_date": "{{ ds }}", "usage_end_date": "2026-06-04"},
+            {"usage_start_date": "2026-06-01", "usage_end_date": "{{ ds }}"},
         ],
         ids=str,
     )

@@ -213,6 +213,7 @@ class TestParse:
             (" 99.95\n", "99.95"),
             ("1e3", "1000"),
             ("0", "0"),
+            ("1e-9", "0.000000001"),
             ("999999999999999999.999999999", "999999999999999999.999999999"),
         ],
         ids=repr,
@@ -223,7 +224,7 @@ class TestParse:
     @pytest.mark.parametrize(
         "value",
         [
-            *(-1, -0.5, "-1", "-1e-9"),
+            *(-1, -0.5, "-1", "-1e-9", 1e-10, "0.0000000009", "1e-999999"),
             *(float("nan"), float("inf"), "nan", "sNaN", "Infinity", Decimal("NaN"), "1e18", 10**18, "1e999"),
             *("", "  ", "None", "{{ x }}", "1,000", "1.000,5", "100 credits", "0x10"),
             *(None, True, False, [100], {}, b"100"),
@@ -234,7 +235,7 @@ class TestParse:
         with pytest.raises(ValueError) as error:
             parse_threshold(value)
 
-        assert "threshold must be a number, 0 or more and less than 1e18" in str(error.value)
+        assert "threshold must be 0 or a number from 1e-9 to less than 1e18" in str(error.value)
         assert repr(value) in str(error.value)
 
 
@@ -303,12 +304,14 @@ class TestReading:
             {"value": True},
             {"value": float("nan")},
             {"value": float("inf")},
+            {"used": float("nan")},
             {"threshold": float("nan")},
             {"usage_start_date": "01.06.2026"},
             {"usage_end_date": None},
             {"org_id": None},
             {"group": 5},
             {"time": "noon"},
+            {"time": "2026-06-18T12:00:00"},
             {"time": 1781784000},
         ],
         ids=str,

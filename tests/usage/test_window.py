@@ -321,6 +321,11 @@ class TestPartitions:
 
         assert days_of_run(context) == days("2026-06-18")
 
+    def test_the_date_is_of_the_zone_asked_for_where_its_timetable_has_none(self):
+        context = run_context(object(), None, partition_key="eu-west", partition_date=utc("2026-06-17T20:00"))
+
+        assert days_of_run(context, "Asia/Tokyo") == days("2026-06-18")
+
     @pytest.mark.parametrize(
         "key",
         ["eu-west", "", "2026-6-18", "26-06-18", "2026-06-18x", "2026-02-30", "2026-13", "2026-00", "0000-01-01"],
@@ -361,8 +366,17 @@ class TestPartitions:
 
         assert format(days_of_run(context).first, key_format) == context["dag_run"].partition_key
 
+    def test_a_day_on_which_no_period_begins_is_that_day(self):
+        assert days_of_run(run_context(cron("0 0 * * 1"), None, partition_key="2026-06-17")) == days("2026-06-17")
+
     @PARTITIONS
-    @pytest.mark.parametrize(("expression", "length"), [("0 0 * * 1", 7), ("@monthly", 30)])
+    def test_a_coarse_key_is_covered_whole_where_its_timetable_spells_it(self):
+        context = self.scheduled("0 0 * * 1", timezone="UTC", key_format="%Y-W%W")
+
+        assert len(list(days_of_run(context).days())) == 7
+
+    @PARTITIONS
+    @pytest.mark.parametrize(("expression", "length"), [("0 0 * * 1", 7), ("0 6 * * 1", 7), ("@monthly", 30)])
     @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%d.%m.%Y"])
     def test_partitions_longer_than_a_day_are_covered_whole_or_refused(self, expression, length, key_format):
         context = self.scheduled(expression, timezone="UTC", key_format=key_format)
