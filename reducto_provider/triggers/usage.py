@@ -9,7 +9,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -511,11 +511,10 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         reading = await poll.read(self._watched(calendar_window(self.window, day)))
         if reading is None:
             return []
-        fired = await self._memory.fired(self, reading)
         # Fractions, since decimals of many digits would be rounded.
         percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
         passed = [level for level in self.levels if percent > Fraction(str(level))]
-        new = [level for level in passed if level not in fired]
+        new = await self._memory.new(self, reading, passed)
         told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
         self.log.info("%s%s; next poll in %g s", reading, told, poll.next_in)
         return [(level, reading) for level in new]
@@ -548,11 +547,17 @@ class _Memory:
         self._to_store: set[str] = set()
         self._stored = True
 
-    async def fired(self, trigger: ReductoUsageLevelTrigger, reading: Reading) -> list[float]:
-        key = _memory_key(trigger, reading)
+    async def new(self, trigger: ReductoUsageLevelTrigger, reading: Reading, passed: list[float]) -> list[float]:
+        """Those of the levels passed that have not fired yet in the window of the reading."""
+        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
         if key not in self._fired:
             self._fired[key] = await self._load(trigger, key)
-        return self._fired[key].get(reading.window.first.isoformat(), [])
+        elif not {*passed} <= {*self._fired[key].get(window, [])}:
+            # While this triggerer was taken for dead, another one may have fired them. If that can't be learned they
+            # fire: again, rather than not at all; that the store fails is logged when they are to be stored.
+            with suppress(Exception):
+                self._fired[key] = _union(await self._load(trigger, key), self._fired[key])
+        return [level for level in passed if level not in self._fired[key].get(window, [])]
 
     def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
         key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
@@ -565,14 +570,13 @@ class _Memory:
         if not self._stored or (store := _store_of(trigger)) is None:
             return
         for key in list(self._to_store):
-            windows = await self._load(trigger, key)  # with what other triggers of the asset have added
-            for window, levels in self._fired[key].items():
-                windows[window] = sorted({*windows.get(window, []), *levels})
+            # With what other triggers of the asset have added.
+            windows = _union(await self._load(trigger, key), self._fired[key])
             await store.aset(key, dict(sorted(windows.items())[-_WINDOWS_REMEMBERED:]))
             self._to_store.discard(key)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
-        if (store := _store_of(trigger)) is None:
+        if not self._stored or (store := _store_of(trigger)) is None:
             return {}
         try:
             stored = await store.aget(key)
@@ -588,6 +592,13 @@ class _Memory:
             )
             return {}
         return stored if isinstance(stored, dict) else {}
+
+
+def _union(windows: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The levels of both, by window."""
+    return {
+        window: sorted({*windows.get(window, []), *others.get(window, [])}) for window in windows.keys() | others.keys()
+    }
 
 
 def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
