@@ -20,7 +20,7 @@ from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 from jinja2 import StrictUndefined, TemplateError
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
 from reducto_provider.triggers.polls import (
     SHORTEST_INTERVAL,
     FailedPolls,
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+
+_NOT_BEGUN = (
+    "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
+    "the trigger anew, did not render its arguments; a retry begins the wait again"
+)
 
 
 @dataclass
@@ -263,7 +268,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.asks_first = asks_first
         self.window = window
         self.grace = grace
-        self._refusal: dict[str, Any] | None = None
+        # Templates that nobody has rendered must not be asked for as if they were names.
+        self._refusal = None if window is None else error_event(ReductoPollError(_NOT_BEGUN))
         self._reading: Reading | None = None
         """Of the last poll, if that did not fail."""
 
@@ -299,6 +305,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             for name, value in _arguments_of(waited_for).items():
                 setattr(self, name, value)
             self.window = None
+            self._refusal = None
 
     def shared_stream_key(self) -> Hashable | None:
         """
