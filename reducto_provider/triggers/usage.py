@@ -8,12 +8,15 @@ import inspect
 import json
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+
+_LOG_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
 
 _NOT_BEGUN = (
     "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
@@ -367,23 +372,31 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self._reading = None
         try:
             self._reading = reading = await poll.read(waited_for)
-        except Exception as error:  # whatever it is, the task that waits must hear of it
+        except Exception as error:  # noqa: BLE001  # whatever it is, the task that waits must hear of it
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
-                self.log.error("Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen)
+                await _aside(
+                    self.log.error, "Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen
+                )
                 return error_event(as_reducto_error(error))
             next_poll = self._next_poll(poll)
-            self.log.warning(
-                "Poll of %s failed (%s): %s; %s", poll.query, failed_polls, error, next_poll, exc_info=unforeseen
+            await _aside(
+                self.log.warning,
+                "Poll of %s failed (%s): %s; %s",
+                poll.query,
+                failed_polls,
+                error,
+                next_poll,
+                exc_info=unforeseen,
             )
             return None
         failed_polls.reset()
         if reading is not None:
             outcome = waited_for.outcome(reading)
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
-                self.log.info("%s: %s", reading, outcome)
+                await _aside(self.log.info, "%s: %s", reading, outcome)
                 return {"status": outcome, "reading": reading.as_json()}
-        self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
+        await _aside(self.log.info, "%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
         return None
 
     def _next_poll(self, poll: Poll) -> str:
@@ -503,7 +516,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 try:
                     passed = await self._newly_passed(poll)
                 except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
-                    self._log_failure(error, poll)
+                    await self._log_failure(error, poll)
                     continue
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
@@ -523,15 +536,16 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         passed = [level for level in self.levels if percent > Fraction(str(level))]
         new = await self._memory.new(self, reading, passed)
         told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
-        self.log.info("%s%s; next poll in %g s", reading, told, poll.next_in)
+        await _aside(self.log.info, "%s%s; next poll in %g s", reading, told, poll.next_in)
         return [(level, reading) for level in new]
 
-    def _log_failure(self, error: Exception, poll: Poll) -> None:
+    async def _log_failure(self, error: Exception, poll: Poll) -> None:
         if isinstance(error, ReductoError) and error.passing:
-            self.log.warning("Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
+            await _aside(self.log.warning, "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
         else:
             unforeseen = None if isinstance(error, ReductoError) else error
-            self.log.error(
+            await _aside(
+                self.log.error,
                 "Poll of %s failed, and will until that is mended: %s; next poll in %g s",
                 poll.query,
                 error,
@@ -542,8 +556,9 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     async def _store_memory(self) -> None:
         try:
             await self._memory.store(self)
-        except Exception as error:  # as above
-            self.log.warning("What has fired is not stored yet, and a restart would fire it again", exc_info=error)
+        except Exception as error:  # noqa: BLE001  # as above
+            text = "What has fired is not stored yet, and a restart would fire it again"
+            await _aside(self.log.warning, text, exc_info=error)
 
 
 class _Memory:
@@ -592,7 +607,8 @@ class _Memory:
                 raise
             # Several assets are watched by the same trigger: whose store?
             self._stored = False
-            trigger.log.warning(
+            await _aside(
+                trigger.log.warning,
                 "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
                 "asset a trigger with arguments of its own (%s)",
                 error,
@@ -623,6 +639,18 @@ def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
     }
     digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()
     return f"reducto_usage_levels_{digest[:32]}"
+
+
+async def _aside(log: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """
+    Log, in a thread.
+
+    In a triggerer each line goes down a pipe. To wait for room in it would hold up the event loop, and for ever when
+    the process at the other end is itself waiting for that loop to read. Of hundreds who wait, each poll is hundreds
+    of lines.
+    """
+    line = partial(copy_context().run, log, *args, **options)
+    await asyncio.get_running_loop().run_in_executor(_LOG_THREAD, line)
 
 
 def error_event(error: ReductoError) -> dict[str, Any]:
