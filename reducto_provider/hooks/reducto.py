@@ -191,12 +191,15 @@ class ReductoHook(HttpHook):
             renewed = await self.aget_settings()
             if renewed == settings:
                 raise
-        self._log_rotation()
+        await asyncio.to_thread(self._log_rotation)
         return await self._aget_usage(query, renewed)
 
     async def _aget_usage(self, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
         query = _with_organization(query, settings)
-        retrying = tenacity.AsyncRetrying(**self._retry_policy(settings))
+        policy = self._retry_policy(settings)
+        # In a triggerer a log may have no room for a while, which an event loop must not wait for.
+        policy["before_sleep"] = partial(asyncio.to_thread, policy["before_sleep"])
+        retrying = tenacity.AsyncRetrying(**policy)
         body: bytes
         if self._contexts:
             body = await retrying(self._afetch, query, settings, await self._async_session_of(settings))

@@ -8,19 +8,22 @@ import inspect
 import json
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 from jinja2 import StrictUndefined, TemplateError
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
 from reducto_provider.triggers.polls import (
     LONGEST_RETRY_AFTER,
     SHORTEST_INTERVAL,
@@ -44,6 +47,13 @@ if TYPE_CHECKING:
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+
+_LOG_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
+
+_NOT_BEGUN = (
+    "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
+    "the trigger anew, did not render its arguments; a retry begins the wait again"
+)
 
 
 @dataclass
@@ -268,7 +278,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.asks_first = asks_first
         self.window = window
         self.grace = grace
-        self._refusal: dict[str, Any] | None = None
+        # Templates that nobody has rendered must not be asked for as if they were names.
+        self._refusal = None if window is None else error_event(ReductoPollError(_NOT_BEGUN))
         self._reading: Reading | None = None
         """Of the last poll, if that did not fail."""
 
@@ -304,6 +315,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             for name, value in _arguments_of(waited_for).items():
                 setattr(self, name, value)
             self.window = None
+            self._refusal = None
 
     def shared_stream_key(self) -> Hashable | None:
         """
@@ -365,23 +377,31 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self._reading = None
         try:
             self._reading = reading = await poll.read(waited_for)
-        except Exception as error:  # whatever it is, the task that waits must hear of it
+        except Exception as error:  # noqa: BLE001  # whatever it is, the task that waits must hear of it
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
-                self.log.error("Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen)
+                await _aside(
+                    self.log.error, "Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen
+                )
                 return error_event(as_reducto_error(error))
             next_poll = self._next_poll(poll)
-            self.log.warning(
-                "Poll of %s failed (%s): %s; %s", poll.query, failed_polls, error, next_poll, exc_info=unforeseen
+            await _aside(
+                self.log.warning,
+                "Poll of %s failed (%s): %s; %s",
+                poll.query,
+                failed_polls,
+                error,
+                next_poll,
+                exc_info=unforeseen,
             )
             return None
         failed_polls.reset()
         if reading is not None:
             outcome = waited_for.outcome(reading)
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
-                self.log.info("%s: %s", reading, outcome)
+                await _aside(self.log.info, "%s: %s", reading, outcome)
                 return {"status": outcome, "reading": reading.as_json()}
-        self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
+        await _aside(self.log.info, "%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
         return None
 
     def _next_poll(self, poll: Poll) -> str:
@@ -501,7 +521,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 try:
                     passed = await self._newly_passed(poll)
                 except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
-                    self._log_failure(error, poll)
+                    await self._log_failure(error, poll)
                     continue
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
@@ -516,21 +536,21 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         reading = await poll.read(self._watched(calendar_window(self.window, day)))
         if reading is None:
             return []
-        fired = await self._memory.fired(self, reading)
         # Fractions, since decimals of many digits would be rounded.
         percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
         passed = [level for level in self.levels if percent > Fraction(str(level))]
-        new = [level for level in passed if level not in fired]
+        new = await self._memory.new(self, reading, passed)
         told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
-        self.log.info("%s%s; next poll in %g s", reading, told, poll.next_in)
+        await _aside(self.log.info, "%s%s; next poll in %g s", reading, told, poll.next_in)
         return [(level, reading) for level in new]
 
-    def _log_failure(self, error: Exception, poll: Poll) -> None:
+    async def _log_failure(self, error: Exception, poll: Poll) -> None:
         if isinstance(error, ReductoError) and error.passing:
-            self.log.warning("Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
+            await _aside(self.log.warning, "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
         else:
             unforeseen = None if isinstance(error, ReductoError) else error
-            self.log.error(
+            await _aside(
+                self.log.error,
                 "Poll of %s failed, and will until that is mended: %s; next poll in %g s",
                 poll.query,
                 error,
@@ -541,8 +561,9 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     async def _store_memory(self) -> None:
         try:
             await self._memory.store(self)
-        except Exception as error:  # as above
-            self.log.warning("What has fired is not stored yet, and a restart would fire it again", exc_info=error)
+        except Exception as error:  # noqa: BLE001  # as above
+            text = "What has fired is not stored yet, and a restart would fire it again"
+            await _aside(self.log.warning, text, exc_info=error)
 
 
 class _Memory:
@@ -553,11 +574,17 @@ class _Memory:
         self._to_store: set[str] = set()
         self._stored = True
 
-    async def fired(self, trigger: ReductoUsageLevelTrigger, reading: Reading) -> list[float]:
-        key = _memory_key(trigger, reading)
+    async def new(self, trigger: ReductoUsageLevelTrigger, reading: Reading, passed: list[float]) -> list[float]:
+        """Those of the levels passed that have not fired yet in the window of the reading."""
+        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
         if key not in self._fired:
             self._fired[key] = await self._load(trigger, key)
-        return self._fired[key].get(reading.window.first.isoformat(), [])
+        elif not {*passed} <= {*self._fired[key].get(window, [])}:
+            # While this triggerer was taken for dead, another one may have fired them. If that can't be learned they
+            # fire: again, rather than not at all; that the store fails is logged when they are to be stored.
+            with suppress(Exception):
+                self._fired[key] = _union(await self._load(trigger, key), self._fired[key])
+        return [level for level in passed if level not in self._fired[key].get(window, [])]
 
     def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
         key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
@@ -570,14 +597,13 @@ class _Memory:
         if not self._stored or (store := _store_of(trigger)) is None:
             return
         for key in list(self._to_store):
-            windows = await self._load(trigger, key)  # with what other triggers of the asset have added
-            for window, levels in self._fired[key].items():
-                windows[window] = sorted({*windows.get(window, []), *levels})
+            # With what other triggers of the asset have added.
+            windows = _union(await self._load(trigger, key), self._fired[key])
             await store.aset(key, dict(sorted(windows.items())[-_WINDOWS_REMEMBERED:]))
             self._to_store.discard(key)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
-        if (store := _store_of(trigger)) is None:
+        if not self._stored or (store := _store_of(trigger)) is None:
             return {}
         try:
             stored = await store.aget(key)
@@ -586,13 +612,21 @@ class _Memory:
                 raise
             # Several assets are watched by the same trigger: whose store?
             self._stored = False
-            trigger.log.warning(
+            await _aside(
+                trigger.log.warning,
                 "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
                 "asset a trigger with arguments of its own (%s)",
                 error,
             )
             return {}
         return stored if isinstance(stored, dict) else {}
+
+
+def _union(windows: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The levels of both, by window."""
+    return {
+        window: sorted({*windows.get(window, []), *others.get(window, [])}) for window in windows.keys() | others.keys()
+    }
 
 
 def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
@@ -610,6 +644,18 @@ def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
     }
     digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()
     return f"reducto_usage_levels_{digest[:32]}"
+
+
+async def _aside(log: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """
+    Log, in a thread.
+
+    In a triggerer each line goes down a pipe. To wait for room in it would hold up the event loop, and for ever when
+    the process at the other end is itself waiting for that loop to read. Of hundreds who wait, each poll is hundreds
+    of lines.
+    """
+    line = partial(copy_context().run, log, *args, **options)
+    await asyncio.get_running_loop().run_in_executor(_LOG_THREAD, line)
 
 
 def error_event(error: ReductoError) -> dict[str, Any]:

@@ -312,7 +312,7 @@ class AirflowDeployment:
         def parsed() -> dict[str, Any] | None:
             if errors := self.import_errors():
                 raise DeploymentError("\n".join(f"{name}:\n{trace}" for name, trace in errors.items()))
-            return next(iter(self._all("/api/v2/dags", "dags", dag_ids=[dag_id])), None)
+            return next((dag for dag in self._all("/api/v2/dags", "dags") if dag["dag_id"] == dag_id), None)
 
         return self.wait_for(parsed, timeout, f"the DAG {dag_id!r} to be parsed")
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.airflows import new_in
 from tests.real_airflow.dagtest import DagRunner, DagTestError, DagTestTimeoutError
-from tests.real_airflow.deployment import AirflowDeployment, DeploymentError
+from tests.real_airflow.deployment import AirflowDeployment, DeploymentError, DeploymentTimeoutError
 from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import kill_processes_in, processes_in
 
@@ -135,6 +135,11 @@ def airflow(airflow_factory: Callable[..., AirflowDeployment]) -> Iterator[Airfl
 
 
 class TestDeployment:
+    def test_a_dag_that_is_not_there(self, airflow: AirflowDeployment) -> None:
+        airflow.wait_for_dag("daily")
+        with pytest.raises(DeploymentTimeoutError, match="the DAG 'nowhere' to be parsed"):
+            airflow.wait_for_dag("nowhere", timeout=1)
+
     def test_a_schedule(self, airflow: AirflowDeployment) -> None:
         airflow.unpause("daily")
         runs = airflow.wait_for_runs("daily", 2)

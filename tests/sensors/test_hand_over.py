@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoTriggerEventError
+from reducto_provider.exceptions import ReductoConfigurationError, ReductoPollError, ReductoTriggerEventError
 from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
 from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
@@ -244,6 +244,20 @@ def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, argu
 
     with pytest.raises(expected, match=said):
         sensor().execute_complete({}, event)
+    assert not simulator.requests
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize("days", [{}, MAY])
+def test_what_nobody_rendered_is_no_question(sensor, simulator, days):
+    """The DAG lost its start_from_trigger meanwhile, and the triggerer was started anew."""
+    no_days = {"usage_start_date": None, "usage_end_date": None}
+    start = sensor(start_from_trigger=True, products=["{{ params.product }}"], **{**no_days, **days}).start_trigger_args
+    trigger = ReductoUsageThresholdTrigger(**start.trigger_kwargs)
+
+    assert trigger.shared_stream_key() is None
+    with pytest.raises(ReductoPollError, match="the DAG has changed while this waited"):
+        sensor().execute_complete({}, event_of(trigger))
     assert not simulator.requests
 
 

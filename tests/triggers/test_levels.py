@@ -321,6 +321,16 @@ class TestMemory:
 
         assert fires(level_trigger(store, levels=[50, 60, 70, 80]), at(JUNE_18, "90")) == june(80)
 
+    def test_what_another_triggerer_fired_meanwhile_does_not_fire_again(self):
+        store = Store()
+        suspended, other = level_trigger(store), level_trigger(store)
+        assert fires(suspended, at(JUNE_18, "10")) == fires(other, at(JUNE_18, "10")) == []
+        assert fires(other, at(JUNE_18, "60")) == june(50)
+
+        assert fires(suspended, at(JUNE_18, "60")) == []
+        assert fires(suspended, at(JUNE_18, "90")) == june(80)
+        assert fires(other, at(JUNE_18, "101")) == june(100)
+
     def test_another_budget_begins_anew_and_another_level_alone(self):
         store = Store()
         assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "90")) == june(50, 80)

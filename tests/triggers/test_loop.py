@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import socket
+import threading
 import time
 from contextlib import aclosing, suppress
 from datetime import UTC, date, datetime
@@ -18,8 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from reducto_provider.exceptions import ReductoRequestError
+from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
-from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
+from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger, _UsageTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
 from reducto_provider.usage.threshold import UsageThreshold
@@ -288,6 +290,39 @@ def test_while_another_answer_is_summed_up_that_is_large():
         assert len(await large) == 20
 
     never_blocks(scenario)
+
+
+@pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
+def test_while_the_log_has_no_room(simulator, connect, monkeypatch, make_trigger):
+    """The process that makes room there may itself be waiting for this loop."""
+    connect(host=simulator.url, extra={"max_attempts": ATTEMPTS})
+    simulator.usage.add("org_acme", datetime.now(UTC).date(), credits=600_000, requests=1)
+    simulator.faults.add(status(503), times=ATTEMPTS + 1)
+    lines = []
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+
+        class FullLog:
+            """Has room once the loop has turned."""
+
+            def __getattr__(self, level):
+                return self.write
+
+            def write(self, *args, **kwargs):
+                turned = threading.Event()
+                loop.call_soon_threadsafe(turned.set)
+                lines.append((args[0], turned.wait(5)))
+
+        for logs in (_UsageTrigger, ReductoHook):
+            monkeypatch.setattr(logs, "log", FullLog())
+        await first_event(make_trigger())
+
+    asyncio.run(scenario())
+
+    assert [text.split()[0] for text, _ in lines[:3]] == ["Attempt", "Poll", "Attempt"]
+    assert len(lines) == 4
+    assert all(turned for _, turned in lines)
 
 
 def test_while_the_connection_is_looked_up(service, monkeypatch):
