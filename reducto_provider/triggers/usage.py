@@ -16,6 +16,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 from jinja2 import StrictUndefined, TemplateError
@@ -406,7 +407,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
 
     :param budget: what 100 % are; more than 0, less than 1e18.
-    :param levels: in percent of the budget, each more than 0; more than 100 is allowed.
+    :param levels: in percent of the budget, each more than 0 and up to 10,000.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month``, ``week`` (from Monday) or ``day``.
     :param settle_days: days after a window's end in which it is still watched.
@@ -587,7 +588,13 @@ class _Memory:
                 error,
             )
             return {}
-        return stored if isinstance(stored, dict) else {}
+        if stored is None:
+            return {}
+        try:
+            return msgspec.convert(stored, dict[str, list[float]])
+        except msgspec.ValidationError as error:  # somebody else wrote it: better that a level fires again than never
+            trigger.log.warning("What is stored as %s of the levels that have fired can't be read: %s", key, error)
+            return {}
 
 
 def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
@@ -664,4 +671,4 @@ def _parse_levels(levels: object) -> list[float]:
         numbers = [level for level in levels if isinstance(level, int | float) and not isinstance(level, bool)]
         if len(set(numbers)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
             return sorted(numbers)
-    raise ValueError(f"levels must be different numbers of percent, each more than 0, not {levels!r}")
+    raise ValueError(f"levels must be different numbers of percent, more than 0 and up to 10000, not {levels!r}")

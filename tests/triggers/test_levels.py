@@ -300,6 +300,19 @@ class TestMemory:
         store.error = None
         assert fires(trigger, at(JUNE_18, "90")) == june(80)
 
+    @pytest.mark.parametrize(
+        "junk", ["junk", [50], 50, {"2026-06-01": "50"}, {"2026-06-01": None}, {"2026-06-01": [None]}], ids=str
+    )
+    def test_what_somebody_else_wrote_there_makes_a_level_fire_again_rather_than_never(self, junk, logged):
+        store = Store()
+        assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
+        [key] = store.kept
+        store.kept[key] = json.dumps(junk)
+
+        assert fires(level_trigger(store), at(JUNE_18, "60"), at(JUNE_18, "90")) == june(50, 80)
+        assert any(line.startswith("warning: What is stored as reducto_usage_levels_") for line in logged)
+        assert json.loads(store.kept[key]) == {"2026-06-01": [50, 80]}
+
     @new_in(3, 3, "the state store of an asset")
     def test_several_assets_have_no_store_in_common(self, logged):
         from airflow.sdk import Asset
@@ -535,7 +548,7 @@ class TestArguments:
             *(({"levels": value}, "levels") for value in ((), [], [0], [-5], [50, 50], [50, 50.0], ["50"], [None])),
             *(
                 ({"levels": value}, "levels")
-                for value in ([float("nan")], [float("inf")], [True], 50, "50", [[50]], None)
+                for value in ([float("nan")], [float("inf")], [True], [10_001], 50, "50", [[50]], None)
             ),
             *(({"window": value}, "window") for value in ("run", "year", 7, "", None, "Month")),
             *(({"settle_days": value}, "settle_days") for value in (-1, 32, 1.0, "1", None, True)),
