@@ -499,12 +499,12 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
                     self._log_failure(error, poll)
                     continue
+                await self._store_memory()
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
                     self._memory.add(self, level, reading)
                     await asyncio.sleep(_PERSIST_SECONDS)
                     await self._store_memory()
-                await self._store_memory()
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
         """The levels that a poll finds passed and that have not fired in its window, with the reading."""
@@ -562,15 +562,22 @@ class _Memory:
         self._to_store.add(key)
 
     async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
-        """Hand on what has been added; what can't be is tried again the next time."""
+        """
+        Hand on what has been added, and see the next time that it is there: else that failed, or another trigger of
+        the asset, which did the same at the same moment, has written over it.
+        """
         if not self._stored or (store := _store_of(trigger)) is None:
             return
         for key in list(self._to_store):
-            windows = await self._load(trigger, key)  # with what other triggers of the asset have added
-            for window, levels in self._fired[key].items():
-                windows[window] = sorted({*windows.get(window, []), *levels})
-            await store.aset(key, dict(sorted(windows.items())[-_WINDOWS_REMEMBERED:]))
-            self._to_store.discard(key)
+            stored = await self._load(trigger, key)
+            windows = {
+                window: sorted({*stored.get(window, []), *self._fired[key].get(window, [])})
+                for window in sorted({*stored, *self._fired[key]})[-_WINDOWS_REMEMBERED:]
+            }
+            if windows == stored:
+                self._to_store.discard(key)
+            else:
+                await store.aset(key, windows)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
         if (store := _store_of(trigger)) is None:

@@ -334,6 +334,29 @@ class TestMemory:
 
         assert fires(level_trigger(store, levels=[50, 60, 70, 80]), at(JUNE_18, "90")) == june(80)
 
+    def test_what_they_store_at_the_same_moment_is_not_lost(self):
+        class Slow(Store):
+            async def aget(self, key, default=None):
+                content = await super().aget(key, default)
+                await asyncio.sleep(0.01)
+                return content
+
+        async def fired(trigger):
+            async def stream():
+                for _ in range(3):
+                    for poll in at(JUNE_18, "90")(trigger):
+                        yield poll
+                    await asyncio.sleep(0.05)
+
+            return [event.payload["level"] async for event in trigger.filter_shared_stream(stream())]
+
+        async def both():
+            return await asyncio.gather(*(fired(level_trigger(store, levels=[level])) for level in (50, 80)))
+
+        store = Slow()
+        assert asyncio.run(both()) == [[50], [80]]
+        assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "90")) == []
+
     def test_another_budget_begins_anew_and_another_level_alone(self):
         store = Store()
         assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "90")) == june(50, 80)
