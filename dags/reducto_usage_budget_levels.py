@@ -1,9 +1,9 @@
 """
 # A DAG that runs when an organization passes a level of its budget
 
-A watcher in the triggerer reads the month's usage of each organization once an hour. When half of the budget is passed,
-four fifths, and all of it, it fires an event, and this DAG runs: once for each level, month and organization. No sensor
-waits, and no DAG run is open meanwhile.
+Watchers in the triggerer read the month's usage of each organization once an hour. When half of the budget is passed,
+four fifths, and all of it, one fires an event, once for each level, month and organization, and this DAG runs. Levels
+that are passed at once share a run. No sensor waits, and no DAG run is open meanwhile.
 
 Replace `act` by what your budgets call for: tell somebody, open a ticket, pause the DAGs that use Reducto.
 """
@@ -16,6 +16,8 @@ from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS
 
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
+
+LEVELS = (50, 80, 100)  # percent of the budget
 
 try:
     from airflow.sdk import Asset as WatchedAsset
@@ -41,29 +43,31 @@ def act(*, triggering_asset_events: dict) -> list[str]:
 
 
 if AssetWatcher is not None:
-    budgets = [
+    # An asset for each level: of one asset, an event that comes while another waits to be made a run of starts none.
+    passed = [
         WatchedAsset(
-            f"reducto_budget_{organization['id']}",
+            f"reducto_budget_{organization['id']}_{level}",
             watchers=[
                 AssetWatcher(
-                    name=f"reducto_budget_levels_{organization['id']}",
+                    name=f"reducto_budget_{organization['id']}_{level}",
                     trigger=ReductoUsageLevelTrigger(
                         org_id=organization["id"],
                         reducto_conn_id=organization["connection"],
                         budget=organization["budget"],
                         metric=organization["metric"],
-                        levels=(50, 80, 100),
+                        levels=[level],
                         poke_interval=timedelta(hours=1),
                     ),
                 )
             ],
         )
         for organization in ORGANIZATIONS
+        for level in LEVELS
     ]
 
     with DAG(
         dag_id="reducto_usage_budget_levels",
-        schedule=AssetAny(*budgets),
+        schedule=AssetAny(*passed),
         start_date=datetime(2026, 1, 1),
         catchup=False,
         doc_md=__doc__,

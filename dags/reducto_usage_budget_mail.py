@@ -6,7 +6,8 @@ projected to exceed the organization's budget: from the rate of its complete day
 then get a mail, filled from the sensor's reading. A month that stays within its budget skips its sensor.
 
 Needs the SMTP provider (`apache-airflow-providers-smtp`) and its connection `smtp_default`. For Slack take
-`SlackNotifier` of the Slack provider with `text=MESSAGE` instead, or any other notifier.
+`SlackNotifier` of the Slack provider with `text=MESSAGE` instead, or any other notifier. One that fails is only logged,
+since the sensor has succeeded by then: where a message must not be lost, send it in a task that follows the sensor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 READING = "{% set reading = ti.xcom_pull(task_ids=ti.task_id) %}"
 SUBJECT = READING + "Reducto: {{ reading.org_id }} is on its way past its budget"
 MESSAGE = READING + (
-    "{{ reading.org_id }} used {{ '{:,.0f}'.format(reading.used) }} {{ reading.metric }} since "
+    "{{ reading.org_id | e }} used {{ '{:,.0f}'.format(reading.used) }} {{ reading.metric }} since "
     "{{ reading.usage_start_date }}"
     "{% if reading.projected %}, and at this rate comes to {{ '{:,.0f}'.format(reading.value) }} by "
     "{{ reading.usage_end_date }}{% endif %}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,9 @@ from datetime import UTC, datetime
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 from aiosmtpd.controller import Controller
 
 from tests.airflows import new_in
@@ -97,3 +100,27 @@ def test_the_mail_is_filled_from_the_reading(run_dag, simulator):
     text = mail.get_body(("html",)).get_content().strip()
     reading = result.xcom("projected_org_globex")
     assert text == (f"org_globex used {reading['used']:,.0f} credits since 2026-10-01. Its budget is 10,000.")
+
+
+def test_foreign_text_is_escaped_in_the_mail(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "dags")
+    example = importlib.import_module("reducto_usage_budget_mail")
+    reading = {"org_id": "<b>org</b> & {{ 7 * 7 }}", "metric": "credits", "used": 2, "value": 2, "threshold": 1}
+    ti = SimpleNamespace(task_id="any", xcom_pull=lambda task_ids: {**reading, "usage_start_date": "2026-11-01"})
+
+    text = jinja2.Environment().from_string(example.MESSAGE).render(ti=ti)
+    assert text.startswith("&lt;b&gt;org&lt;/b&gt; &amp; {{ 7 * 7 }} used 2 credits since 2026-11-01. ")
+
+
+@new_in(3, 0, "watchers, which an example has")
+def test_each_level_of_a_budget_has_an_asset_of_its_own(monkeypatch):
+    """Of several events of one asset that come before a run is made, Airflow hands all but the first to a later one."""
+    monkeypatch.syspath_prepend(PROJECT / "dags")
+    example = importlib.import_module("reducto_usage_budget_levels")
+
+    watched = [(asset.name, watcher) for asset in example.passed for watcher in asset.watchers]
+    levels = [(watcher.trigger.org_id, *watcher.trigger.levels) for _, watcher in watched]
+    assert len({name for name, _ in watched}) == len(watched)
+    assert sorted(levels) == [
+        (org, level) for org in ("org_acme", "org_globex", "org_initech") for level in (50, 80, 100)
+    ]

@@ -23,7 +23,10 @@ pytestmark = new_in(3, 3, "shared polls, waits that begin in the triggerer, the 
 
 ORGANIZATIONS = [
     Organization(f"org_{name}", records=())
-    for name in ("late", "patient", "many", "daily", "mapped", "first", "second", "both", "rotating", "revoked")
+    for name in (
+        *("late", "patient", "many", "daily", "mapped", "first", "second", "both", "rotating", "revoked"),
+        *("busy", "gate"),
+    )
 ]
 MANY = 200
 MANY_DAGS = [f"many_{part}" for part in range(10)]
@@ -113,6 +116,15 @@ ASSETS = [
 ]
 with DAG("also_watched", schedule=ASSETS[1] | ASSETS[2]):
     task(lambda: None, task_id="nothing")()
+
+BUSY = [watch(f"busy_{level}", level=budget("org_busy", levels=[level])) for level in (50, 80, 100)]
+with DAG("busy", schedule=BUSY[0] | BUSY[1] | BUSY[2], max_active_runs=1):
+
+    @task
+    def heard(*, triggering_asset_events):
+        return [event.extra["payload"]["level"] for events in triggering_asset_events.values() for event in events]
+
+    wait("gate", org_id="org_gate", threshold=0, deferrable=True, **WINDOW) >> heard()
 
 with DAG("spends", schedule=ASSETS[0]):
 
@@ -209,9 +221,9 @@ def airflow(airflow_factory, service, tmp_path_factory):
     for name, key in (("rotating", "sim-key-before"), ("revoked", "sim-key-revoked")):
         fields = {**connection(service, key), "connection_id": name, "extra": json.dumps({"max_attempts": 1})}
         airflow.request("POST", "/api/v2/connections", json=fields)
-    for dag_id in (*MANY_DAGS, "survives", "from_trigger", "mapped", "spends", "also_watched", "keys"):
+    for dag_id in (*MANY_DAGS, "survives", "from_trigger", "mapped", "spends", "also_watched", "busy", "keys"):
         airflow.unpause(dag_id)
-    for dag_id in ("mapped", "keys"):
+    for dag_id in ("mapped", "keys", "busy"):
         airflow.trigger(dag_id)
     yield airflow
     airflow.stop()
@@ -399,6 +411,23 @@ def test_a_budget_starts_a_dag_at_each_level(airflow, service):
 def test_each_organization_and_each_watcher_has_levels_of_its_own(airflow, service):
     wait_for_levels(airflow, "second", [("credits", 50), ("credits", 80)])
     wait_for_levels(airflow, "both", [("credits", 50), ("requests", 50)])
+
+
+def test_no_level_is_lost_while_a_dag_can_have_no_run(airflow, service):
+    """With an asset for each level, as in the example: of several events of one asset only the first would count."""
+
+    def events():
+        return [level for asset in (50, 80, 100) for _, level in levels(airflow, f"busy_{asset}")]
+
+    wait_for_task(airflow, "busy", "gate", "deferred")
+    for credits, expected in ((501, [50]), (300, [50, 80]), (200, [50, 80, 100])):
+        service.usage.add("org_busy", today(), credits=credits, requests=1)
+        airflow.wait_for(lambda expected=expected: events() == expected, 300, f"the events {expected}")
+    assert len(airflow.runs("busy")) == 1, "else there was a run for each"
+
+    service.usage.add("org_gate", today(), credits=1, requests=1)
+    _, run = airflow.wait_for_runs("busy", 2, timeout=300)
+    assert sorted(airflow.xcom("busy", run["dag_run_id"], "heard")) == [50, 80, 100]
 
 
 # -- processes that are killed

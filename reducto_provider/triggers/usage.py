@@ -8,17 +8,15 @@ import inspect
 import json
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
 from contextlib import aclosing, suppress
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 from jinja2 import StrictUndefined, TemplateError
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
-
-_LOG_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
 
 _NOT_BEGUN = (
     "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
@@ -94,6 +90,16 @@ class _UsageTrigger(BaseEventTrigger):
     def log(self) -> Any:
         """One for all triggers of a class, since Airflow's own would be one more for each of thousands."""
         return self.logger()
+
+    async def _alog(self, level: str, text: str, *args: Any, **options: Any) -> None:
+        """
+        Log, in a thread.
+
+        In a triggerer each line goes down a pipe. To wait for room in it would hold up the event loop, and for ever
+        when the process at the other end is itself waiting for that loop. Of hundreds who wait, each poll is hundreds
+        of lines.
+        """
+        await asyncio.to_thread(getattr(self.log, level), text, *args, **options)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, plain JSON values."""
@@ -380,13 +386,13 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         except Exception as error:  # noqa: BLE001  # whatever it is, the task that waits must hear of it
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
-                await _aside(
-                    self.log.error, "Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen
+                await self._alog(
+                    "error", "Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen
                 )
                 return error_event(as_reducto_error(error))
             next_poll = self._next_poll(poll)
-            await _aside(
-                self.log.warning,
+            await self._alog(
+                "warning",
                 "Poll of %s failed (%s): %s; %s",
                 poll.query,
                 failed_polls,
@@ -399,9 +405,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         if reading is not None:
             outcome = waited_for.outcome(reading)
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
-                await _aside(self.log.info, "%s: %s", reading, outcome)
+                await self._alog("info", "%s: %s", reading, outcome)
                 return {"status": outcome, "reading": reading.as_json()}
-        await _aside(self.log.info, "%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
+        await self._alog("info", "%s; %s", waited_for.waits_on(reading), self._next_poll(poll))
         return None
 
     def _next_poll(self, poll: Poll) -> str:
@@ -431,7 +437,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
 
     :param budget: what 100 % are; more than 0, less than 1e18.
-    :param levels: in percent of the budget, each more than 0; more than 100 is allowed.
+    :param levels: in percent of the budget, each more than 0 and up to 10,000.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month``, ``week`` (from Monday) or ``day``.
     :param settle_days: days after a window's end in which it is still watched.
@@ -523,12 +529,12 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
                     await self._log_failure(error, poll)
                     continue
+                await self._store_memory()
                 for level, reading in passed:
                     yield _event({"level": level, "reading": reading.as_json()})
                     self._memory.add(self, level, reading)
                     await asyncio.sleep(_PERSIST_SECONDS)
                     await self._store_memory()
-                await self._store_memory()
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
         """The levels that a poll finds passed and that have not fired in its window, with the reading."""
@@ -541,16 +547,16 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         passed = [level for level in self.levels if percent > Fraction(str(level))]
         new = await self._memory.new(self, reading, passed)
         told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
-        await _aside(self.log.info, "%s%s; next poll in %g s", reading, told, poll.next_in)
+        await self._alog("info", "%s%s; next poll in %g s", reading, told, poll.next_in)
         return [(level, reading) for level in new]
 
     async def _log_failure(self, error: Exception, poll: Poll) -> None:
         if isinstance(error, ReductoError) and error.passing:
-            await _aside(self.log.warning, "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
+            await self._alog("warning", "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
         else:
             unforeseen = None if isinstance(error, ReductoError) else error
-            await _aside(
-                self.log.error,
+            await self._alog(
+                "error",
                 "Poll of %s failed, and will until that is mended: %s; next poll in %g s",
                 poll.query,
                 error,
@@ -563,7 +569,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
             await self._memory.store(self)
         except Exception as error:  # noqa: BLE001  # as above
             text = "What has fired is not stored yet, and a restart would fire it again"
-            await _aside(self.log.warning, text, exc_info=error)
+            await self._alog("warning", text, exc_info=error)
 
 
 class _Memory:
@@ -593,14 +599,19 @@ class _Memory:
         self._to_store.add(key)
 
     async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
-        """Hand on what has been added; what can't be is tried again the next time."""
+        """
+        Hand on what has been added, and see the next time that it is there: else that failed, or another trigger of
+        the asset, which did the same at the same moment, has written over it.
+        """
         if not self._stored or (store := _store_of(trigger)) is None:
             return
         for key in list(self._to_store):
-            # With what other triggers of the asset have added.
-            windows = _union(await self._load(trigger, key), self._fired[key])
-            await store.aset(key, dict(sorted(windows.items())[-_WINDOWS_REMEMBERED:]))
-            self._to_store.discard(key)
+            stored = await self._load(trigger, key)
+            windows = dict(list(_union(stored, self._fired[key]).items())[-_WINDOWS_REMEMBERED:])
+            if windows == stored:
+                self._to_store.discard(key)
+            else:
+                await store.aset(key, windows)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
         if not self._stored or (store := _store_of(trigger)) is None:
@@ -612,20 +623,29 @@ class _Memory:
                 raise
             # Several assets are watched by the same trigger: whose store?
             self._stored = False
-            await _aside(
-                trigger.log.warning,
+            await trigger._alog(
+                "warning",
                 "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
                 "asset a trigger with arguments of its own (%s)",
                 error,
             )
             return {}
-        return stored if isinstance(stored, dict) else {}
+        if stored is None:
+            return {}
+        try:
+            return msgspec.convert(stored, dict[str, list[int | float]])
+        except msgspec.ValidationError as error:  # somebody else wrote it: better that a level fires again than never
+            await trigger._alog(
+                "warning", "What is stored as %s of the levels that have fired can't be read: %s", key, error
+            )
+            return {}
 
 
 def _union(windows: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The levels of both, by window."""
+    """The levels of both, by window, the oldest first."""
     return {
-        window: sorted({*windows.get(window, []), *others.get(window, [])}) for window in windows.keys() | others.keys()
+        window: sorted({*windows.get(window, []), *others.get(window, [])})
+        for window in sorted(windows.keys() | others.keys())
     }
 
 
@@ -644,18 +664,6 @@ def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
     }
     digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()
     return f"reducto_usage_levels_{digest[:32]}"
-
-
-async def _aside(log: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """
-    Log, in a thread.
-
-    In a triggerer each line goes down a pipe. To wait for room in it would hold up the event loop, and for ever when
-    the process at the other end is itself waiting for that loop to read. Of hundreds who wait, each poll is hundreds
-    of lines.
-    """
-    line = partial(copy_context().run, log, *args, **options)
-    await asyncio.get_running_loop().run_in_executor(_LOG_THREAD, line)
 
 
 def error_event(error: ReductoError) -> dict[str, Any]:
@@ -715,4 +723,4 @@ def _parse_levels(levels: object) -> list[float]:
         numbers = [level for level in levels if isinstance(level, int | float) and not isinstance(level, bool)]
         if len(set(numbers)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
             return sorted(numbers)
-    raise ValueError(f"levels must be different numbers of percent, each more than 0, not {levels!r}")
+    raise ValueError(f"levels must be different numbers of percent, more than 0 and up to 10000, not {levels!r}")

@@ -300,6 +300,19 @@ class TestMemory:
         store.error = None
         assert fires(trigger, at(JUNE_18, "90")) == june(80)
 
+    @pytest.mark.parametrize(
+        "junk", ["junk", [50], 50, {"2026-06-01": "50"}, {"2026-06-01": None}, {"2026-06-01": [None]}], ids=str
+    )
+    def test_what_somebody_else_wrote_there_makes_a_level_fire_again_rather_than_never(self, junk, logged):
+        store = Store()
+        assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
+        [key] = store.kept
+        store.kept[key] = json.dumps(junk)
+
+        assert fires(level_trigger(store), at(JUNE_18, "60"), at(JUNE_18, "90")) == june(50, 80)
+        assert any(line.startswith("warning: What is stored as reducto_usage_levels_") for line in logged)
+        assert json.loads(store.kept[key]) == {"2026-06-01": [50, 80]}
+
     @new_in(3, 3, "the state store of an asset")
     def test_several_assets_have_no_store_in_common(self, logged):
         from airflow.sdk import Asset
@@ -330,6 +343,29 @@ class TestMemory:
         assert fires(suspended, at(JUNE_18, "60")) == []
         assert fires(suspended, at(JUNE_18, "90")) == june(80)
         assert fires(other, at(JUNE_18, "101")) == june(100)
+
+    def test_what_they_store_at_the_same_moment_is_not_lost(self):
+        class Slow(Store):
+            async def aget(self, key, default=None):
+                content = await super().aget(key, default)
+                await asyncio.sleep(0.01)
+                return content
+
+        async def fired(trigger):
+            async def stream():
+                for _ in range(3):
+                    for poll in at(JUNE_18, "90")(trigger):
+                        yield poll
+                    await asyncio.sleep(0.05)
+
+            return [event.payload["level"] async for event in trigger.filter_shared_stream(stream())]
+
+        async def both():
+            return await asyncio.gather(*(fired(level_trigger(store, levels=[level])) for level in (50, 80)))
+
+        store = Slow()
+        assert asyncio.run(both()) == [[50], [80]]
+        assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "90")) == []
 
     def test_another_budget_begins_anew_and_another_level_alone(self):
         store = Store()
@@ -545,7 +581,7 @@ class TestArguments:
             *(({"levels": value}, "levels") for value in ((), [], [0], [-5], [50, 50], [50, 50.0], ["50"], [None])),
             *(
                 ({"levels": value}, "levels")
-                for value in ([float("nan")], [float("inf")], [True], 50, "50", [[50]], None)
+                for value in ([float("nan")], [float("inf")], [True], [10_001], 50, "50", [[50]], None)
             ),
             *(({"window": value}, "window") for value in ("run", "year", 7, "", None, "Month")),
             *(({"settle_days": value}, "settle_days") for value in (-1, 32, 1.0, "1", None, True)),

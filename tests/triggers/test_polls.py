@@ -363,15 +363,17 @@ def test_a_key_that_is_rotated_under_many_is_refused_once(service, shared, conne
 
 
 class Store:
-    """Notes what is kept in the place of Airflow's store, which only a triggerer has."""
+    """In the place of Airflow's store, which only a triggerer has; it notes what it is to keep."""
 
     def __init__(self, happened):
         self.happened = happened
+        self.kept = {}
 
     async def aget(self, key):
-        return None
+        return self.kept.get(key)
 
     async def aset(self, key, value):
+        self.kept[key] = value
         [levels] = value.values()
         self.happened.append(f"stored {levels}")
 
