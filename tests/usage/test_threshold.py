@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
+from jinja2 import StrictUndefined
 
 from reducto_provider.usage.report import CreditsUnavailableError
 from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
@@ -165,7 +166,10 @@ class TestQueryAt:
         assert (asked.start, asked.end) == (date(2026, 6, 1), end)
 
     def test_before_the_window_there_is_nothing_to_ask(self, threshold):
-        assert threshold(days=self.MONTH).query_at(datetime(2026, 5, 31, 23, 59, tzinfo=UTC)) is None
+        waited_for = threshold(days=self.MONTH)
+
+        assert waited_for.query_at(datetime(2026, 5, 31, 23, 59, tzinfo=UTC)) is None
+        assert waited_for.waits_on(None) == "2026-06-01 to 2026-06-30 has not begun"
 
     def test_the_rest_of_the_question_stays(self, query):
         asked = query(group_by="feature", org_id="org_abc123", products=["parse"], end=date(2026, 12, 31))
@@ -228,6 +232,7 @@ class TestParse:
             *(float("nan"), float("inf"), "nan", "sNaN", "Infinity", Decimal("NaN"), "1e18", 10**18, "1e999"),
             *("", "  ", "None", "{{ x }}", "1,000", "1.000,5", "100 credits", "0x10"),
             *(None, True, False, [100], {}, b"100"),
+            StrictUndefined(),  # what a native template leaves of a name that is not there; its text can't be asked for
         ],
         ids=repr,
     )
