@@ -9,11 +9,14 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+
+# Of its own: those of asyncio would all wait for the same log, and together leave the event loop little time.
+_LOG_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
 
 _NOT_BEGUN = (
     "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
@@ -99,7 +105,8 @@ class _UsageTrigger(BaseEventTrigger):
         when the process at the other end is itself waiting for that loop. Of hundreds who wait, each poll is hundreds
         of lines.
         """
-        await asyncio.to_thread(getattr(self.log, level), text, *args, **options)
+        line = partial(copy_context().run, getattr(self.log, level), text, *args, **options)
+        await asyncio.get_running_loop().run_in_executor(_LOG_THREAD, line)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, plain JSON values."""
