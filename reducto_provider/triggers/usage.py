@@ -443,7 +443,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
 
     A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
 
-    :param budget: what 100 % are; more than 0, less than 1e18.
+    :param budget: what 100 % are; from 1e-9 to less than 1e18.
     :param levels: in percent of the budget, each more than 0 and up to 10,000.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month``, ``week`` (from Monday) or ``day``.
