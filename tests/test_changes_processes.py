@@ -9,19 +9,19 @@ from itertools import count
 import pytest
 
 from simulator import Simulator, status
-from tests.airflows import AIRFLOW, new_in
-
-pytestmark = new_in(3, 0, "the REST API through which real processes are asked")
+from tests.airflows import AIRFLOW, gone_in, new_in
+from tests.real_airflow.fixtures import IMPORTABLE
+from tests.real_airflow.scheduler import AirflowScheduler
 
 DAGS = """
 import json
 import os
 import signal
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
-from airflow.sdk import DAG, Asset
+from airflow.providers.common.compat.sdk import DAG, Asset
 from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
 
 ROOT = Path({root!r})
@@ -51,20 +51,21 @@ def before_the_report(context, result):
     end(context, "before the report")
 
 
-def after_the_report(context):
+def in_the_callback(context):
     with (ROOT / "author.txt").open("a") as file:
         file.write(f"{{context['ti'].run_id}} {{context['ti'].map_index}}\\n")
-    end(context, "after the report")
+    end(context, "in the callback")
     raise ValueError("the author's own callback fails")
 
 
 COMMON = {{
     "usage_start_date": "2026-05-04",
     "usage_end_date": "2026-05-06",
+    "start_date": datetime(2026, 1, 1),
     "retries": 1,
     "retry_delay": timedelta(seconds=0),
     "post_execute": before_the_report,
-    "on_success_callback": after_the_report,
+    "on_success_callback": in_the_callback,
 }}
 
 with DAG("one", schedule=None):
@@ -123,19 +124,20 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def airflow(airflow_factory, tmp_path_factory, service, root):
+def airflow(request, tmp_path_factory, service, root):
     dags = tmp_path_factory.mktemp("dags")
     (dags / "changes.py").write_text(DAGS.format(root=str(root)))
     connection = {"conn_type": "reducto", "host": service.url, "password": "sim-key-all", "extra": {"max_attempts": 1}}
-    airflow = airflow_factory(
-        dags,
-        {
-            "AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection),
-            # How soon the scheduler misses a worker that was killed.
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-        },
-    )
+    env = {
+        "AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection),
+        # How soon the scheduler misses a worker that was killed.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    }
+    if AIRFLOW < (3,):
+        airflow = AirflowScheduler(tmp_path_factory.mktemp("airflow"), dags, {**IMPORTABLE, **env}).start()
+    else:
+        airflow = request.getfixturevalue("airflow_factory")(dags, env)
     yield airflow
     airflow.stop()
 
@@ -242,14 +244,26 @@ def test_a_worker_killed_between_the_last_write_and_the_report(run, again, chang
     assert changed("one", killed) == NOTHING
 
 
+@new_in(3, 0, "callbacks after the report")
 def test_a_worker_killed_between_the_report_and_its_acknowledgement(run, changed, service):
     run("one")
     restate(service, 4)
-    assert changed("one", run("one", "be killed after the report")) == ["2026-05-04"]
+    assert changed("one", run("one", "be killed in the callback")) == ["2026-05-04"]
     assert changed("one", run("one")) == ["2026-05-04"], "once more"
     assert changed("one", run("one")) == NOTHING
 
 
+@gone_in(3, 0, "callbacks before the report")
+def test_a_worker_killed_between_its_callbacks_and_the_report(run, again, changed, service):
+    run("one")
+    restate(service, 4)
+    killed = run("one", *["be killed in the callback"] * 2, state="failed")
+    assert changed("one", run("one")) == ["2026-05-04"]
+    again("one", killed)
+    assert changed("one", killed) == NOTHING
+
+
+@new_in(3, 0, "the REST API through which a state is set")
 def test_a_report_of_success_that_is_refused(run, changed, service, airflow):
     """Airflow 3.3 calls success callbacks all the same."""
     run("one")
