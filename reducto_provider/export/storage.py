@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -103,13 +103,16 @@ class Storage(ABC):
         return None
 
     @abstractmethod
-    def location(self, name: str = "") -> str:
-        """Return the URL of a file as people and fsspec write it: nothing is escaped, and no connection is named."""
-
     def uri(self, name: str = "") -> str:
-        """Return the URI of a file, percent-encoded (RFC 3986): a ``%`` of its name is ``%25``."""
-        scheme, _, path = self.location(name).partition("://")
-        return f"{scheme}://{quote(os.fsencode(path), safe='/:=@')}"
+        """
+        Return the URI of a file, without a connection id.
+
+        It is percent-encoded (RFC 3986): a ``%`` of a file's name is ``%25``.
+        """
+
+    def location(self, name: str = "") -> str:
+        """Return the URI with nothing encoded: as people write it, and fsspec takes it."""
+        return unquote(self.uri(name), errors="surrogateescape")
 
     @abstractmethod
     def read(self, name: str = "") -> bytes | None:
@@ -148,8 +151,8 @@ class LocalStorage(Storage):
         # Once in a while: to look through a folder for every one of its thousands of files takes ever longer.
         self._tidied: set[Path] = set()
 
-    def location(self, name: str = "") -> str:
-        return f"file://{self._path(name)}"
+    def uri(self, name: str = "") -> str:
+        return f"file://{_encoded(str(self._path(name)))}"
 
     def read(self, name: str = "") -> bytes | None:
         try:
@@ -246,8 +249,8 @@ class ObjectStorage(Storage):
         can_be_told = "max_concurrency" in signature(self._fs.cat_file).parameters
         self._at_once: dict[str, Any] = {"max_concurrency": 1} if can_be_told else {}
 
-    def location(self, name: str = "") -> str:
-        return f"{self._scheme}://{self._path(name)}"
+    def uri(self, name: str = "") -> str:
+        return f"{self._scheme}://{_encoded(self._path(name))}"
 
     @property
     def account(self) -> str | None:
@@ -309,6 +312,10 @@ def _advice() -> Iterator[None]:
         advice = "the bucket or container must be there, an export creates none"
         error.args = (f"{str(error).rstrip('.')}; {advice}",)
         raise
+
+
+def _encoded(path: str) -> str:
+    return quote(os.fsencode(path), safe="/:=@")
 
 
 def _with_single_slashes(location: str) -> str:
