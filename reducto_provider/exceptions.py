@@ -54,13 +54,23 @@ class ReductoRateLimitError(ReductoError):
 
 
 class ReductoServerError(ReductoError):
-    """5xx, still after all attempts."""
+    """5xx, 408 or 425, still after all attempts."""
 
     passing = True
 
 
 class ReductoTransportError(ReductoError):
     """No whole answer came: refused, reset, timed out, cut short; still after all attempts."""
+
+    passing = True
+
+
+class ReductoGatewayError(ReductoError):
+    """
+    Something in between answered instead of Reducto, still after all attempts.
+
+    HTML came, with whatever status, as from a gateway, a firewall or a login page; or 407, which only a proxy sends.
+    """
 
     passing = True
 

@@ -6,9 +6,11 @@ import asyncio
 import ctypes
 import os
 import random
+import re
 import ssl
 import threading
 import time
+import zlib
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ from reducto_provider.exceptions import (
     ReductoAuthenticationError,
     ReductoConfigurationError,
     ReductoError,
+    ReductoGatewayError,
     ReductoPermissionError,
     ReductoRateLimitError,
     ReductoRequestError,
@@ -73,7 +76,12 @@ BACKOFF_MAX: Final = 30.0
 TEST_CONNECTION_TIMEOUT: Final = 15.0
 
 _CHUNK_BYTES = 256 * 1024
-_EXCERPT_BYTES = 2048
+_ERROR_BODY_BYTES = 64 * 1024
+_HEADER_BYTES = 64 * 1024
+"""How long a header may be, as with the standard library. A content security policy takes more than aiohttp's 8 KiB."""
+_REASON_FIELDS = ("error", "message", "detail", "errors", "msg", "title", "error_description", "description", "reason")
+_TITLE = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
+_GZIP = 16 + zlib.MAX_WBITS
 _DECODE_ASIDE_BYTES = 256 * 1024  # from here on, decoding would hold up an event loop
 _USER_AGENT = f"airflow-provider-reducto/{__version__}"
 
@@ -111,11 +119,16 @@ class ReductoHook(HttpHook):
     ) -> None:
         super().__init__(method="GET", http_conn_id=reducto_conn_id, adapter=adapter, **keep_alive)
         self.reducto_conn_id = reducto_conn_id
+        self._session_options = {"adapter": adapter, **keep_alive}
         self._settings: ReductoSettings | None = None
         self._session: requests.Session | None = None
         self._async_sessions: dict[ReductoSettings, aiohttp.ClientSession] = {}
         self._contexts = 0
         self._pace = _Pace()
+
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        """Copies and pickles begin as new: without sessions, and without the key."""
+        return partial(type(self), self.reducto_conn_id, **self._session_options), ()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -269,7 +282,7 @@ class ReductoHook(HttpHook):
             session.trust_env = False  # or netrc and the proxies of other URLs would be mixed in
             session.auth = auth
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            session.headers["User-Agent"] = _USER_AGENT
+            session.headers.update({"User-Agent": _USER_AGENT, "Accept-Encoding": "gzip"})
             session.verify = _verify(settings)
             if proxy := _proxy(settings):
                 session.proxies = {settings.origin[0]: proxy}
@@ -315,12 +328,12 @@ class ReductoHook(HttpHook):
         except (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError):
             self._session = None  # its connection may still be read from
             failure: ReductoError = _timeout_error(settings)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, zlib.error, ValueError) as error:
             failure = _transport_error(error, settings)
         except OSError as error:  # requests' own, for a bundle that is not there
             failure = _bundle_error(error, settings)
         else:
-            return _good_body(answer, query, settings, self.reducto_conn_id)
+            return _body_of(answer, query, settings, self.reducto_conn_id)
         # Raised out here, without what led to it: that may hold the request, and so the key or a proxy's password.
         raise failure
 
@@ -331,10 +344,10 @@ class ReductoHook(HttpHook):
             answer = await _acall_within(settings.timeout, _aread_answer(session, _url(query, settings), settings))
         except TimeoutError:
             failure = _timeout_error(settings)
-        except (aiohttp.ClientError, ValueError) as error:
+        except (aiohttp.ClientError, zlib.error, ValueError) as error:
             failure = _transport_error(error, settings)
         else:
-            return _good_body(answer, query, settings, self.reducto_conn_id)
+            return _body_of(answer, query, settings, self.reducto_conn_id)
         raise failure  # as above
 
     def _log_rotation(self) -> None:
@@ -420,24 +433,66 @@ class _Answer(NamedTuple):
 
 
 class _Body:
-    """Gathers a body within bounds: a good one may not exceed them, of any other an excerpt is enough."""
+    """Gathers a body within bounds: a good one may not exceed them, of any other the beginning is enough."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         self._good = status == HTTPStatus.OK
-        self._limit = MAX_RESPONSE_BYTES if self._good else _EXCERPT_BYTES
+        self._limit = MAX_RESPONSE_BYTES if self._good else _ERROR_BODY_BYTES
         self._content = bytearray()  # not a list: of many small pieces, each would take the room of fifty bytes
-        self.full = False
+        self._gzip = _Gunzip() if _encoding(headers) in ("gzip", "x-gzip") else None
 
-    def add(self, chunk: bytes) -> None:
-        self._content += chunk
-        self.full = len(self._content) > self._limit
+    @property
+    def full(self) -> bool:
+        return len(self._content) > self._limit
+
+    def add(self, chunk: bytes) -> Iterator[None]:
+        """Take in what came, unpacked, piece by piece: a caller who is out of time can stop in between."""
+        for piece in self._gzip.unpack(chunk) if self._gzip else (chunk,):
+            self._content += piece
+            yield
+            if self.full:
+                return
 
     def content(self) -> bytes:
         if self.full and self._good:
             raise ReductoResponseError(
                 f"Reducto's answer is longer than {self._limit / 2**20:g} MiB: ask for fewer days at a time"
             )
+        if self._gzip and not self.full:
+            self._gzip.check_complete()
         return bytes(memoryview(self._content)[: self._limit])
+
+
+class _Gunzip:
+    """
+    Unpacks gzip in pieces of a bounded size, as the gzip module does: several members, with zeros after each.
+
+    HTTP clients differ in what they take for gzip, and in how much of it they unpack at once.
+    """
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(_GZIP)
+        self._begun = False
+
+    def unpack(self, data: bytes) -> Iterator[bytes]:
+        """:raises zlib.error: where it is no gzip."""
+        while data:
+            if self._member.eof:
+                if not (data := data.lstrip(b"\0")):
+                    return
+                self._member = zlib.decompressobj(_GZIP)
+            self._begun = True
+            yield self._member.decompress(data, _CHUNK_BYTES)
+            data = self._member.unconsumed_tail or self._member.unused_data
+
+    def check_complete(self) -> None:
+        """:raises zlib.error: where the end is missing."""
+        if self._begun and not self._member.eof:
+            raise zlib.error("the gzip of the answer was cut short")
+
+
+def _encoding(headers: Mapping[str, str]) -> str:
+    return headers.get("Content-Encoding", "").strip().lower()
 
 
 def _with_organization(query: UsageQuery, settings: ReductoSettings) -> UsageQuery:
@@ -478,7 +533,10 @@ async def _open_async_session(settings: ReductoSettings) -> aiohttp.ClientSessio
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=verify),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": _USER_AGENT},
+        headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "gzip"},
+        auto_decompress=False,
+        max_line_size=_HEADER_BYTES,
+        max_field_size=_HEADER_BYTES,
         proxy=_proxy(settings),
         trust_env=False,  # or a netrc entry would replace the key
         middlewares=(_once,),
@@ -491,7 +549,9 @@ async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
         return await handler(request)
     except aiohttp.ClientConnectorError:
         raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+    except aiohttp.ServerDisconnectedError:  # which may quote what it has received
+        raise aiohttp.ClientConnectionError("the connection was closed before the answer") from None
+    except aiohttp.ClientOSError as error:
         raise aiohttp.ClientConnectionError(str(error)) from error
 
 
@@ -555,12 +615,12 @@ def _call_within(seconds: float, function: Callable[[], _Answer]) -> _Answer:
 def _read_answer(session: requests.Session, url: str, settings: ReductoSettings) -> _Answer:
     deadline = time.monotonic() + settings.timeout
     with session.get(url, timeout=settings.timeout, stream=True, allow_redirects=False) as response:
-        body = _Body(response.status_code)
+        body = _Body(response.status_code, response.headers)
         # read1 returns what is there, so that the thread ends soon after the deadline.
-        while not body.full and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True)):
-            body.add(chunk)
-            if time.monotonic() > deadline:
-                raise TimeoutError
+        while not body.full and (chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False)):
+            for _ in body.add(chunk):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
         return _Answer(response.status_code, response.headers, body.content())
 
 
@@ -595,25 +655,25 @@ async def _aread_answer(session: aiohttp.ClientSession, url: str, settings: Redu
         timeout=aiohttp.ClientTimeout(total=None),
         allow_redirects=False,
     ) as response:
-        body = _Body(response.status)
+        body = _Body(response.status, response.headers)
         async for chunk in response.content.iter_any():
-            body.add(chunk)
+            for _ in body.add(chunk):
+                await asyncio.sleep(0)  # others' turn, and that of a time limit
             if body.full:
                 break
         return _Answer(response.status, response.headers, body.content())
 
 
-def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, conn_id: str) -> bytes:
-    """The body of a 200, or the error that the status stands for."""
+def _body_of(answer: _Answer, query: UsageQuery, settings: ReductoSettings, conn_id: str) -> bytes:
+    """Return the body of a 200, or raise the error that the status stands for."""
     status = answer.status
+    if _is_html(answer) or status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        raise ReductoGatewayError(_describe_page(answer, settings), retry_after=_retry_after(answer))
     if status == HTTPStatus.OK:
-        if "html" in answer.headers.get("Content-Type", "").lower():
-            raise ReductoResponseError(
-                f"an HTML page came with status 200 from {settings.base_url}: a proxy or a login page answered "
-                "instead of Reducto"
-            )
+        if (encoding := _encoding(answer.headers)) not in ("", "identity", "gzip", "x-gzip"):
+            raise ReductoResponseError(f"Reducto's answer is packed as {_short(encoding, settings)}, not as gzip")
         return answer.body
-    what = f"({status}{_excerpt(answer, settings)})"
+    what = f"({status}{_error_detail(answer, settings)})"
     if status == HTTPStatus.UNAUTHORIZED:
         raise ReductoAuthenticationError(f"Reducto refused the API key of connection {conn_id!r} {what}: {KEY_HINT}")
     if status == HTTPStatus.FORBIDDEN:
@@ -628,35 +688,79 @@ def _good_body(answer: _Answer, query: UsageQuery, settings: ReductoSettings, co
             "ask less often",
             retry_after=_retry_after(answer),
         )
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY):
         raise ReductoServerError(f"Reducto failed {what}", retry_after=_retry_after(answer))
     if status >= HTTPStatus.BAD_REQUEST:
         raise ReductoRequestError(f"Reducto refused the request {what}: {urlencode(query.params())}")
     if status >= HTTPStatus.MULTIPLE_CHOICES:
-        target = settings.hide(_host_of(answer.headers.get("Location", "")))
         raise ReductoResponseError(
-            f"{settings.base_url} redirects to {target} {what}: not followed, the key is for its own host only; "
-            f"correct the host of connection {conn_id!r}"
+            f"{settings.base_url} redirects to {_target(answer, settings)} {what}: not followed, the key is for its "
+            f"own host only; correct the host of connection {conn_id!r}"
         )
     raise ReductoResponseError(f"Reducto answered with a status that it does not document {what}")
+
+
+def _is_html(answer: _Answer) -> bool:
+    """Whether the body is HTML (or XML), which Reducto never sends. It may be labelled as anything; so may JSON."""
+    beginning = answer.body.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
+    is_labelled = "html" in answer.headers.get("Content-Type", "").lower()
+    return beginning == b"<" or (is_labelled and beginning not in (b"", b"{", b"["))
+
+
+def _describe_page(answer: _Answer, settings: ReductoSettings) -> str:
+    if not _is_html(answer):
+        return (
+            f"a proxy on the way to {settings.base_url} asks for a login ({answer.status}): correct extra 'proxy' of "
+            "the connection, or the environment's"
+        )
+    page = "an HTML page"
+    if title := _TITLE.search(answer.body.decode(errors="replace")):
+        page += f" ({_short(title[1], settings)})"
+    if "Location" in answer.headers:
+        page += f" and a redirect to {_target(answer, settings)}"
+    return (
+        f"{page} came with status {answer.status} from {settings.base_url}: a proxy, a firewall or a login page "
+        "answered instead of Reducto"
+    )
+
+
+def _target(answer: _Answer, settings: ReductoSettings) -> str:
+    return _short(_host_of(answer.headers.get("Location", "")), settings)
 
 
 def _host_of(location: str) -> str:
     with suppress(ValueError):
         if host := urlsplit(location).netloc.rpartition("@")[2]:
-            return host[:200]
+            return host
     return "another page"
 
 
-def _excerpt(answer: _Answer, settings: ReductoSettings) -> str:
-    """The service's own short message, if its answer holds one: never the whole body, never a secret."""
+def _error_detail(answer: _Answer, settings: ReductoSettings) -> str:
+    """Return the service's own reason, in whatever form it is given: never the whole body, never a secret."""
     text = ""
-    with suppress(ValueError, RecursionError):
-        error = msgspec.json.decode(answer.body)
-        if isinstance(error, dict):
-            text = next((v for k in ("error", "message", "detail") if isinstance(v := error.get(k), str)), "")
-    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
-    return f": {settings.hide(text)[:200]}" if text else ""
+    try:
+        text = "; ".join(dict.fromkeys(_reasons_in(msgspec.json.decode(answer.body))))
+    except (ValueError, RecursionError):
+        if answer.headers.get("Content-Type", "text/").startswith("text/"):
+            text = answer.body.decode(errors="replace")
+    return f": {text}" if (text := _short(text, settings)) else ""
+
+
+def _reasons_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _reasons_in(each)
+    elif isinstance(value, dict):
+        for name in _REASON_FIELDS:
+            yield from _reasons_in(value.get(name))
+
+
+def _short(text: str, settings: ReductoSettings, length: int = 200) -> str:
+    """Make foreign text fit for an error: on one line, without secrets."""
+    line = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return settings.hide(line)[:length]
 
 
 def _timeout_error(settings: ReductoSettings) -> ReductoTransportError:
@@ -664,8 +768,19 @@ def _timeout_error(settings: ReductoSettings) -> ReductoTransportError:
 
 
 def _transport_error(error: Exception, settings: ReductoSettings) -> ReductoTransportError:
-    cause = settings.hide(str(error)) or type(error).__name__
-    return ReductoTransportError(f"no answer from {settings.base_url}: {cause}")
+    return ReductoTransportError(f"no answer from {settings.base_url}: {_short(_cause(error), settings, 500)}")
+
+
+def _cause(error: Exception) -> str:
+    """Say what went wrong, in words of our own where the error's may quote what was received."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy refused to connect ({error.status})"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"what came is not HTTP, or has a header of more than {_HEADER_BYTES // 1024} KiB"
+    causes = (error, *error.args)
+    if any(isinstance(each, aiohttp.ClientPayloadError | urllib3.exceptions.ProtocolError) for each in causes):
+        return "the answer was cut short, or is not HTTP"
+    return str(error) or type(error).__name__
 
 
 def _retry_after(answer: _Answer) -> float | None:

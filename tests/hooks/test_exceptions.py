@@ -22,6 +22,7 @@ ERRORS = {
     "ReductoRateLimitError": (False, True),
     "ReductoServerError": (False, True),
     "ReductoTransportError": (False, True),
+    "ReductoGatewayError": (False, True),
     "ReductoResponseError": (False, False),
     "ReductoCreditsUnavailableError": (True, False),
     "ReductoExportError": (False, False),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import gzip
 import json
+import pickle
 import random
 import socket
 import threading
@@ -28,6 +30,7 @@ from reducto_provider.exceptions import (
     ReductoAuthenticationError,
     ReductoConfigurationError,
     ReductoError,
+    ReductoGatewayError,
     ReductoPermissionError,
     ReductoRateLimitError,
     ReductoRequestError,
@@ -244,7 +247,22 @@ SCENARIOS = {
         ).items()
     },
     **{f"an error deeply nested, {how}": scenario for how, scenario in passing(Reply(503, DEEP)).items()},
-    **{f"an error page, {how}": scenario for how, scenario in passing(html(502), says=("502",)).items()},
+    **{
+        f"HTML, {code}, {how}": scenario
+        for code in (200, 302, 401, 403, 404, 407, 429, 502)
+        for how, scenario in passing(
+            html(code), ReductoGatewayError, says=("an HTML page came with status", str(code), "proxy", "login")
+        ).items()
+    },
+    **{
+        f"{code}, {how}": scenario
+        for code in (408, 425)
+        for how, scenario in passing(status(code), says=(str(code),)).items()
+    },
+    **{
+        f"407, {how}": scenario
+        for how, scenario in passing(status(407), ReductoGatewayError, says=("407", "'proxy'")).items()
+    },
     **{f"reset, {how}": scenario for how, scenario in passing(Reset(), **NO_ANSWER).items()},
     **{f"cut short, {how}": scenario for how, scenario in passing(CutShort(), **NO_ANSWER).items()},
     **{
@@ -259,11 +277,39 @@ SCENARIOS = {
     "a stall in the body": passing(Stall(30, "body"), **TIMED_OUT)["always"],
     "a stall, once": passing(Stall(30), **TIMED_OUT)["once"],
     "a trickle": passing(Trickle(0.05), **TIMED_OUT)["always"],
-    "HTML": contract(html(), says=("HTML", "proxy", "login")),
-    "HTML in disguise": contract(Reply(200, "<!doctype html>"), says=("not JSON",)),
+    "HTML in disguise": passing(
+        Reply(401, b"\xef\xbb\xbf \n<!DOCTYPE html>", {"Content-Type": "application/json"}), ReductoGatewayError
+    )["always"],
+    "HTML in some other encoding": passing(
+        Reply(200, "<html>".encode("utf-16"), {"Content-Type": "text/html; charset=utf-16"}), ReductoGatewayError
+    )["always"],
+    "HTML that says what it is": passing(
+        Reply(403, f"<title>\n No {KEY} here </title>", {"Content-Type": "text/html"}),
+        ReductoGatewayError,
+        says=("an HTML page (No *** here) came with status 403",),
+    )["always"],
+    "HTML and a redirect": passing(
+        Reply(302, "<html>moved</html>", {"Location": "https://login.example/?from=usage"}),
+        ReductoGatewayError,
+        says=("an HTML page and a redirect to login.example came with status 302",),
+    )["always"],
+    "HTML packed by gzip": passing(
+        Reply(403, gzip.compress(b"<html>"), {"Content-Encoding": "gzip"}), ReductoGatewayError
+    )["always"],
+    "an empty 401": Scenario(faults=(Reply(401),), error=ReductoAuthenticationError),
+    "an empty 401, labelled HTML": Scenario(
+        faults=(Reply(401, headers={"Content-Type": "text/html"}),), error=ReductoAuthenticationError
+    ),
+    "a JSON 401, labelled HTML": Scenario(
+        faults=(Reply(401, '{"error": "no"}', {"Content-Type": "text/html"}),),
+        error=ReductoAuthenticationError,
+        says=("(401: no)",),
+    ),
+    "an empty 403": Scenario(faults=(Reply(403),), error=ReductoPermissionError),
     "204": contract(Reply(204), says=("204",)),
     "206": contract(Reply(206, "{}"), says=("206",)),
     "304": contract(Reply(304), says=("304",)),
+    "another encoding": contract(Reply(200, "{}", {"Content-Encoding": "br"}), says=("packed as br",)),
     "a redirect to nowhere": contract(redirect("http://[oops/"), says=("302", "'reducto_default'")),
     "a redirect that shows the key": contract(redirect(f"http://{KEY}.example/{KEY}"), says=("302", "redirects")),
     "wrong organization": contract(Altered({"orgId": "org_other"}), says=("orgId", "'org_other'", "'org_acme'")),
@@ -317,6 +363,187 @@ def test_scenario(
     assert len(simulator.requests) == scenario.requests
     assert len(logged.retries) == scenario.requests - 1
     conceals(error, scenario.key)
+
+
+REASONS = {
+    "error": ({"error": "too old"}, "too old"),
+    "message": ({"message": "too old"}, "too old"),
+    "detail": ({"detail": "too old"}, "too old"),
+    "an error with a message": ({"error": {"message": "too old", "code": 7}}, "too old"),
+    "a detail with several": (
+        {"detail": [{"loc": ["query", "startDate"], "msg": "too old", "type": "x"}, {"msg": "too long"}]},
+        "too old; too long",
+    ),
+    "errors with details": ({"errors": [{"title": "Bad", "detail": "too old"}]}, "too old; Bad"),
+    "a message of several": (
+        {"statusCode": 400, "message": ["too old", "too long"], "error": "Bad"},
+        "Bad; too old; too long",
+    ),
+    "the same twice": ({"error": "too old", "message": "too old"}, "too old"),
+    "a list": ([{"msg": "too old"}], "too old"),
+    "a text": ("too old", "too old"),
+    "deep inside": ({"error": {"errors": [{"detail": {"message": "too old"}}]}}, "too old"),
+    "an error beside it that is none": ({"error": True, "message": "too old"}, "too old"),
+    "on several lines": ({"error": " too\n\told\x00\x1b "}, "too old"),
+}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/problem+json"])
+@pytest.mark.parametrize("reason", REASONS)
+def test_the_reason_of_the_service_is_told(
+    ask: Ask, simulator: Simulator, connect: Connect, reason: str, kind: str
+) -> None:
+    body, told = REASONS[reason]
+    simulator.faults.add(Reply(422, json.dumps(body), {"Content-Type": kind}))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoRequestError, match=rf"^Reducto refused the request \(422: {told}\): startDate="):
+        ask(ReductoHook(), QUESTION)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=utf-8", None])
+def test_a_reason_as_text_is_told(listen: Callable[..., Any], ask: Ask, connect: Connect, kind: str | None) -> None:
+    head = f"Content-Type: {kind}\r\n" if kind else ""
+    listener = listen(
+        lambda request, proper: [
+            f"HTTP/1.1 400 No\r\n{head}Connection: close\r\n\r\nat most\n365 {KEY}\xfc".encode("latin1")
+        ]
+    )
+    connect(host=listener.url)
+    with pytest.raises(ReductoRequestError, match=r"\(400: at most 365 \*\*\*\ufffd\)"):
+        ask(ReductoHook(), QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("{}", "application/json"),
+        ("[]", "application/json"),
+        ("7", "text/plain"),
+        ('{"error": {"code": 7, "token": "t-1"}}', "application/json"),
+        ('{"error": ', "application/json"),
+        ("\x00\x01", "application/octet-stream"),
+        ("not for people", "application/octet-stream"),
+    ],
+)
+def test_what_is_no_reason_is_not_told(ask: Ask, simulator: Simulator, connect: Connect, body: str, kind: str) -> None:
+    simulator.faults.add(Reply(400, body, {"Content-Type": kind}))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoRequestError, match=r"request \(400\): "):
+        ask(ReductoHook(), QUESTION)
+
+
+def test_a_reason_is_short_and_without_secrets(
+    ask: Ask, simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+) -> None:
+    around = ["x" * 190, f"{KEY} https://me:pass-1@host/", "y" * 60_000]
+    simulator.faults.add(Reply(400, json.dumps({"detail": [{"msg": text, "input": "z-1"} for text in around]})))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoRequestError, match=r"\(400: x{190}; \*\*\* ht") as caught:
+        ask(ReductoHook(), QUESTION)
+    assert len(str(caught.value)) < 400
+    conceals(caught.value, KEY, "pass-1", "z-1")
+
+
+def test_html_that_says_when_to_come_back(ask: Ask, simulator: Simulator, connect: Connect, clock: Any) -> None:
+    page = {"Content-Type": "text/html", "Retry-After": "70"}
+    simulator.faults.add(Reply(403, "<html>Maintenance</html>", page))
+    connect(host=simulator.url)
+    assert ask(ReductoHook(), QUESTION).rows
+    assert [70 <= wait <= 71 for wait in clock.waits] == [True]
+
+
+def test_html_is_no_refusal_of_the_key(ask: Ask, simulator: Simulator, connect: Connect, logged: Any) -> None:
+    simulator.faults.add(html(401))
+    connect(host=simulator.url)
+    hook = ReductoHook()
+    _ = hook.settings
+    connect(host="http://127.0.0.1:1")
+    assert ask(hook, QUESTION).rows
+
+
+# How answers are packed
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "two members": lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:]),
+    "zeros at the end": lambda body: gzip.compress(body) + bytes(600),
+    "zeros between": lambda body: gzip.compress(body[:9]) + bytes(3) + gzip.compress(body[9:]) + bytes(1),
+    "an empty member": lambda body: gzip.compress(b"") + gzip.compress(body) + gzip.compress(b""),
+    "thousands of members": lambda body: b"".join(gzip.compress(body[at : at + 1]) for at in range(len(body))),
+    "hardly smaller": lambda body: gzip.compress(body, 0),
+    "as much as one piece": lambda body: gzip.compress(body + b" " * (reducto._CHUNK_BYTES - len(body))),
+    "as much as two pieces": lambda body: gzip.compress(body + b" " * (2 * reducto._CHUNK_BYTES - len(body))),
+}
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "cut short": lambda body: gzip.compress(body)[:-1],
+    "cut short in its head": lambda body: gzip.compress(body)[:5],
+    "cut short in the second member": lambda body: gzip.compress(body) + gzip.compress(b" ")[:-3],
+    "with something else behind": lambda body: gzip.compress(body) + b"more",
+    "altered": lambda body: gzip.compress(body, 0).replace(b"org_acme", b"org_none"),
+}
+
+
+def packed(pack: Callable[[bytes], bytes], name: str, piece: int) -> Callable[[bytes, bytes], Iterator[bytes]]:
+    def answer(request: bytes, proper: bytes) -> Iterator[bytes]:
+        body = pack(proper.split(b"\r\n\r\n", 1)[1])
+        yield f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        for at in range(0, len(body), piece):
+            yield body[at : at + piece]
+
+    return answer
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZip"])
+@pytest.mark.parametrize("piece", [2**20, 7])
+@pytest.mark.parametrize("how", PACKED)
+def test_gzip(ask: Ask, listen: Callable[..., Any], connect: Connect, how: str, piece: int, name: str) -> None:
+    connect(host=listen(packed(PACKED[how], name, piece)).url, extra={"max_attempts": 1})
+    assert ask(ReductoHook(), QUESTION).rows == ()
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_gzip_that_is_broken(ask: Ask, listen: Callable[..., Any], connect: Connect, how: str) -> None:
+    listener = listen(packed(BROKEN[how], "gzip", 2**20))
+    connect(host=listener.url, extra={"max_attempts": 2})
+    with pytest.raises(ReductoTransportError, match="no answer from"):
+        ask(ReductoHook(), QUESTION)
+    assert len(listener.requests) == 2
+
+
+# What comes before the body
+
+
+@pytest.mark.parametrize("length", [9_000, 65_000])
+def test_a_long_header(ask: Ask, listen: Callable[..., Any], connect: Connect, length: int) -> None:
+    more = b"\r\nContent-Security-Policy: " + b"a" * length + b"\r\n\r\n"
+    connect(host=listen(lambda request, proper: [proper.replace(b"\r\n\r\n", more)]).url, extra={"max_attempts": 1})
+    assert ask(ReductoHook(), QUESTION).rows == ()
+
+
+RAW = {
+    "a header that is too long": b"HTTP/1.1 200 OK\r\nX-Long: RAW" + b"x" * 70_000 + b"RAW\r\n\r\n",
+    "a name that is too long": b"HTTP/1.1 200 OK\r\nRAW" + b"x" * 70_000 + b": RAW\r\n\r\n",
+    "a status line that is too long": b"HTTP/1.1 200 RAW" + b"x" * 70_000 + b"RAW\r\n\r\n",
+    "a bad status line": b"HTTP/1.1 2x0 RAW\r\n\r\n",
+    "another protocol": b"RAW-2.0-OpenSSH\r\n",
+    "a bad header": b"HTTP/1.1 200 OK\r\nX-Raw RAW\r\n\r\n",
+    "a NUL in a header": b"HTTP/1.1 200 OK\r\nX-Raw: RAW\0RAW\r\n\r\n",
+    "headers that are cut short": b"HTTP/1.1 200 OK\r\nX-Raw: RAW\r\nX-Raw-2: RAW",
+    "a bad length": b"HTTP/1.1 200 OK\r\nContent-Length: RAW\r\n\r\n",
+    "a bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nRAW\r\n",
+    "a bad trailer": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nRAW RAW\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("how", RAW)
+def test_raw_bytes_are_not_shown(
+    listen: Callable[..., Any], connect: Connect, conceals: Callable[..., None], how: str
+) -> None:
+    connect(host=listen(lambda request, proper: [RAW[how]]).url, extra={"max_attempts": 2})
+    with pytest.raises(ReductoError) as caught:
+        asyncio.run(ReductoHook().aget_usage(QUESTION))
+    assert len(str(caught.value)) < 200
+    conceals(caught.value, "RAW", "xxxx")
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
@@ -466,8 +693,8 @@ def test_an_endless_error_page(ask: Ask, listen: Callable[..., Any], connect: Co
             yield b"<p>" * 20_000
 
     listener = listen(page)
-    connect(host=listener.url)
-    with pytest.raises(ReductoRequestError, match="400"):
+    connect(host=listener.url, extra={"max_attempts": 1})
+    with pytest.raises(ReductoGatewayError, match="400"):
         ask(ReductoHook(), QUESTION)
     assert len(listener.requests) == 1
 
@@ -585,6 +812,18 @@ def test_retry_after_is_capped(ask: Ask, simulator: Simulator, connect: Connect,
     assert caught.value.retry_after == pytest.approx(86_400, abs=60)
     cap = reducto.RETRY_AFTER_CAP
     assert [cap <= wait <= cap + reducto.BACKOFF_INITIAL for wait in clock.waits] == [True, True]
+
+
+def test_not_all_callers_come_back_at_the_moment_that_retry_after_names(
+    ask: Ask, simulator: Simulator, connect: Connect, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reducto, "BACKOFF_INITIAL", 1.0)
+    simulator.faults.add(status(503, retry_after=7), times=None)
+    connect(host=simulator.url, extra={"max_attempts": 8})
+    with pytest.raises(ReductoServerError):
+        ask(ReductoHook(), QUESTION)
+    assert all(7 <= wait <= 8 for wait in clock.waits)
+    assert len(set(clock.waits)) == 7
 
 
 @pytest.mark.parametrize(
@@ -750,6 +989,24 @@ def test_the_hook_s_repr_holds_no_key(simulator: Simulator, connect: Connect) ->
     for thing in (hook, hook.settings, session, session.auth, [hook.settings], vars(hook)):
         assert KEY not in f"{thing}{thing!r}"
         assert "proxy-password" not in f"{thing}{thing!r}"
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda hook: pickle.loads(pickle.dumps(hook))])
+def test_a_used_hook_can_be_copied(
+    simulator: Simulator, connect: Connect, how: Callable[[ReductoHook], ReductoHook]
+) -> None:
+    connect(host=simulator.url, conn_id="another")
+    hook = ReductoHook("another", tcp_keep_alive_idle=7)
+    hook.log.debug("used")
+    report = hook.get_usage(QUESTION)
+    assert asyncio.run(hook.aget_usage(QUESTION)) == report
+    copied = how(hook)
+    assert KEY.encode() not in pickle.dumps(hook)
+    assert KEY not in str(vars(copied))
+    assert copied.reducto_conn_id == "another"
+    assert copied.keep_alive_adapter.socket_options == hook.keep_alive_adapter.socket_options
+    assert copied.get_usage(QUESTION) == report
+    assert asyncio.run(copied.aget_usage(QUESTION)) == report
 
 
 # Proxies and certificates
@@ -1094,7 +1351,7 @@ def test_a_connection_that_works_without_usage(simulator: Simulator, connect: Co
         pytest.param(status(503, retry_after=60), {}, ["503"], id="503"),
         pytest.param(Reset(), {}, ["no answer from http://127.0.0.1"], id="reset"),
         pytest.param(Stall(30), {"extra": {"timeout": 0.2}}, ["no answer from http://127.0.0.1"], id="stall"),
-        pytest.param(html(), {}, ["HTML", "proxy"], id="html"),
+        pytest.param(html(), {}, ["HTML", "200", "proxy"], id="html"),
         pytest.param(redirect("http://[oops/"), {}, ["302"], id="redirect"),
     ],
 )

@@ -424,7 +424,7 @@ def trouble(connect):
 
 
 CODES = {str(code): status(code) for code in range(300, 600)}
-PASSING_CODES = {"429", *map(str, range(500, 600))}
+PASSING_CODES = {"407", "408", "425", "429", *map(str, range(500, 600))}
 FAULTS = {
     "cut_short": CutShort(),
     "reset": Reset(),
@@ -442,7 +442,7 @@ FAULTS = {
     "in_a_circle": redirect("/api/v1/usage/export", 308),
 }
 # Nor the endless one, which is too long or too slow, whichever comes first.
-PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html_503"}
+PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html", "html_503"}
 
 
 def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
