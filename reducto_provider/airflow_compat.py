@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from reducto_provider.usage.fields import GIVEN, check_given, outline, restore_literals
+from reducto_provider.usage.fields import GIVEN, check_given, check_not_empty, outline, restore_literals
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -35,7 +35,8 @@ class GivenArguments(BaseOperator):
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Note the arguments' names. ``__init__`` can't tell None that was given from one that was left out."""
         operator = super().__new__(cls)
-        vars(operator)["_named"] = frozenset(arguments)
+        # Airflow 2.11 copies attributes in their order, and can copy none before this one of its own is there.
+        vars(operator).update(_BaseOperator__init_kwargs={}, _named=frozenset(arguments))
         return operator
 
     def parse_arguments(self) -> None:
@@ -48,7 +49,7 @@ class GivenArguments(BaseOperator):
         """
         if not is_from_mapped(self):
             self._remember_arguments()
-            self._check_literals()
+            self._check_all_literals()
 
     def _remember_arguments(self) -> None:
         """Note what was given, and put the default for what was left out."""
@@ -72,11 +73,15 @@ class GivenArguments(BaseOperator):
         for name, outlined in self._outlines.items():
             check_given(name, outlined, getattr(self, name))
         if is_from_mapped(self):
-            self._check_literals()
+            self._check_all_literals()
+
+    def _check_all_literals(self) -> None:
+        check_not_empty({name: getattr(self, name) for name in self.template_fields})
+        self._check_literals()
 
     def _check_literals(self) -> None:
         """
-        Check the arguments that are literal.
+        Check the arguments that are literal, none of which is empty.
 
         :raises ValueError: naming the argument, the value and the remedy.
         """

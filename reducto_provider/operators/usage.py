@@ -127,7 +127,7 @@ class _ReductoUsageOperator(GivenArguments):
         return []
 
     def _check_literals(self) -> None:
-        check_literals({**{name: getattr(self, name) for name in self.template_fields}, **self._query_fields()})
+        check_literals(self._query_fields())
         self._check_number("lookback_days", 0)
         self._check_number("settle_days", 0)
 

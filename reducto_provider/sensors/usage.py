@@ -252,7 +252,7 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
         return ReductoHook(self.reducto_conn_id)
 
     def _check_literals(self) -> None:
-        check_literals({name: getattr(self, name) for name in self.template_fields})
+        check_literals({name: getattr(self, name) for name in QUERY_FIELDS})
         if is_literal(self.threshold):
             parse_threshold(self.threshold)
         if is_literal(self.window):

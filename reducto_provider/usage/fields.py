@@ -184,12 +184,10 @@ def check_not_empty(fields: Mapping[str, object]) -> None:
 
 def check_literals(fields: Mapping[str, Any]) -> None:
     """
-    Check what is literal, as early as a DAG is parsed.
+    Check those of :data:`QUERY_FIELDS` that are literal, as early as a DAG is parsed.
 
-    :param fields: templated arguments, all of :data:`QUERY_FIELDS` among them.
     :raises ValueError: naming the field, the value and the remedy.
     """
-    check_not_empty(fields)
     check_both_days(fields)
     is_run_days(fields)
     days = {"usage_start_date": date.min, "usage_end_date": date.max}
@@ -198,7 +196,6 @@ def check_literals(fields: Mapping[str, Any]) -> None:
         **{
             name: anything.get(name) if not is_literal(value) or (name in days and value in (None, RUN_DAYS)) else value
             for name, value in fields.items()
-            if name in QUERY_FIELDS
         }
     )
 
