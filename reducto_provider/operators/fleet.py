@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from reducto_provider.exceptions import ReductoAuthenticationError, typed_errors
 from reducto_provider.export.dataset import Attempt, PublishedDays, UsageDataset
 from reducto_provider.export.fleet import FleetEntry, FleetOutcome, split_query
+from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import UsageReport
 from reducto_provider.usage.window import today
 
@@ -84,6 +85,9 @@ class FleetExport:
             try:
                 with typed_errors(str(entry)):
                     await self._export(entry, outcome)
+                query = replace(self._query, org_id=entry.org_id, group_by=entry.group_by)
+                if warning := unmatched_filters(query, outcome.row_count):
+                    self._log(logging.WARNING, "%s", warning)
             except Exception as error:  # noqa: BLE001  # one organization's failure is no other's
                 # Airflow masks what is logged, but not what goes to XCom.
                 reason = str(redact(f"{type(error).__name__}: {error}"))

@@ -11,9 +11,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
 
 from reducto_provider import __version__
+from reducto_provider.airflow_compat import GivenArguments
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoExportError,
@@ -29,8 +30,15 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.operators.fleet import FleetExport, LoopThread
-from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
-from reducto_provider.usage.query import DIMENSIONS, shown
+from reducto_provider.usage.fields import (
+    QUERY_FIELDS,
+    check_both_days,
+    check_literals,
+    is_literal,
+    is_run_days,
+    parse_query,
+)
+from reducto_provider.usage.query import DIMENSIONS, shown, unmatched_filters
 from reducto_provider.usage.reconciliation import reconcile
 from reducto_provider.usage.report import json_number, plain
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
@@ -54,7 +62,7 @@ MOST_CONCURRENT = 64
 _MOST_SHOWN = 20
 
 
-class _ReductoUsageOperator(BaseOperator):
+class _ReductoUsageOperator(GivenArguments):
     """What the operators here share: whose usage, of which days, through which connection."""
 
     operator_extra_links = (ReductoStudioLink(),)
@@ -149,7 +157,7 @@ class _ReductoUsageOperator(BaseOperator):
         """
         fields = self._query_fields()
         check_both_days(fields)
-        if fields["usage_start_date"] is None:
+        if fields["usage_start_date"] is None or is_run_days(fields):
             try:
                 days = days_of_run(context)
             except NoDayEndedError as error:
@@ -170,6 +178,10 @@ class _ReductoUsageOperator(BaseOperator):
     def _warn_if_not_final(self, query: UsageQuery) -> None:
         if query.end >= (day := today()):
             self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
+
+    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
+        if warning := unmatched_filters(query, row_count):
+            self.log.warning("%s", warning)
 
     def _tell_outlets(self, context: Context, summary: dict[str, Any]) -> None:
         """Give the event of each asset that the task produces the summary, for who is started by it."""
@@ -267,11 +279,12 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.max_xcom_bytes = max_xcom_bytes
         self._target: tuple[Storage, Format] | None = None
         self._files: Sequence[PublishedFile] | None = None
-        self._check_literals()
+        self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, write, and return what goes to XCom."""
         with typed_errors(self.task_id):
+            self.check_arguments()
             query = self._query(context)
             file_format = self._format(parse_terms(self.output_format, _price_options(self)), query.group_by)
             self._warn_if_not_final(query)
@@ -375,6 +388,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             report.request_count,
             len(report.rows),
         )
+        self._warn_if_unmatched(query, len(report.rows))
         return report
 
 
@@ -464,7 +478,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         self.concurrency = concurrency
         self.days_per_request = days_per_request
         self.max_xcom_bytes = max_xcom_bytes
-        self._check_literals()
+        self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Export them all, and return what goes to XCom."""
@@ -472,6 +486,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         from reducto_provider.export.storage import open_storage
 
         with typed_errors(self.task_id):
+            self.check_arguments()
             entries = parse_fleet(self.organizations, self.group_by, self.reducto_conn_id)
             terms = parse_terms(self.output_format, _price_options(self))
             file_format = self._format(terms, entries)
@@ -607,11 +622,12 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._check_literals()
+        self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask four times, and compare."""
         try:
+            self.check_arguments()
             query = self._query(context)
         except (ValueError, OverflowError) as error:
             raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
@@ -621,6 +637,7 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
         query = replace(query, end=min(query.end, yesterday))
         reports = {name: self.hook.get_usage(replace(query, group_by=name)) for name in DIMENSIONS}
         self._reports = list(reports.values())
+        self._warn_if_unmatched(query, sum(len(report.rows) for report in self._reports))
         if discrepancies := reconcile(reports):
             raise ReductoReconciliationError(
                 f"the dimensions of {reports['product'].org_id} do not agree on {len(discrepancies)} figures: "

@@ -21,6 +21,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider import exceptions
+from reducto_provider.airflow_compat import GivenArguments, is_from_mapped
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
@@ -36,7 +37,8 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
-from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_day
+from reducto_provider.usage.fields import QUERY_FIELDS, RUN_DAYS, check_literals, is_literal, parse_day
+from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
     METRICS,
@@ -67,7 +69,7 @@ _UNANSWERED = re.compile(
 )
 
 
-class ReductoUsageThresholdSensor(BaseSensorOperator):
+class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
     """
     Wait until the usage of a window exceeds a threshold; to equal it is not to exceed it.
 
@@ -171,9 +173,10 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self._failed_polls = FailedPolls(silent_fail=self.silent_fail)
         self._retry_after = 0.0
         self._started_at = 0.0
-        self._check_literals()
+        self._warned = False
+        self.parse_arguments()
         # Of a mapped sensor this is one that a worker has made, which defers.
-        if start_from_trigger and not getattr(self, "_BaseOperator__from_mapped", False):
+        if start_from_trigger and not is_from_mapped(self):
             self._start_from_trigger()
 
     def execute(self, context: Context) -> dict[str, Any] | None:
@@ -269,13 +272,14 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """How many days the window has at the least, as far as that can be known before a run."""
         if self.usage_start_date is None:
             return least_days(check_window(self.window)) if is_literal(self.window) else None
-        if is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
+        if self.usage_start_date != RUN_DAYS and is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
             first, last = (parse_day(name, getattr(self, name)) for name in ("usage_start_date", "usage_end_date"))
             return DayRange(first, last).length
         return None
 
     def _waited_for(self, context: Context) -> UsageThreshold:
         try:
+            self.check_arguments()
             return UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
@@ -288,7 +292,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         reading = None
         if query is not None:
             try:
-                reading = waited_for.read(self.hook.get_usage(query), moment)
+                report = self.hook.get_usage(query)
+                self._warn_if_unmatched(query, len(report.rows))
+                reading = waited_for.read(report, moment)
             except CreditsUnavailableError as error:
                 raise ReductoCreditsUnavailableError(str(error)) from error
             match waited_for.outcome(reading):
@@ -299,6 +305,12 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
                     self._give_up(reading)
         self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll)
         return False
+
+    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
+        # Once a wait; a rescheduled one says it on each visit to a worker, since it remembers none.
+        if not self._warned and (warning := unmatched_filters(query, row_count)):
+            self._warned = True
+            self.log.warning("%s", warning)
 
     def _tolerate(self, error: Exception, query: UsageQuery) -> None:
         """Go on after a poll that failed, or fail."""

@@ -35,8 +35,16 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
-from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
-from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.fields import (
+    QUERY_FIELDS,
+    check_given,
+    check_not_empty,
+    is_literal,
+    outline,
+    parse_query,
+    restore_literals,
+)
+from reducto_provider.usage.query import UsageQuery, unmatched_filters
 from reducto_provider.usage.report import Metric, plain
 from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold
 from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
@@ -83,6 +91,8 @@ class _UsageTrigger(BaseEventTrigger):
     exponential_backoff: bool = False
     max_wait: float | None = None
     not_before: float = 0.0
+    _warned = False
+    """Whether it has said that nothing matches its filters."""
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
@@ -194,6 +204,13 @@ class _UsageTrigger(BaseEventTrigger):
         queries = self._queries(moment)
         return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
 
+    async def _warn_if_unmatched(self, poll: Poll) -> None:
+        if self._warned or poll.query is None or poll.report is None:
+            return
+        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
+            self._warned = True
+            await self._alog("warning", "%s", warning)
+
     def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
         """Seconds before the next poll, after ``count`` of them, of which the last came to ``polls``."""
         interval = self.poke_interval
@@ -295,6 +312,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self._refusal = None if window is None else error_event(ReductoPollError(_NOT_BEGUN))
         self._reading: Reading | None = None
         """Of the last poll, if that did not fail."""
+        check_not_empty(
+            {name: getattr(self, name) for name in (*QUERY_FIELDS, "threshold", "window", "reducto_conn_id")}
+        )
 
     @classmethod
     def waiting_for(cls, threshold: UsageThreshold, **options: Any) -> ReductoUsageThresholdTrigger:
@@ -308,17 +328,23 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         """
         jinja_env = jinja_env or self.get_template_env()
         jinja_env.undefined = StrictUndefined  # as of DAGs; Airflow's own here leaves out what is not defined
+        # None of these is one that was left out.
+        outlines = {name: outline(value) for name in self.template_fields if (value := getattr(self, name)) is not None}
         try:
             super().render_template_fields(context, jinja_env)
         except TemplateError as error:
             message = f"a template can't be rendered in the triggerer: {error}"
             self._refusal = error_event(ReductoConfigurationError(message))
             return
+        for name, outlined in outlines.items():
+            setattr(self, name, restore_literals(outlined, getattr(self, name)))
         if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:
             self.deadline = timeout_after.replace(tzinfo=timeout_after.tzinfo or UTC).timestamp() - self.grace
         if self.window is None:
             return
         try:
+            for name, outlined in outlines.items():
+                check_given(name, outlined, getattr(self, name))
             waited_for = UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             self._refusal = {"status": "skip", "message": str(error)}
@@ -409,6 +435,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             )
             return None
         failed_polls.reset()
+        await self._warn_if_unmatched(poll)
         if reading is not None:
             outcome = waited_for.outcome(reading)
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
@@ -474,6 +501,8 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         poke_interval: float | timedelta = 300.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
+        _check_final({"org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
         self.budget = _parse_budget(budget)
         self.levels = _parse_levels(levels)
         self.metric = metric
@@ -493,17 +522,14 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 usage_end_date=today,
                 group_by="product",
                 org_id=org_id,
-                products=products,
-                features=features,
-                api_keys=api_keys,
-                file_types=file_types,
+                **filters,
             ),
             metric=metric,
             threshold=Decimal(self.budget),
         )
-        filters = self._today.query.filters()
-        self.products, self.features = filters.get("products"), filters.get("features")
-        self.api_keys, self.file_types = filters.get("api_keys"), filters.get("file_types")
+        names = self._today.query.filters()
+        self.products, self.features = names.get("products"), names.get("features")
+        self.api_keys, self.file_types = names.get("api_keys"), names.get("file_types")
         self._memory = _Memory()
 
     def _question(self) -> Hashable:
@@ -549,6 +575,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         reading = await poll.read(self._watched(calendar_window(self.window, day)))
         if reading is None:
             return []
+        await self._warn_if_unmatched(poll)
         # Fractions, since decimals of many digits would be rounded.
         percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
         passed = [level for level in self.levels if percent > Fraction(str(level))]
@@ -707,6 +734,13 @@ def _arguments_of(waited_for: UsageThreshold) -> dict[str, Any]:
         "group_by": query.group_by,
         **query.filters(),
     }
+
+
+def _check_final(fields: dict[str, Any]) -> None:
+    check_not_empty(fields)
+    for name, value in fields.items():
+        if not is_literal(value):
+            raise ValueError(f"{name} must be final, not {value!r}: what a watcher asks is not rendered")
 
 
 def _parse_budget(budget: object) -> str:

@@ -11,10 +11,10 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, parse_query
+from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.query import UsageQuery, shown
 from reducto_provider.usage.report import Metric, UsageReport, json_number, plain
-from reducto_provider.usage.window import DayRange, days_of_window
+from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
 Outcome = Literal["exceeded", "closed", "waiting"]
@@ -179,6 +179,8 @@ class UsageThreshold:
         check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
             fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
+        elif is_run_days(fields):
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_run(context)
         return cls(
             query=parse_query(**{name: fields[name] for name in QUERY_FIELDS}),
             metric=metric,
