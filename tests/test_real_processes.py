@@ -138,6 +138,14 @@ with DAG(
     catchup=True,
 ):
     export(outlets=[Asset("reducto-usage-of-a-day")])
+
+with DAG(
+    "partition_to_come",
+    schedule=CronPartitionTimetable("0 0 * * *", timezone="UTC", run_offset=1),
+    start_date=datetime(2026, 10, 20),
+    catchup=False,
+):
+    export(retries=1, retry_delay=timedelta(seconds=0))
 """
 
 
@@ -214,6 +222,22 @@ def test_the_event_of_a_partitioned_run_carries_the_day(airflow):
     assert (
         event["extra"]["request_count"] == airflow.xcom("partition_event", run["dag_run_id"], "export")["request_count"]
     )
+
+
+@PARTITIONS
+def test_a_partition_that_is_not_over_is_retried(airflow):
+    airflow.unpause("partition_to_come")
+    run, *_ = airflow.wait_for_runs("partition_to_come", 1, timeout=90)
+
+    assert run["state"] == "failed"
+    [task] = airflow.task_instances("partition_to_come", run["dag_run_id"])
+    assert task["try_number"] == 2
+    log = airflow.log("partition_to_come", run["dag_run_id"], "export")
+    assert "ReductoDayNotOverError" in log
+    assert (
+        " 00:00 UTC: retry after that. CronPartitionTimetable('0 0 * * *', timezone='UTC', run_offset=1) is due" in log
+    )
+    assert "give it run_offset=-1" in log
 
 
 def test_a_manual_run_without_a_logical_date_covers_the_day_before(airflow):
