@@ -83,6 +83,10 @@ class ReductoCreditsUnavailableError(ReductoError, AirflowFailException):
     """Credits are needed, but the service sends none for this account."""
 
 
+class ReductoDayNotOverError(ReductoError):
+    """The run's partition has a day that is not over or has not settled, or all days are to come: retry later."""
+
+
 class ReductoExportError(ReductoError):
     """Files could not be written or read. Each is whole: the one that was there before, or the new one."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
@@ -17,6 +18,7 @@ from reducto_provider import __version__
 from reducto_provider.airflow_compat import GivenArguments
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
+    ReductoDayNotOverError,
     ReductoExportError,
     ReductoFleetError,
     ReductoFleetFailError,
@@ -41,7 +43,15 @@ from reducto_provider.usage.fields import (
 from reducto_provider.usage.query import DIMENSIONS, shown, unmatched_filters
 from reducto_provider.usage.reconciliation import reconcile
 from reducto_provider.usage.report import json_number, plain
-from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
+from reducto_provider.usage.window import (
+    DayNotOverError,
+    DayRange,
+    NoDayEndedError,
+    check_days_over,
+    days_of_run,
+    today,
+    warn_of_early_run,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -130,6 +140,16 @@ class _ReductoUsageOperator(GivenArguments):
         check_literals(self._query_fields())
         self._check_number("lookback_days", 0)
         self._check_number("settle_days", 0)
+        if self.usage_start_date is None or is_run_days(self._query_fields()):
+            self._check_settle_days()
+
+    def _check_settle_days(self) -> None:
+        """See that a day of a run that is left out until it has settled is in reach of a later run."""
+        if self.settle_days > self.lookback_days:
+            raise ValueError(
+                f"lookback_days must be at least settle_days={self.settle_days}, not {self.lookback_days}: a day that "
+                "one run leaves out until it has settled is then taken along by a later one"
+            )
 
     def _check_number(self, name: str, least: int, most: int | None = None) -> None:
         value = getattr(self, name)
@@ -153,27 +173,53 @@ class _ReductoUsageOperator(GivenArguments):
         What to ask.
 
         :raises AirflowSkipException: when no day is left.
+        :raises ReductoDayNotOverError: when a retry can ask for the days, and now is too early.
         :raises ValueError: naming the field that can't be right.
         """
         fields = self._query_fields()
         check_both_days(fields)
-        if fields["usage_start_date"] is None or is_run_days(fields):
-            try:
-                days = days_of_run(context)
-            except NoDayEndedError as error:
-                raise AirflowSkipException(str(error)) from error
-            fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last
+        day = today()
+        if days_of_the_run := fields["usage_start_date"] is None or is_run_days(fields):
+            self._check_settle_days()
+            fields["usage_start_date"], fields["usage_end_date"] = self._days_of_run(context, day)
         query = parse_query(**fields)
         query = replace(query, start=query.start - timedelta(days=self.lookback_days))
+        if query.start > day:
+            raise ReductoDayNotOverError(
+                f"{self.task_id}: {DayRange(query.start, query.end)} is to come: nothing can have been used before "
+                f"{query.start} 00:00 UTC, retry after that"
+            )
+        if query.end > day:
+            self.log.warning("The days after %s are left out: nothing can have been used on them yet", day)
+            query = replace(query, end=day)
         if self.settle_days:
-            settled = today() - timedelta(days=self.settle_days + 1)
+            settled = day - timedelta(days=self.settle_days + 1)
             if query.start > settled:
                 raise AirflowSkipException(
                     f"no day of {DayRange(query.start, query.end)} is settled: the last one that is, with "
                     f"settle_days={self.settle_days}, is {settled}. lookback_days takes the days before along"
                 )
-            query = replace(query, end=min(query.end, settled))
+            if query.end > settled:
+                self.log.log(
+                    logging.INFO if days_of_the_run else logging.WARNING,
+                    "The days after %s are left out: with settle_days=%d they have not settled",
+                    settled,
+                    self.settle_days,
+                )
+                query = replace(query, end=settled)
         return query
+
+    def _days_of_run(self, context: Context, day: date) -> DayRange:
+        try:
+            days = days_of_run(context)
+            check_days_over(context, day, self.settle_days)
+        except NoDayEndedError as error:
+            raise AirflowSkipException(str(error)) from error
+        except DayNotOverError as error:
+            raise ReductoDayNotOverError(f"{self.task_id}: {error}") from error
+        if warning := warn_of_early_run(context, day, self.settle_days):
+            self.log.warning("%s", warning)
+        return days
 
     def _warn_if_not_final(self, query: UsageQuery) -> None:
         if query.end >= (day := today()):
@@ -196,7 +242,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
 
     Without dates the days are those that the DAG run covers (:func:`reducto_provider.usage.window.days_of_run`):
     under a daily schedule the day before. Days are UTC days and whole. A range that reaches today is exported as
-    it stands and logged as not final.
+    it stands and logged as not final; days after today are left out. A run by partition of a day or longer fails, and
+    can be retried, until the last day of its partition is over.
 
     Without ``output_path`` the XCom holds ``org_id``, ``usage_start_date``, ``usage_end_date``, ``group_by``,
     ``row_count``, ``credits``, ``request_count`` and ``rows``; an answer too large for that fails, and nothing is
@@ -212,7 +259,9 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
     :param usage_end_date: last day, included.
     :param lookback_days: begin so many days earlier, to take in what was restated meanwhile.
     :param settle_days: leave out days that are not final: today, and so many complete days before it, in which
-        restatements may still come. With none left the task is skipped. 0, the default, leaves out nothing.
+        restatements may still come. Without dates ``lookback_days`` must be at least as much, so that a later run takes
+        them along. With no day left the task is skipped; a run by partition fails until all of it has settled. 0, the
+        default, leaves out nothing.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
     :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
     :param output_path: where files go: a URL, or an absolute path.

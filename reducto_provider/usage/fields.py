@@ -214,8 +214,8 @@ def parse_day(field: str, value: object) -> date:
         with suppress(ValueError):
             return date.fromisoformat(value)
     raise ValueError(
-        f"{field} must be a day as yyyy-mm-dd, not {value!r}; of a moment take the day, for instance with "
-        "'{{ data_interval_start | ds }}'"
+        f"{field} must be a day as yyyy-mm-dd, not {value!r}: leave both days out for the run's own, or take the day "
+        "of a moment with the filter ds"
     )
 
 

@@ -59,7 +59,8 @@ def test_what_is_no_day_is_refused(value):
     assert "usage_end_date" in said
     assert repr(value) in said
     assert "yyyy-mm-dd" in said
-    assert "data_interval_start | ds" in said
+    assert "leave both days out for the run's own" in said
+    assert "data_interval_start" not in said, "the day that begins, under Airflow 3's @daily"
 
 
 def test_a_query_from_rendered_fields():
