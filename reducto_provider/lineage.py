@@ -49,7 +49,7 @@ def files_dataset(
 
     :param published: what was written; None if that failed on the way.
     """
-    namespace, path = dataset_name(storage.uri(name), storage.account)
+    namespace, path = dataset_name(storage.location(name), storage.account)
     statistics = published and OutputStatisticsOutputDatasetFacet(
         rowCount=sum(file.row_count for file in published),
         size=sum(file.size for file in published),
@@ -63,13 +63,13 @@ def files_dataset(
     )
 
 
-def dataset_name(uri: str, account: str | None = None) -> tuple[str, str]:
+def dataset_name(location: str, account: str | None = None) -> tuple[str, str]:
     """
     Namespace and name of what lies at a URL.
 
     :param account: the account of a container of Azure.
     """
-    scheme, _, rest = uri.partition("://")
+    scheme, _, rest = location.partition("://")
     if scheme == "file":
         return "file", rest
     scheme = _SCHEMES.get(scheme, scheme)

@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import msgspec
 
 from reducto_provider import __version__
 from reducto_provider.export.formats import Format
+from reducto_provider.export.reported import Change, ReportedChanges, new_change
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, add_credits, plain, sum_credits
@@ -48,7 +49,8 @@ class PublishedFile:
 
     :param uri: None for a day without usage: it has no file. Likewise for one object, where a format can't be empty.
     :param day: None for an unpartitioned export.
-    :param changed: whether the content differs from what was published before; True if nothing was.
+    :param changed: whether the rows differ from those that a successful run has reported last; True if none has.
+    :param change: names the change by which the rows became what they are.
     """
 
     uri: str | None
@@ -56,6 +58,7 @@ class PublishedFile:
     row_count: int
     size: int
     changed: bool
+    change: str
 
     def as_json(self) -> dict[str, Any]:
         """For XCom: plain JSON values."""
@@ -85,24 +88,25 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedDays:
-    """What the days of a query hold in all; ``credits`` is None when any row has none."""
+    """
+    What the days of a query hold in all; ``credits`` is None when any row has none.
+
+    :param changed: the days whose rows differ from those that a successful run has reported last, with their changes.
+    """
 
     row_count: int
     credits: Decimal | None
     request_count: int
-    changed: tuple[date, ...]
+    changed: Mapping[date, str]
 
 
 class _Manifest(msgspec.Struct):
     """What of a day's manifest an export looks at."""
 
     sha256: str | None
+    rows_sha256: str | None
+    change: Change
     run: str | None = None
-    changed: bool = False
-
-    def is_untold_by(self, run: str | None) -> bool:
-        """Whether an earlier try of ``run`` changed the day, and failed before it could tell."""
-        return self.changed and run is not None and self.run == run
 
     @classmethod
     def read(cls, content: bytes | None) -> Self | None:
@@ -144,10 +148,12 @@ class UsageDataset:
         data/org_id=<org>/group_by=<dimension>/dt=YYYY-MM-DD/usage.<ext>
         metadata/dataset.json
         metadata/org_id=<org>/group_by=<dimension>/dt=YYYY-MM-DD.json
+        metadata/org_id=<org>/group_by=<dimension>/.reported-YYYY
 
     A day has one file, always of the same name, or none when it had no usage. Its manifest, written after it,
     tells a day without usage from one that was never exported. The dimensions are views of the same usage: they
-    lie apart, so that a sum over one never counts twice.
+    lie apart, so that a sum over one never counts twice. The changes that successful runs have reported are kept per
+    year, see :class:`~reducto_provider.export.reported.ReportedChanges`.
     """
 
     def __init__(self, storage: Storage, format: Format, filters: Mapping[str, Sequence[str]]) -> None:
@@ -162,7 +168,7 @@ class UsageDataset:
         :raises DatasetMismatchError: naming what differs, and what to do.
         :raises PublishError: if that can't be read.
         """
-        with _storage_errors(f"could not read {self._storage.uri(DATASET_FILE)}"):
+        with storage_errors(f"could not read {self._storage.location(DATASET_FILE)}"):
             content = self._storage.read(DATASET_FILE)
         if content is None:
             return
@@ -170,17 +176,18 @@ class UsageDataset:
             found = msgspec.json.decode(content, type=dict[str, Any])
         except (ValueError, RecursionError) as error:
             raise DatasetMismatchError(
-                f"{self._storage.uri(DATASET_FILE)} can't be read, so what the dataset holds can't be told: {error}"
+                f"{self._storage.location(DATASET_FILE)} can't be read, so what the dataset holds can't be told: "
+                f"{error}"
             ) from error
         different = [
-            f"{_short(name)} is {_short(repr(found.get(name)))}, this export's {self._identity.get(name)!r}"
+            f"{short(name)} is {short(repr(found.get(name)))}, this export's {self._identity.get(name)!r}"
             for name in dict.fromkeys((*self._identity, *found))
             if found.get(name) != self._identity.get(name)
         ]
         if different:
             more = f"; and {len(different) - _MOST_NAMED} more" if len(different) > _MOST_NAMED else ""
             raise DatasetMismatchError(
-                f"the dataset at {self._storage.uri()} holds something else: {'; '.join(different[:_MOST_NAMED])}"
+                f"the dataset at {self._storage.location()} holds something else: {'; '.join(different[:_MOST_NAMED])}"
                 f"{more}. Export to another output_path, or remove the dataset first"
             )
 
@@ -192,11 +199,11 @@ class UsageDataset:
         :return: None unless they published every day of it.
         :raises PublishError: when a manifest can't be read.
         """
-        folder = partition_of(str(query.org_id), query.group_by)
+        folder = metadata_folder(str(query.org_id), query.group_by)
         found: dict[date, _WholeManifest] = {}
         for day in DayRange(query.start, query.end).days():
-            name = f"metadata/{folder}/dt={day}.json"
-            with _storage_errors(f"could not read {self._storage.uri(name)}"):
+            name = f"{folder}/dt={day}.json"
+            with storage_errors(f"could not read {self._storage.location(name)}"):
                 manifest = _WholeManifest.read(self._storage.read(name))
             if (
                 manifest is None
@@ -207,11 +214,12 @@ class UsageDataset:
             ):
                 return None
             found[day] = manifest
+        reported = self._reported(folder, found)
         return PublishedDays(
             row_count=sum(each.row_count for each in found.values()),
             credits=add_credits(None if each.credits is None else Decimal(each.credits) for each in found.values()),
             request_count=sum(each.request_count for each in found.values()),
-            changed=tuple(day for day, each in found.items() if each.changed),
+            changed={day: each.change for day, each in found.items() if each.change != reported.get(day)},
         )
 
     def publish(
@@ -221,8 +229,7 @@ class UsageDataset:
         Make the dataset hold, for each day of the report, exactly its rows: days without rows lose their file.
 
         :param query: what was asked, for the manifests.
-        :param run: names the task instance that exports, whichever its try. What an earlier try of it changed
-            counts as changed: nobody was told, since that try failed.
+        :param run: names the task instance that exports, whichever its try.
         :param attempt: lets later tries find what this one published, see :meth:`published_before`. To be left out
             for an answer that is not final.
         :raises DatasetMismatchError: see :meth:`check`.
@@ -231,23 +238,26 @@ class UsageDataset:
         folder = partition_of(report.org_id, report.group_by)
         self.check()
         rows_of = _rows_by_day(report, self._format)  # before anything is written: not every format takes every report
+        # A day to come has no usage yet, which is another thing than a day without.
+        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
+        reported = self._reported(metadata_folder(report.org_id, report.group_by), days)
         self._claim()
         done = 0
 
         def publish_day(day: date) -> PublishedFile:
             nonlocal done
-            with _storage_errors(
+            with storage_errors(
                 lambda: (
-                    f"could not publish {day} of {report.org_id} at {self._storage.uri()} ({done} of "
+                    f"could not publish {day} of {report.org_id} at {self._storage.location()} ({done} of "
                     f"{len(days)} days are published, each file is whole, and the export can be run again)"
                 )
             ):
-                published = self._publish_day(folder, day, *rows_of.get(day, ((), ())), query, run, attempt)
+                published = self._publish_day(
+                    folder, day, *rows_of.get(day, ((), ())), query, run, attempt, reported.get(day)
+                )
             done += 1
             return published
 
-        # A day to come has no usage yet, which is another thing than a day without.
-        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
         if self._storage.parallel == 1:
             files = [publish_day(day) for day in days]
         else:
@@ -261,12 +271,16 @@ class UsageDataset:
         self.check()  # a store that can't create exclusively may have been claimed twice
         return files
 
+    def _reported(self, folder: str, days: Iterable[date]) -> dict[date, str]:
+        with storage_errors(f"could not read which changes were reported, in {self._storage.location(folder)}"):
+            return ReportedChanges(self._storage, folder).read(days)
+
     def _claim(self) -> None:
         """Say what the dataset is, if nobody did, and see that it is what this export takes it for."""
-        with _storage_errors(f"could not write {self._storage.uri(DATASET_FILE)}"):
+        with storage_errors(f"could not write {self._storage.location(DATASET_FILE)}"):
             if self._storage.read(DATASET_FILE) is None:
                 with suppress(FileExistsError):  # another export was faster
-                    self._storage.create(DATASET_FILE, _json_file(self._identity))
+                    self._storage.create(DATASET_FILE, json_file(self._identity))
         self.check()
 
     def _publish_day(
@@ -278,74 +292,65 @@ class UsageDataset:
         query: UsageQuery,
         run: str | None,
         attempt: Attempt | None,
+        reported: str | None,
     ) -> PublishedFile:
         file = f"data/{folder}/dt={day}/usage.{self._format.extension}"
         manifest = f"metadata/{folder}/dt={day}.json"
         content = self._format.encode(encodable, {}) if rows else None
         size = len(content or b"")
         credits = sum_credits(rows)
+        rows_sha256 = self._format.digest(rows, encodable)
         before = _Manifest.read(self._storage.read(manifest))
-        changed = before is None or before.sha256 != _checksum(content) or before.is_untold_by(run)
-        description = _json_file(
+        change = before.change if before is not None and before.rows_sha256 == rows_sha256 else new_change()
+        description = json_file(
             {
                 "date": day.isoformat(),
                 "file": None if content is None else file,
                 "row_count": len(rows),
                 "bytes": size,
-                "sha256": _checksum(content),
+                "sha256": checksum(content),
+                "rows_sha256": rows_sha256,
+                "change": change,
                 "credits": None if credits is None else plain(credits),
                 "request_count": sum(row.request_count for row in rows),
                 "query": query.params(),
                 "run": run,
                 **({"attempt": {"number": attempt.number, "fingerprint": attempt.fingerprint}} if attempt else {}),
-                "changed": changed,
                 "package_version": __version__,
                 "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
-        for write in range(_MOST_WRITES):
-            # In step with each other, two exports would go on correcting what both of them write.
-            time.sleep(write and random.uniform(0, 0.02 * 2**write))  # noqa: S311
-            if content is None:
-                self._storage.remove(file)
-            else:
-                self._storage.replace(file, content)
-            self._storage.replace(manifest, description)
-            # Another export of the day may have written between the two. Whoever writes last looks after that, so
-            # that in the end file and manifest are of one export, whichever it is.
-            written = _Manifest.read(self._storage.read(manifest))
-            if written is not None and written.sha256 == _checksum(self._storage.read(file)):
-                break
-        else:
-            raise OSError(f"other exports of {day} keep writing it at the same time")
+        write_with_manifest(self._storage, file, content, manifest, description)
         return PublishedFile(
             uri=None if content is None else self._storage.uri(file),
             day=day,
             row_count=len(rows),
             size=size,
-            changed=changed,
+            changed=change != reported,
+            change=change,
         )
 
 
-def publish_object(storage: Storage, format: Format, report: UsageReport) -> PublishedFile:
+def write_with_manifest(storage: Storage, file: str, content: bytes | None, manifest: str, description: bytes) -> None:
     """
-    Write the whole report as one object at the storage's own location, organization and dimension as columns.
+    Write a file, or remove it where there is no content, and the manifest that describes it.
 
-    A format that has no files without rows leaves no object when there are none, also none from before.
-
-    :raises PublishError: what was there before is untouched.
+    :raises OSError: and whatever else the store raises.
     """
-    keys = {"org_id": report.org_id, "group_by": report.group_by}
-    content = format.encode(format.rows(report), keys) if report.rows or format.without_rows else None
-    size = len(content or b"")
-    with _storage_errors(f"could not write usage of {report.org_id} to {storage.uri()}; what was there is untouched"):
-        changed = storage.read() != content
+    for write in range(_MOST_WRITES):
+        # In step with each other, two exports would go on correcting what both of them write.
+        time.sleep(write and random.uniform(0, 0.02 * 2**write))  # noqa: S311
         if content is None:
-            storage.remove("")
+            storage.remove(file)
         else:
-            storage.replace("", content)
-    uri = None if content is None else storage.uri()
-    return PublishedFile(uri=uri, day=None, row_count=len(report.rows), size=size, changed=changed)
+            storage.replace(file, content)
+        storage.replace(manifest, description)
+        # Another export may have written between the two. Whoever writes last looks after that, so that in the end
+        # file and manifest are of one export, whichever it is.
+        written = _Manifest.read(storage.read(manifest))
+        if written is not None and written.sha256 == checksum(storage.read(file)):
+            return
+    raise OSError(f"other exports keep writing {storage.location(file)} at the same time")
 
 
 def partition_of(org_id: str, group_by: str) -> str:
@@ -360,6 +365,11 @@ def partition_of(org_id: str, group_by: str) -> str:
     return f"{name}/group_by={group_by}"
 
 
+def metadata_folder(org_id: str, group_by: str) -> str:
+    """The folder of the manifests of an organization's dimension."""
+    return f"metadata/{partition_of(org_id, group_by)}"
+
+
 def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequence[UsageRow], Sequence[Any]]]:
     pairs = zip(report.rows, format.rows(report), strict=True)
     return {
@@ -368,25 +378,27 @@ def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequen
     }
 
 
-def _checksum(content: bytes | None) -> str | None:
+def checksum(content: bytes | None) -> str | None:
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
-def _storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
+def storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
     """Whatever a store raises, and each has errors of its own, becomes one that says what could not be done."""
     try:
         yield
+    except DatasetMismatchError:
+        raise
     except Exception as error:
         message = what if isinstance(what, str) else what()
         raise PublishError(f"{message}: {type(error).__name__}: {error}") from error
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """What somebody else may have written, as it can be logged."""
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _json_file(content: Mapping[str, Any]) -> bytes:
+def json_file(content: Mapping[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content)) + b"\n"

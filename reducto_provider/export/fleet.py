@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
 
 import msgspec
 
-from reducto_provider.export.dataset import PublishedDays, partition_of
+from reducto_provider.export.dataset import PublishedDays, metadata_folder, partition_of
 from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery, check_text
 from reducto_provider.usage.report import add_credits, json_number, plain
@@ -85,8 +85,8 @@ class FleetOutcome:
     row_count: int = 0
     credits: Decimal | None = Decimal(0)
     request_count: int = 0
-    changed_days: tuple[date, ...] = ()
-    """The latest of those that changed."""
+    changed: Mapping[date, str] = field(default_factory=dict)
+    """The latest of the days that changed, and each one's change."""
     changed_day_count: int = 0
     error: str | None = None
     hopeless: bool = False
@@ -97,7 +97,7 @@ class FleetOutcome:
         self.row_count += days.row_count
         self.credits = add_credits((self.credits, days.credits))
         self.request_count += days.request_count
-        self.changed_days = (*self.changed_days, *days.changed)[-MOST_CHANGED_DAYS:]
+        self.changed = dict([*self.changed.items(), *days.changed.items()][-MOST_CHANGED_DAYS:])
         self.changed_day_count += len(days.changed)
 
     def fail(self, error: str, *, hopeless: bool) -> None:
@@ -127,14 +127,15 @@ class FleetOutcome:
             "credits": None if failed or self.credits is None else json_number(self.credits),
             "request_count": None if failed else self.request_count,
             "changed_day_count": self.changed_day_count,
-            "changed_days": [day.isoformat() for day in self.changed_days],
+            "changed_days": [day.isoformat() for day in self.changed],
             "error": self.error,
         }
 
 
 def fleet_result(query: UsageQuery, outcomes: Sequence[FleetOutcome], max_bytes: int) -> dict[str, Any]:
     """
-    What goes to XCom, at most so many bytes: of the organizations those that failed come first, and as many as fit.
+    What goes to XCom, at most so many bytes: of the organizations those that failed come first, then those with changed
+    days, and as many as fit.
 
     ``exported`` and ``failed`` count all of them, ``organizations_left_out`` those that did not fit.
     """
@@ -148,7 +149,7 @@ def fleet_result(query: UsageQuery, outcomes: Sequence[FleetOutcome], max_bytes:
         "organizations_left_out": len(outcomes),
     }
     size = len(msgspec.json.encode(result))
-    for outcome in (*failed, *(each for each in outcomes if each.status != "failed")):
+    for outcome in sorted(outcomes, key=_order):
         entry = outcome.as_json()
         size += len(msgspec.json.encode(entry)) + 1
         if size > max_bytes:
@@ -156,6 +157,16 @@ def fleet_result(query: UsageQuery, outcomes: Sequence[FleetOutcome], max_bytes:
         result["organizations"].append(entry)
         result["organizations_left_out"] -= 1
     return result
+
+
+def reported_changes(result: Mapping[str, Any], outcomes: Iterable[FleetOutcome]) -> dict[str, Mapping[date, str]]:
+    """Return the changes that a result names: of each folder of manifests its days. Those left out are not reported."""
+    named = {(each["org_id"], each["group_by"]) for each in result["organizations"]}
+    return {
+        metadata_folder(each.entry.org_id, each.entry.group_by): each.changed
+        for each in outcomes
+        if each.changed and (each.entry.org_id, each.entry.group_by) in named
+    }
 
 
 def failures(outcomes: Iterable[FleetOutcome]) -> list[FleetOutcome]:
@@ -168,6 +179,10 @@ def describe_failures(outcomes: Sequence[FleetOutcome]) -> str:
     failed = failures(outcomes)
     named = [f"{each.entry} ({_cut(each.error or '', 200)})" for each in failed]
     return f"{len(failed)} of {len(outcomes)} could not be exported: {_enumerate(named)}"
+
+
+def _order(outcome: FleetOutcome) -> tuple[bool, bool]:
+    return outcome.status != "failed", not outcome.changed
 
 
 def _several(name: str, value: object) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from reducto_provider.export import focus
 from reducto_provider.usage.report import CREDITS_SCALE, Remembered, UsageReport, UsageRow, plain
 
 _JSON = msgspec.json.Encoder()
+_SENT_ROW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ROWS_AT_ONCE = 1000  # few enough that other threads need not wait for the GIL
 _ROWS_A_CHUNK = 2**16  # few enough that different amounts for each of them take no memory to speak of
 _CREDITS_TYPE = f"decimal(38,{CREDITS_SCALE})"
@@ -83,6 +85,37 @@ class Format(ABC):
         """The columns of a file that has ``keys`` as columns, and their types."""
         return {**dict.fromkeys(keys, "string"), **COLUMNS}
 
+    def digest(self, report_rows: Sequence[UsageRow], rows: Sequence[Any]) -> str | None:
+        """
+        Return a digest of what a file of these rows says, None for one without rows.
+
+        It is the same for all that is written differently and says the same: by another version of this package or of
+        pyarrow (Parquet names its writer), with another compression, or as a number with another last binary digit.
+
+        :param rows: what :meth:`rows` made of them.
+        """
+        if not report_rows:
+            return None
+        digest = hashlib.sha256(self._terms_content())
+        number = Remembered(partial(_number, missing="-"))
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            credits = number.look_up()
+            for row, given in zip(
+                report_rows[start : start + _ROWS_AT_ONCE], rows[start : start + _ROWS_AT_ONCE], strict=True
+            ):
+                group = "-" if row.group is None else f"{len(row.group)}:{row.group}"
+                digest.update(f"{row.date} {credits(row.credits)} {row.request_count} {group}".encode())
+                digest.update(self._more_content(given))
+        return digest.hexdigest()
+
+    def _terms_content(self) -> bytes:
+        """Return what a file says of all its rows."""
+        return b""
+
+    def _more_content(self, row: Any) -> bytes:
+        """Return what a file says of a row beside day, group, credits and requests."""
+        return b""
+
     @abstractmethod
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
         """The content of one file."""
@@ -103,6 +136,12 @@ class JsonFormat(Format):
     def encode(self, rows: Sequence[bytes], keys: Mapping[str, str]) -> bytes:
         prefix = b"{" + b"".join(_json(name) + b":" + _json(value) + b"," for name, value in keys.items())
         return b"[\n" + b",\n".join(prefix + row.removeprefix(b"{") for row in rows) + b"\n]\n"
+
+    def _more_content(self, row: bytes) -> bytes:
+        unknown = sorted(
+            (name, bytes(value)) for name, value in _SENT_ROW.decode(row).items() if name not in SENT_COLUMNS
+        )
+        return _JSON.encode([(name, msgspec.Raw(value)) for name, value in unknown]) if unknown else b""
 
 
 class JsonLinesFormat(Format):
@@ -194,6 +233,12 @@ class FocusFormat(Format):
             "billing_currency": self._terms.billing_currency,
         }
 
+    def _terms_content(self) -> bytes:
+        # What the records say beside usage follows from these, but for words that another version may choose otherwise.
+        terms = self._terms
+        prices = (plain(terms.price_per_credit), plain(terms.contracted_price))
+        return _JSON.encode((*prices, terms.billing_currency, terms.prepaid, terms.billing_account_name))
+
     def rows(self, report: UsageReport) -> Sequence[tuple[focus.Value, ...]]:
         return [tuple(record.values()) for record in focus.focus_records(report, self._terms)]
 
@@ -258,6 +303,9 @@ class Compressed(Format):
 
     def columns(self, *keys: str) -> Mapping[str, str]:
         return self._plain.columns(*keys)
+
+    def digest(self, report_rows: Sequence[UsageRow], rows: Sequence[Any]) -> str | None:
+        return self._plain.digest(report_rows, rows)
 
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
         content = self._plain.encode(rows, keys)

@@ -7,11 +7,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -65,6 +64,20 @@ def check_output_path(output_path: object) -> str:
     )
 
 
+def split_object_path(output_path: str) -> tuple[str, str]:
+    """
+    Return the folder of an object, and its name there.
+
+    :param output_path: see :func:`check_output_path`.
+    :raises ValueError: for a location that names no object.
+    """
+    scheme = "" if output_path.startswith("/") else f"{output_path.partition('://')[0]}://"
+    folder, slash, name = output_path.removeprefix(scheme).rpartition("/")
+    if not (slash and name):
+        raise ValueError(f"output_path must name a file when partitioned=False, not the folder {output_path!r}")
+    return f"{scheme}{folder}/", name
+
+
 def open_storage(location: str, conn_id: str | None = None) -> Storage:
     """
     The files below ``location``, see :func:`check_output_path`.
@@ -90,8 +103,13 @@ class Storage(ABC):
         return None
 
     @abstractmethod
+    def location(self, name: str = "") -> str:
+        """Return the URL of a file as people and fsspec write it: nothing is escaped, and no connection is named."""
+
     def uri(self, name: str = "") -> str:
-        """The URL of a file, without a connection id."""
+        """Return the URI of a file, percent-encoded (RFC 3986): a ``%`` of its name is ``%25``."""
+        scheme, _, path = self.location(name).partition("://")
+        return f"{scheme}://{quote(os.fsencode(path), safe='/:=@')}"
 
     @abstractmethod
     def read(self, name: str = "") -> bytes | None:
@@ -128,9 +146,9 @@ class LocalStorage(Storage):
     def __init__(self, root: Path) -> None:
         self._root = root
         # Once in a while: to look through a folder for every one of its thousands of files takes ever longer.
-        self._tidy_once = lru_cache(maxsize=_FOLDERS_REMEMBERED)(self._tidy)
+        self._tidied: set[Path] = set()
 
-    def uri(self, name: str = "") -> str:
+    def location(self, name: str = "") -> str:
         return f"file://{self._path(name)}"
 
     def read(self, name: str = "") -> bytes | None:
@@ -170,7 +188,7 @@ class LocalStorage(Storage):
         """The content in a file beside its target, and the target."""
         target = self._path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._tidy_once(target.parent)
+        self._tidy(target.parent)
         # Engines pass over names that begin with a dot.
         beside = target.parent / f".{uuid4().hex}.writing"
         try:
@@ -184,6 +202,11 @@ class LocalStorage(Storage):
 
     def _tidy(self, folder: Path) -> None:
         """Remove what writers that were killed left behind."""
+        if folder in self._tidied:
+            return
+        if len(self._tidied) == _FOLDERS_REMEMBERED:
+            self._tidied.clear()
+        self._tidied.add(folder)
         for beside in folder.glob(".*.writing"):
             with suppress(FileNotFoundError):  # its writer, or another tidying one, was faster
                 if time.time() - beside.stat().st_mtime > _ABANDONED_AFTER:
@@ -206,7 +229,7 @@ class ObjectStorage(Storage):
             except AirflowNotFoundException as error:
                 raise ValueError(f"there is no Airflow connection {conn_id!r}, which {location} needs") from error
         try:
-            root = ObjectStoragePath(location.rstrip("/"), conn_id=conn_id)
+            root = ObjectStoragePath(_with_single_slashes(location), conn_id=conn_id)
             self._fs: AbstractFileSystem = root.fs
         except (ImportError, ValueError) as error:
             extra = _EXTRAS.get(urlsplit(location).scheme)
@@ -223,7 +246,7 @@ class ObjectStorage(Storage):
         can_be_told = "max_concurrency" in signature(self._fs.cat_file).parameters
         self._at_once: dict[str, Any] = {"max_concurrency": 1} if can_be_told else {}
 
-    def uri(self, name: str = "") -> str:
+    def location(self, name: str = "") -> str:
         return f"{self._scheme}://{self._path(name)}"
 
     @property
@@ -286,6 +309,16 @@ def _advice() -> Iterator[None]:
         advice = "the bucket or container must be there, an export creates none"
         error.args = (f"{str(error).rstrip('.')}; {advice}",)
         raise
+
+
+def _with_single_slashes(location: str) -> str:
+    """
+    Return a location with one slash where it has several, as on a local path: a template rendered to nothing.
+
+    s3fs can write keys that begin with a slash, but lists others in their place.
+    """
+    scheme, _, path = location.partition("://")
+    return f"{scheme}://{'/'.join(filter(None, path.split('/')))}"
 
 
 def _local_path(location: str) -> Path | None:

@@ -55,6 +55,7 @@ class Verification:
     problems: tuple[Problem, ...]
 
 
+_REPORTED_NAME = re.compile(r"metadata/org_id=[^/]+/group_by=[^/]+/\.reported-\d{4}", re.ASCII)
 _MANIFEST_NAME = re.compile(r"metadata/(org_id=[^/]+/group_by=[^/]+)/dt=(\d{4}-\d{2}-\d{2})\.json", re.ASCII)
 
 
@@ -77,7 +78,7 @@ def verify_dataset(storage: Storage) -> Verification:
     manifests: dict[str, list[date]] = {}
     expected = 0
     for name in storage.names("metadata"):
-        if name == DATASET_FILE:
+        if name == DATASET_FILE or _REPORTED_NAME.fullmatch(name):
             continue
         partition = _partition_of_manifest(name)
         if partition is None:

@@ -135,7 +135,7 @@ class FleetExport:
             row_count=len(report.rows),
             credits=report.credits,
             request_count=report.request_count,
-            changed=tuple(file.day for file in files if file.day and file.changed),
+            changed={file.day: file.change for file in files if file.day and file.changed},
         )
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:

@@ -15,7 +15,7 @@ import msgspec
 from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
 
 from reducto_provider import __version__
-from reducto_provider.airflow_compat import GivenArguments
+from reducto_provider.airflow_compat import GivenArguments, call_after_success
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoDayNotOverError,
@@ -26,10 +26,17 @@ from reducto_provider.exceptions import (
     typed_errors,
 )
 from reducto_provider.export.dataset import Attempt
-from reducto_provider.export.fleet import describe_failures, failures, fleet_result, is_literal_fleet, parse_fleet
+from reducto_provider.export.fleet import (
+    describe_failures,
+    failures,
+    fleet_result,
+    is_literal_fleet,
+    parse_fleet,
+    reported_changes,
+)
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
-from reducto_provider.export.storage import check_output_path
+from reducto_provider.export.storage import check_output_path, split_object_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.operators.fleet import FleetExport, LoopThread
 from reducto_provider.usage.fields import (
@@ -83,6 +90,7 @@ class _ReductoUsageOperator(GivenArguments):
     # What the task has read, for its lineage. Nothing of it is known at the start: to look the connection up then, in a
     # process that shares the task's channel to Airflow, could hang the task.
     _reports: Sequence[UsageReport] = ()
+    _target: tuple[Storage, Format] | None = None
 
     def __init__(
         self,
@@ -235,6 +243,14 @@ class _ReductoUsageOperator(GivenArguments):
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra = summary
 
+    def _acknowledge(self, changes: Mapping[str, Mapping[date, str]]) -> None:
+        """Note that this task has reported ``changes``, of each folder of manifests its days: later ones need not."""
+        from reducto_provider.export.reported import acknowledge
+
+        assert self._target is not None  # noqa: S101  # for mypy
+        if left := acknowledge(self._target[0], changes):
+            self.log.warning("There was no time to note what was reported of %d: it is reported again", left)
+
 
 class ReductoUsageExportOperator(_ReductoUsageOperator):
     """
@@ -250,6 +266,9 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
     cut off. With it, the XCom holds ``files`` instead of ``rows``: for each day its URI (None for a day without
     usage, which has no file), rows, bytes, and whether it changed. Numbers in XCom are for people and branches; in
     the files they are exact. ``credits`` is None for an account whose usage comes without credits.
+
+    A day has changed when its rows differ from those that a task which succeeded has reported last. So a change is
+    reported by each run that covers it until one of them succeeds.
 
     Running it again replaces what it wrote: the same answer gives the same bytes, restated days are replaced and
     emptied ones removed. One task exports one organization: fan out with ``.expand(org_id=...)``.
@@ -326,7 +345,6 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.prepaid = prepaid
         self.billing_account_name = billing_account_name
         self.max_xcom_bytes = max_xcom_bytes
-        self._target: tuple[Storage, Format] | None = None
         self._files: Sequence[PublishedFile] | None = None
         self.parse_arguments()
 
@@ -352,8 +370,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
 
     def _check_output_path(self) -> str:
         path = check_output_path(self.output_path)
-        if not self.partitioned and path.endswith("/"):
-            raise ValueError(f"output_path must name a file when partitioned=False, not the folder {path!r}")
+        if not self.partitioned:
+            split_object_path(path)
         return path
 
     def _format(self, terms: BillingTerms | None, group_by: str = "product") -> Format:
@@ -384,20 +402,29 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         return result
 
     def _export_to_files(self, query: UsageQuery, file_format: Format, context: Context) -> dict[str, Any]:
-        from reducto_provider.export.dataset import UsageDataset, publish_object
+        from reducto_provider.export.dataset import UsageDataset
+        from reducto_provider.export.one_object import UsageObject
         from reducto_provider.export.storage import open_storage
 
         file_format.check_installed()
-        storage = open_storage(self._check_output_path(), self.output_conn_id)
-        self._target = (storage, file_format)
+        path, run = self._check_output_path(), _run_of(context)
         if self.partitioned:
+            storage = open_storage(path, self.output_conn_id)
+            self._target = (storage, file_format)
             dataset = UsageDataset(storage, file_format, query.filters())
             dataset.check()  # before a request is spent on it
             report = self._ask(query)
-            files = dataset.publish(report, query, run=_run_of(context))
+            files = dataset.publish(report, query, run=run)
+            location, uri = storage.location(), storage.uri()
         else:
+            folder, name = split_object_path(path)
+            storage = open_storage(folder, self.output_conn_id)
+            self._target = (storage, file_format)
+            usage_object = UsageObject(storage, name, file_format, query.filters())
+            usage_object.check(replace(query, org_id=query.org_id or self.hook.settings.org_id), run)
             report = self._ask(query)
-            files = [publish_object(storage, file_format, report)]
+            files = [usage_object.publish(report, run)]
+            location, uri = storage.location(name), storage.uri(name)
         self._files = files
         changed = [file.day.isoformat() for file in files if file.day and file.changed]
         empty = sum(file.uri is None for file in files)
@@ -405,12 +432,29 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             "Published %d files with %d bytes at %s%s; %s",
             len(files) - empty,
             sum(file.size for file in files),
-            storage.uri(),
+            location,
             f", and {empty} days without usage" if empty and self.partitioned else "",
             _what_changed(changed) if self.partitioned or not files[0].changed else "it has changed",
         )
-        self._tell_outlets(context, {**_summary(report), "uri": storage.uri(), "changed_days": changed})
+        event = {**_summary(report), "uri": uri, "changed_days": changed}
+        self._tell_outlets(context, event if self.partitioned else {**event, "changed": files[0].changed})
+        if any(file.changed for file in files):
+            call_after_success(self, self._acknowledge_files)
         return {**_summary(report), "files": [file.as_json() for file in files]}
+
+    def _acknowledge_files(self) -> None:
+        from reducto_provider.export.dataset import metadata_folder
+        from reducto_provider.export.one_object import acknowledge_object
+
+        assert self._target is not None  # noqa: S101  # for mypy
+        assert self._files is not None  # noqa: S101
+        if self.partitioned:
+            [report] = self._reports
+            changes = {file.day: file.change for file in self._files if file.day and file.changed}
+            self._acknowledge({metadata_folder(report.org_id, report.group_by): changes})
+        else:
+            [file] = self._files
+            acknowledge_object(self._target[0], split_object_path(self._check_output_path())[1], file.change)
 
     def _outputs(self) -> list[OutputDataset]:
         if self._target is None or not self._reports:
@@ -425,7 +469,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             return [files_dataset(storage, folder, file_format.columns(), self._files)]
         if self._files and self._files[0].uri is None:
             return []  # a format that can't be empty has left no object
-        return [files_dataset(storage, "", file_format.columns("org_id", "group_by"), self._files)]
+        _, name = split_object_path(self._check_output_path())
+        return [files_dataset(storage, name, file_format.columns("org_id", "group_by"), self._files)]
 
     def _ask(self, query: UsageQuery) -> UsageReport:
         report = self.hook.get_usage(query)
@@ -493,7 +538,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
 
     _loop: LoopThread | None = None
     _fleet: FleetExport | None = None
-    _target: tuple[Storage, Format] | None = None
+    _reported_changes: Mapping[str, Mapping[date, str]] = {}
 
     def __init__(
         self,
@@ -570,7 +615,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
                 f"{self.task_id} was stopped when {len(fleet.outcomes)} of {len(entries)} were done. Each file is "
                 "whole, and the next try goes on"
             ) from None
-        return self._conclude(query, outcomes, storage.uri(), context)
+        return self._conclude(query, outcomes, storage, context)
 
     def on_kill(self) -> None:
         """Ask no more, let the files under way be written, and end."""
@@ -590,19 +635,24 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         folders = [f"data/{partition_of(org_id, group_by)}" for _, org_id, group_by in self._asked()]
         return [files_dataset(storage, folder, file_format.columns(), None) for folder in folders]
 
-    def _conclude(self, query: UsageQuery, outcomes: list[FleetOutcome], uri: str, context: Context) -> dict[str, Any]:
+    def _conclude(
+        self, query: UsageQuery, outcomes: list[FleetOutcome], storage: Storage, context: Context
+    ) -> dict[str, Any]:
         result = fleet_result(query, outcomes, self.max_xcom_bytes)
         failed = failures(outcomes)
         self.log.info(
             "Exported %d of %d at %s, %d of them by an earlier try; %d days changed",
             len(outcomes) - len(failed),
             len(outcomes),
-            uri,
+            storage.location(),
             sum(each.status == "exported before" for each in outcomes),
             sum(each.changed_day_count for each in outcomes),
         )
         if not failed:
-            self._tell_outlets(context, {**result, "uri": uri})
+            self._tell_outlets(context, {**result, "uri": storage.uri()})
+            if changes := reported_changes(result, outcomes):
+                self._reported_changes = changes
+                call_after_success(self, self._acknowledge_fleet)
             return result
         if self.do_xcom_push:
             context["ti"].xcom_push(key="return_value", value=result)
@@ -610,6 +660,9 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         raise (ReductoFleetFailError if hopeless else ReductoFleetError)(
             f"{self.task_id}: {describe_failures(outcomes)}"
         )
+
+    def _acknowledge_fleet(self) -> None:
+        self._acknowledge(self._reported_changes)
 
     def _attempt(self, context: Context, terms: str) -> Attempt:
         """
@@ -706,7 +759,7 @@ def _price_options(operator: ReductoUsageExportOperator | ReductoUsageFleetExpor
 def _what_changed(days: Sequence[str]) -> str:
     """The days that changed, in words short enough for a line."""
     if not days:
-        return "nothing has changed since the export before"
+        return "nothing has changed since it was last reported"
     return f"{len(days)} days have changed, {days[0]} to {days[-1]}" if len(days) > 1 else f"{days[0]} has changed"
 
 

@@ -9,8 +9,8 @@ from itertools import product
 
 import pytest
 
-from reducto_provider.export.dataset import publish_object
 from reducto_provider.export.formats import COMPRESSIONS, check_format
+from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.storage import LocalStorage
 from tests.engines.cases import ENORMOUS, GROUPS, NUMBER_ID, ODD_ID, rows_of
 from tests.engines.guide import GUIDE, blocks, definition
@@ -213,7 +213,7 @@ def test_the_manifests_tell_of_days_without_usage(year, connect):
 def test_an_export_that_is_one_object(tmp_path):
     """Organization and dimension are columns then."""
     report, _ = answer(usage(), "org_acme", date(2026, 5, 1), date(2026, 5, 31))
-    publish_object(LocalStorage(tmp_path / "usage.parquet"), check_format("parquet"), report)
+    UsageObject(LocalStorage(tmp_path), "usage.parquet", check_format("parquet"), {}).publish(report)
 
     found = duckdb.sql(TABLE.replace("reducto_usage", f"'{tmp_path}/usage.parquet'")).fetchall()
 

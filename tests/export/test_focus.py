@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reducto_provider.export.dataset import DatasetMismatchError, UsageDataset, publish_object
+from reducto_provider.export.dataset import DatasetMismatchError, UsageDataset
 from reducto_provider.export.focus import (
     COLUMNS,
     FOCUS_FORMATS,
@@ -26,6 +26,7 @@ from reducto_provider.export.focus import (
     parse_terms,
 )
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.one_object import UsageObject, acknowledge_object
 from reducto_provider.usage.report import CreditsUnavailableError
 
 USAGE = [
@@ -602,13 +603,24 @@ class TestDataset:
 
 
 class TestOneObject:
+    @pytest.fixture
+    def publish_one(self, place):
+        """Publish a report as the object "one", by a task that succeeds."""
+
+        def publish_one(output, report):
+            published = UsageObject(place.storage, "one", output, {}).publish(report)
+            acknowledge_object(place.storage, "one", published.change)
+            return published
+
+        return publish_one
+
     @pytest.mark.parametrize("name", FOCUS_FORMATS)
-    def test_the_whole_range(self, place, make_export, name):
+    def test_the_whole_range(self, place, make_export, publish_one, name):
         output = check_format(name, None, BillingTerms(price_per_credit="0.015"))
-        file = publish_object(place.storage, output, make_export(*USAGE).report)
+        file = publish_one(output, make_export(*USAGE).report)
 
         read = read_csv if name == "focus_csv" else read_parquet
-        rows = read(place.storage.read())
+        rows = read(place.storage.read("one"))
         assert list(rows[0]) == list(COLUMNS), "organization and dimension are among them"
         assert len(rows) == file.row_count == len(USAGE)
         assert {(row["BillingAccountId"], row["x_GroupBy"]) for row in rows} == {("org_abc123", "product")}
@@ -616,27 +628,27 @@ class TestOneObject:
     @pytest.mark.parametrize(
         ("name", "compression"), [("focus_csv", None), ("focus_csv", "gzip"), ("focus_parquet", None)]
     )
-    def test_without_rows_there_is_none(self, place, make_export, name, compression):
+    def test_without_rows_there_is_none(self, place, make_export, publish_one, name, compression):
         output = check_format(name, compression, BillingTerms(price_per_credit="0.015"))
         nothing = make_export(start="2026-06-17", end="2026-06-18").report
-        publish_object(place.storage, output, make_export(*USAGE).report)
+        publish_one(output, make_export(*USAGE).report)
 
-        emptied = publish_object(place.storage, output, nothing)
-        again = publish_object(place.storage, output, nothing)
+        emptied = publish_one(output, nothing)
+        again = publish_one(output, nothing)
 
-        assert place.storage.read() is None
+        assert place.storage.read("one") is None
         assert emptied.as_json() == {"uri": None, "date": None, "row_count": 0, "bytes": 0, "changed": True}
         assert not again.changed
 
-    def test_without_credits_what_was_there_is_untouched(self, place, make_export):
+    def test_without_credits_what_was_there_is_untouched(self, place, make_export, publish_one):
         output = check_format("focus_csv", None, BillingTerms(price_per_credit="0.015"))
-        publish_object(place.storage, output, make_export(*USAGE).report)
-        before = place.storage.read()
+        publish_one(output, make_export(*USAGE).report)
+        before = place.storage.read("one")
 
         with pytest.raises(CreditsUnavailableError):
-            publish_object(place.storage, output, make_export(("2026-06-18", "split", "null", 5)).report)
+            publish_one(output, make_export(("2026-06-18", "split", "null", 5)).report)
 
-        assert place.storage.read() == before
+        assert place.storage.read("one") == before
 
 
 def test_focus_formats_need_terms():

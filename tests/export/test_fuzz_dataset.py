@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from reducto_provider.export.dataset import UsageDataset, partition_of
+from reducto_provider.export.dataset import UsageDataset, metadata_folder, partition_of
 from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.storage import LocalStorage, Storage
 from reducto_provider.export.verify import verify_dataset
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
@@ -151,7 +152,7 @@ class Exports(RuleBasedStateMachine):
     def run_the_last_one_again(self):
         before = files_below(self.parent)
         report, query = self.last
-        assert [file.changed for file in self.dataset.publish(report, query)] == [False] * query_length(query)
+        self.dataset.publish(report, query)
         data = {name: content for name, content in files_below(self.parent).items() if "/data/" in name}
         assert data == {name: content for name, content in before.items() if "/data/" in name}
 
@@ -206,6 +207,107 @@ class Exports(RuleBasedStateMachine):
             days[day] = rows_of(report, day)
 
 
+LATER = st.integers(0, DAYS - 1)
+AMOUNTS = st.lists(st.sampled_from([None, 1, 2]), min_size=DAYS, max_size=DAYS)
+
+
+class Reports(RuleBasedStateMachine):
+    """
+    Tasks that export, fail, succeed and are killed, and somebody who knows nothing but what successful ones report.
+
+    ``told`` has what that is of each day. Amounts are few, so that days often become again what they once were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parent = Path(tempfile.mkdtemp())
+        self.storage = Mortal(self.parent / "usage")
+        self.dataset = UsageDataset(self.storage, FORMATS["jsonl"], {})
+        self.folder = metadata_folder("org_acme", "product")
+        self.told: dict[date, object] = {}
+        self.acknowledged: set[date] = set()
+        """Days of which nothing but what was told, and acknowledged in time, has been published since."""
+        self.late: list[dict[date, str]] = []
+        self.versions: list[bytes] = []
+
+    @rule(offsets=OFFSETS, amounts=AMOUNTS)
+    def fail(self, offsets, amounts):
+        self._export(offsets, amounts)
+
+    @rule(offsets=OFFSETS, amounts=AMOUNTS, lives=st.integers(0, 40))
+    def be_killed(self, offsets, amounts, lives):
+        self.storage.lives = lives
+        try:
+            self._export(offsets, amounts)
+        except Killed:
+            pass
+        finally:
+            self.storage.lives = None
+
+    @rule(offsets=OFFSETS, amounts=AMOUNTS)
+    def succeed(self, offsets, amounts):
+        rows, changes = self._export(offsets, amounts)
+        self.told |= rows
+        acknowledge(self.storage, {self.folder: changes})
+        self.acknowledged |= rows.keys()
+        self._keep_version()
+
+    @rule(offsets=OFFSETS, amounts=AMOUNTS, lives=st.integers(0, 3))
+    def succeed_and_be_killed(self, offsets, amounts, lives):
+        rows, changes = self._export(offsets, amounts)
+        self.told |= rows
+        self.acknowledged -= changes.keys()
+        self.storage.lives = lives
+        try:
+            acknowledge(self.storage, {self.folder: changes})
+        except Killed:
+            pass
+        finally:
+            self.storage.lives = None
+
+    @rule(offsets=OFFSETS, amounts=AMOUNTS)
+    def succeed_and_acknowledge_late(self, offsets, amounts):
+        rows, changes = self._export(offsets, amounts)
+        self.told |= rows
+        self.acknowledged -= changes.keys()
+        self.late.append(changes)
+
+    @precondition(lambda self: self.late)
+    @rule(which=LATER)
+    def acknowledge_at_last(self, which):
+        changes = self.late.pop(which % len(self.late))
+        acknowledge(self.storage, {self.folder: changes})
+        self.acknowledged -= changes.keys()
+
+    @precondition(lambda self: self.versions)
+    @rule(which=LATER)
+    def acknowledge_over_others(self, which):
+        """Somebody has read what was acknowledged long ago, and writes it now."""
+        self.storage.replace(f"{self.folder}/.reported-{FIRST.year}", self.versions[which % len(self.versions)])
+        self.acknowledged.clear()
+
+    def teardown(self):
+        shutil.rmtree(self.parent)
+
+    def _keep_version(self):
+        if content := self.storage.read(f"{self.folder}/.reported-{FIRST.year}"):
+            self.versions.append(content)
+
+    def _export(self, offsets, amounts):
+        """Publish, and hold what would be reported against what was told before."""
+        first, last = (FIRST + timedelta(days=offset) for offset in offsets)
+        days = [FIRST + timedelta(days=offset) for offset in range(offsets[0], offsets[1] + 1)]
+        rows = {day: amounts[(day - FIRST).days] for day in days}
+        self.acknowledged -= {day for day in days if self.told.get(day, "nothing") != rows[day]}
+        used = [((day, "parse"), (Decimal(amount), 1)) for day, amount in rows.items() if amount]
+        files = self.dataset.publish(*answer("org_acme", "product", first, last, used))
+        changes = {file.day: file.change for file in files if file.changed}
+        unknown = {day for day in days if self.told.get(day, "nothing") != rows[day]}
+        assert unknown <= changes.keys(), "a change was lost"
+        assert not changes.keys() & self.acknowledged, "a change was repeated without need"
+        return rows, changes
+
+
 def query_length(query):
     return (query.end - query.start).days + 1
 
@@ -216,6 +318,9 @@ def rows_of(report, day):
 
 TestExports = Exports.TestCase
 TestExports.settings = settings(max_examples=max(20, settings.default.max_examples // 4), stateful_step_count=8)
+
+TestReports = Reports.TestCase
+TestReports.settings = settings(max_examples=max(40, settings.default.max_examples // 4), stateful_step_count=15)
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if not name.startswith("focus")])

@@ -6,9 +6,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import urlopen
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
+from pyarrow.fs import FileSystem
 
 from reducto_provider.export.storage import check_output_path, open_storage
 
@@ -55,13 +58,25 @@ class TestAnyPlace:
     def test_a_uri_leads_there(self, place, name):
         place.storage.replace(name, b"content")
 
-        assert ObjectStoragePath(place.storage.uri(name)).read_bytes() == b"content"
+        assert ObjectStoragePath(place.storage.location(name)).read_bytes() == b"content"
+        assert ObjectStoragePath(unquote(place.storage.uri(name))).read_bytes() == b"content"
 
     def test_a_slash_at_the_end_makes_no_difference(self, place):
         open_storage(place.url + "/").replace("a", b"content")
 
         assert place.files() == {"a": b"content"}
         assert open_storage(place.url + "/").uri("a") == place.storage.uri("a")
+
+    def test_slashes_count_once(self, place):
+        """Some templates render to nothing, and no store means an empty folder."""
+        scheme, _, path = place.url.partition("://")
+        bucket, _, rest = path.partition("/")
+        twice = open_storage(f"{scheme}://{bucket}//{rest.replace('/', '//')}/" + "/")
+        twice.replace("a/b", b"content")
+
+        assert place.files() == {"a/b": b"content"}
+        assert list(twice.names("a")) == ["a/b"]
+        assert twice.uri("a/b") == place.storage.uri("a/b")
 
 
 class TestLocal:
@@ -74,7 +89,11 @@ class TestLocal:
 
         assert (tmp_path / name / "x" / "y").read_bytes() == b"content"
         assert storage.read("x/y") == b"content"
-        assert storage.uri("x/y") == f"file://{tmp_path}/{name}/x/y"
+        assert storage.location("x/y") == f"file://{tmp_path}/{name}/x/y"
+        with urlopen(storage.uri("x/y")) as opened:
+            assert opened.read() == b"content"
+        _, path = FileSystem.from_uri(storage.uri("x/y"))
+        assert path == f"{tmp_path}/{name}/x/y"
 
     def test_nothing_else_is_left_behind(self, tmp_path):
         storage = open_storage(str(tmp_path))

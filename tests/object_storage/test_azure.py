@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from reducto_provider.export.dataset import UsageDataset, publish_object
+from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.storage import open_storage
 from tests.object_storage.answers import answer
 
@@ -76,6 +77,11 @@ def blobs(container) -> dict[str, bytes]:
     return {name: container.download_blob(name).readall() for name in container.list_blob_names()}
 
 
+def is_usage(name: str) -> bool:
+    """Whether a file says the same whoever wrote it and when."""
+    return "/metadata/org_id" not in name and not name.rpartition("/")[2].startswith(".")
+
+
 def local_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -92,11 +98,11 @@ def test_export_again_and_restated(export, container, connection, simulator, tmp
         report, query = answer(simulator.usage, "org_acme", date(2026, 5, 1), date(2026, 5, 3))
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         UsageDataset(open_storage(f"{place}/deep/usage"), check_format("parquet"), {}).publish(report, query)
-        publish_object(open_storage(f"{place}/one.csv"), check_format("csv"), report)
-        return {name: content for name, content in local_files(place).items() if "/metadata/org_id" not in name}
+        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report)
+        return {name: content for name, content in local_files(place).items() if is_usage(name)}
 
     def found():
-        return {name: content for name, content in blobs(container).items() if "/metadata/org_id" not in name}
+        return {name: content for name, content in blobs(container).items() if is_usage(name)}
 
     first = export(env=env, **tasks).expect()
     assert found() == expected()

@@ -11,9 +11,11 @@ from threading import Barrier, Thread
 
 import pytest
 
-from reducto_provider.export.dataset import DatasetMismatchError, PublishError, UsageDataset, publish_object
+from reducto_provider.export.dataset import DatasetMismatchError, PublishError, UsageDataset, metadata_folder
 from reducto_provider.export.focus import parse_terms
 from reducto_provider.export.formats import COMPRESSIONS, check_format
+from reducto_provider.export.one_object import UsageObject
+from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.storage import open_storage
 from tests.conftest import PROJECT
 from tests.object_storage import answers
@@ -31,6 +33,11 @@ GUIDE = PROJECT / "docs/object-storage.md"
 def local_format(name, compression):
     terms = parse_terms(name, PRICES | {"billing_currency": "USD"}) if name.startswith("focus") else None
     return check_format(name, compression, terms)
+
+
+def visible(files: dict[str, bytes]) -> dict[str, bytes]:
+    """What engines do not pass over."""
+    return {name: content for name, content in files.items() if not name.rpartition("/")[2].startswith(".")}
 
 
 def local_files(folder: Path) -> dict[str, bytes]:
@@ -60,8 +67,8 @@ class TestExport:
         for name, compression in FORMATS:
             place, output = f"{name}-{compression}", local_format(name, compression)
             UsageDataset(open_storage(f"{tmp_path}/deep/{place}"), output, {}).publish(report, query)
-            publish_object(open_storage(f"{tmp_path}/deep/{place}.one"), output, report)
-        found, expected = s3.objects(bucket), local_files(tmp_path)
+            UsageObject(open_storage(f"{tmp_path}/deep"), f"{place}.one", output, {}).publish(report)
+        found, expected = visible(s3.objects(bucket)), visible(local_files(tmp_path))
         assert found.keys() == expected.keys()
         assert [name for name in found if "/metadata/org_id" not in name and found[name] != expected[name]] == []
         for name in tasks:
@@ -81,11 +88,12 @@ class TestExport:
             report, query = answers.answer(simulator.usage, "org_acme", FIRST, LAST)
             place = tmp_path / str(len(list(tmp_path.iterdir())))
             UsageDataset(open_storage(f"{place}/usage"), check_format("parquet"), {}).publish(report, query)
-            publish_object(open_storage(f"{place}/one.csv"), check_format("csv"), report)
-            return {name: text for name, text in local_files(place).items() if not name.startswith("usage/metadata")}
+            UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report)
+            files = visible(local_files(place))
+            return {name: text for name, text in files.items() if not name.startswith("usage/metadata")}
 
         def found():
-            files = s3.objects(bucket)
+            files = visible(s3.objects(bucket))
             return {name: text for name, text in files.items() if not name.startswith("usage/metadata")}
 
         first = export(days=arguments, days_again=arguments, one=one, one_again=one).expect()
@@ -360,10 +368,14 @@ class TestRequests:
         def publish(title, last):
             s3.calls.clear()
             dataset.check()  # as the operator does, before it asks the service
-            dataset.publish(*answers.answer(usage, "org_acme", FIRST, last))
+            files = dataset.publish(*answers.answer(usage, "org_acme", FIRST, last))
             counts[title] = Counter(call.method for call in s3.calls)
+            return files
 
-        publish("first", date(2026, 5, 10))
+        files = publish("first", date(2026, 5, 10))
+        s3.calls.clear()
+        acknowledge(storage, {metadata_folder("org_acme", "product"): {file.day: file.change for file in files}})
+        noted = Counter(call.method for call in s3.calls)
         # Of a range, one day more makes the difference; what is left is asked once for each export.
         publish("unchanged 10", date(2026, 5, 10))
         publish("unchanged 9", date(2026, 5, 9))
@@ -379,6 +391,7 @@ class TestRequests:
             "one day without usage": emptied,
             "one export, whatever its days": export,
             "the first export of a dataset": claim,
+            "noting that changes were reported": noted,
         }
         written = [
             f"| {title} | {asked['GET']} | {asked['PUT']} | {asked['DELETE']} |" for title, asked in rows.items()

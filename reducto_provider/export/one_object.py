@@ -1,0 +1,169 @@
+"""One object that holds a whole range of usage, and what lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from reducto_provider import __version__
+from reducto_provider.export.dataset import (
+    DatasetMismatchError,
+    PublishedFile,
+    checksum,
+    json_file,
+    short,
+    storage_errors,
+    write_with_manifest,
+)
+from reducto_provider.export.formats import Format
+from reducto_provider.export.reported import Change, new_change
+from reducto_provider.export.storage import Storage
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport
+
+
+class _Manifest(msgspec.Struct, kw_only=True):
+    """What the object holds. Before anything is published, whose it is to be."""
+
+    org_id: str
+    group_by: str
+    filters: dict[str, list[str]]
+    format: dict[str, Any]
+    run: str | None
+    sha256: str | None = None
+    rows_sha256: str | None = None
+    change: Change | None = None
+
+
+class UsageObject:
+    """
+    The usage of one organization by one dimension as one object, with both as columns.
+
+    Beside it lie two small files, which engines pass over for the dot that their names begin with:
+    ``.<name>.reducto`` says what the object holds, and ``.<name>.reported`` which change of it a successful run has
+    reported last. Since an export replaces the whole object, one of something else is refused.
+
+    :param storage: the folder.
+    """
+
+    def __init__(self, storage: Storage, name: str, format: Format, filters: Mapping[str, Sequence[str]]) -> None:
+        self._storage = storage
+        self._name = name
+        self._format = format
+        self._filters = {field: list(values) for field, values in filters.items()}
+        self._manifest = f".{name}.reducto"
+
+    def check(self, query: UsageQuery, run: str | None = None) -> None:
+        """
+        Make sure that the object is for the answer to ``query``.
+
+        :param query: may name no organization, which the answer will.
+        :param run: names the task instance that exports, whichever its try.
+        :raises DatasetMismatchError: naming what differs, and what to do.
+        :raises PublishError: if that can't be read.
+        """
+        self._check(self._read(), query.org_id, query.group_by, run)
+
+    def publish(self, report: UsageReport, run: str | None = None) -> PublishedFile:
+        """
+        Replace the object by the report.
+
+        A format that has no files without rows leaves no object when there are none, also none from before.
+
+        :param run: see :meth:`check`.
+        :raises DatasetMismatchError: see :meth:`check`.
+        :raises PublishError: the object is whole: the one that was there before, or the new one.
+        """
+        keys = {"org_id": report.org_id, "group_by": report.group_by}
+        rows = self._format.rows(report)
+        content = self._format.encode(rows, keys) if report.rows or self._format.without_rows else None
+        mine = _Manifest(
+            org_id=report.org_id,
+            group_by=report.group_by,
+            filters=self._filters,
+            format=self._format.identity(),
+            run=run,
+            sha256=checksum(content),
+            rows_sha256=self._format.digest(report.rows, rows),
+        )
+        place = self._storage.location(self._name)
+        with storage_errors(
+            f"could not write usage of {report.org_id} to {place}; what was there is untouched, or replaced as a whole"
+        ):
+            if self._storage.read(self._manifest) is None:
+                with suppress(FileExistsError):  # another export was faster
+                    self._storage.create(self._manifest, _content(structs.replace(mine, sha256=None, rows_sha256=None)))
+            before = self._read() or mine
+            self._check(before, report.org_id, report.group_by, run)
+            same = (before.rows_sha256, before.format) == (mine.rows_sha256, mine.format)
+            mine.change = before.change if same and before.change else new_change()
+            reported = self._storage.read(_reported(self._name))
+            write_with_manifest(self._storage, self._name, content, self._manifest, _content(mine))
+            # A store that can't create exclusively may have been claimed twice, and map indexes run at the same time.
+            self._check(self._read(), report.org_id, report.group_by, run)
+        return PublishedFile(
+            uri=None if content is None else self._storage.uri(self._name),
+            day=None,
+            row_count=len(report.rows),
+            size=len(content or b""),
+            changed=reported != _acknowledgement(mine.change),
+            change=mine.change,
+        )
+
+    def _read(self) -> _Manifest | None:
+        place = self._storage.location(self._manifest)
+        with storage_errors(f"could not read {place}"):
+            content = self._storage.read(self._manifest)
+        try:
+            return None if content is None else msgspec.json.decode(content, type=_Manifest)
+        except (ValueError, RecursionError) as error:
+            raise DatasetMismatchError(
+                f"{place} can't be read, so what {self._name} holds can't be told: {error}. Remove both"
+            ) from error
+
+    def _check(self, found: _Manifest | None, org_id: str | None, group_by: str, run: str | None) -> None:
+        if found is None:
+            return
+        place = self._storage.location(self._name)
+        asked = {"org_id": org_id or found.org_id, "group_by": group_by, "filters": self._filters}
+        different = [name for name, value in asked.items() if getattr(found, name) != value]
+        if different:
+            holds = ", ".join(f"{name} {short(repr(getattr(found, name)))}" for name in different)
+            export = ", ".join(f"{name} {asked[name]!r}" for name in different)
+            raise DatasetMismatchError(
+                f"{place} is the object of {holds}; this export is of {export}, and would replace it. Name in "
+                f"output_path what the exports differ in, or remove the object and {self._manifest} beside it first"
+            )
+        if found.run and run and found.run != run and _task(found.run) == _task(run):
+            raise DatasetMismatchError(
+                f"{place} was written in the same run by {short(found.run)}; {run} would replace it. Name in "
+                "output_path what the mapped task instances differ in"
+            )
+
+
+def acknowledge_object(storage: Storage, name: str, change: str) -> None:
+    """Note that a run which has succeeded reported a change of the object, see :class:`UsageObject`."""
+    storage.replace(_reported(name), _acknowledgement(change))
+
+
+def _reported(name: str) -> str:
+    return f".{name}.reported"
+
+
+def _acknowledgement(change: str) -> bytes:
+    return f"{change}\n".encode()
+
+
+def _content(manifest: _Manifest) -> bytes:
+    exported = {"package_version": __version__, "exported_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return json_file({**structs.asdict(manifest), **exported})
+
+
+def _task(run: str) -> str:
+    """The task instance's run and task, without its map index."""
+    return run.rpartition("/")[0]
