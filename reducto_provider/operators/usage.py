@@ -611,10 +611,10 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask four times, and compare."""
-        try:
-            query = self._query(context)
-        except (ValueError, OverflowError) as error:
-            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
+        with typed_errors(self.task_id):
+            return self._reconcile(self._query(context))
+
+    def _reconcile(self, query: UsageQuery) -> dict[str, Any]:
         yesterday = today() - timedelta(days=1)
         if query.start > yesterday:
             raise AirflowSkipException(f"no day of {DayRange(query.start, query.end)} is over yet")
