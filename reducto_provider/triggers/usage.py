@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import os
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
@@ -16,13 +17,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
 from reducto_provider.triggers.polls import (
@@ -38,7 +39,7 @@ from reducto_provider.triggers.polls import (
 from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, plain
-from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold, without_nul
 from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
 
 if TYPE_CHECKING:
@@ -49,13 +50,20 @@ if TYPE_CHECKING:
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
-# Of its own: those of asyncio would all wait for the same log, and together leave the event loop little time.
-_LOG_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
-
 _NOT_BEGUN = (
     "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
     "the trigger anew, did not render its arguments; a retry begins the wait again"
 )
+
+
+@cache
+def _log_thread() -> ThreadPoolExecutor:
+    """Return a thread for logs alone: those of asyncio would all wait for one log, and leave the loop little time."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
+
+
+# No thread survives a fork, but the executor would believe that its own is there, and each line would wait for ever.
+os.register_at_fork(after_in_child=_log_thread.cache_clear)
 
 
 @dataclass
@@ -106,7 +114,7 @@ class _UsageTrigger(BaseEventTrigger):
         of lines.
         """
         line = partial(copy_context().run, getattr(self.log, level), text, *args, **options)
-        await asyncio.get_running_loop().run_in_executor(_LOG_THREAD, line)
+        await asyncio.get_running_loop().run_in_executor(_log_thread(), line)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, plain JSON values."""
@@ -310,8 +318,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         jinja_env.undefined = StrictUndefined  # as of DAGs; Airflow's own here leaves out what is not defined
         try:
             super().render_template_fields(context, jinja_env)
-        except TemplateError as error:
-            message = f"a template can't be rendered in the triggerer: {error}"
+        except Exception as error:  # noqa: BLE001  # a template runs code, which may raise anything
+            message = f"a template can't be rendered in the triggerer: {type(error).__name__}: {error}"
             self._refusal = error_event(ReductoConfigurationError(message))
             return
         if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:
@@ -322,7 +330,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             waited_for = UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             self._refusal = {"status": "skip", "message": str(error)}
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             self._refusal = error_event(ReductoConfigurationError(str(error)))
         else:
             for name, value in _arguments_of(waited_for).items():
@@ -689,7 +697,8 @@ def timeout_event(waited_for: UsageThreshold, reading: Reading | None) -> dict[s
 
 
 def _event(payload: dict[str, Any]) -> TriggerEvent:
-    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+    storable = {name: without_nul(value) if isinstance(value, str) else value for name, value in payload.items()}
+    return TriggerEvent(storable)  # type: ignore[no-untyped-call]
 
 
 def _arguments_of(waited_for: UsageThreshold) -> dict[str, Any]:

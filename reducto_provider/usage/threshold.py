@@ -69,9 +69,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             "exceeded": self.exceeded,
             "usage_start_date": self.window.first.isoformat(),
             "usage_end_date": self.window.last.isoformat(),
-            "org_id": _storable(self.org_id),
+            "org_id": without_nul(self.org_id),
             "group_by": self.group_by,
-            "group": None if self.group is None else _storable(self.group),
+            "group": None if self.group is None else without_nul(self.group),
             "time": self.time.isoformat(timespec="seconds"),
         }
 
@@ -108,8 +108,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"
 
 
-def _storable(text: str) -> str:
-    """Foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
+def without_nul(text: str) -> str:
+    """Return foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
