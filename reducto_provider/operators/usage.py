@@ -29,6 +29,7 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.operators.fleet import FleetExport, LoopThread
+from reducto_provider.run_state import DropsRunState
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
 from reducto_provider.usage.query import DIMENSIONS, shown
 from reducto_provider.usage.reconciliation import reconcile
@@ -54,8 +55,10 @@ MOST_CONCURRENT = 64
 _MOST_SHOWN = 20
 
 
-class _ReductoUsageOperator(BaseOperator):
+class _ReductoUsageOperator(DropsRunState, BaseOperator):
     """What the operators here share: whose usage, of which days, through which connection."""
+
+    run_state = ("hook", "_reports", "_target", "_files", "_loop", "_fleet")
 
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
@@ -235,6 +238,9 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         "reducto_conn_id",
     )
 
+    _target: tuple[Storage, Format] | None = None
+    _files: Sequence[PublishedFile] | None = None
+
     def __init__(
         self,
         *,
@@ -265,8 +271,6 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.prepaid = prepaid
         self.billing_account_name = billing_account_name
         self.max_xcom_bytes = max_xcom_bytes
-        self._target: tuple[Storage, Format] | None = None
-        self._files: Sequence[PublishedFile] | None = None
         self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
