@@ -28,6 +28,7 @@ from jinja2 import StrictUndefined
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
 from reducto_provider.triggers.polls import (
     LONGEST_RETRY_AFTER,
+    MAX_FAILURE_TIME,
     SHORTEST_INTERVAL,
     FailedPolls,
     Poll,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+
+_HAND_OVER_SECONDS = 60.0  # within which a triggerer takes up what a sensor has handed over
 
 _NOT_BEGUN = (
     "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
@@ -221,9 +224,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
 
     On Airflow 3.3 all triggers that ask the same question at the same interval share one poll, each with its own
     threshold; on older versions each polls for itself. Between polls lie ``poke_interval`` seconds whatever the
-    service answers, or more if it asks for that by ``Retry-After``. A poll that fails for a passing reason is
-    tolerated :data:`~reducto_provider.usage.threshold.MAX_FAILED_POLLS` - 1 times in a row, any other failure ends
-    the wait.
+    service answers, or more if it asks for that by ``Retry-After``. Transient failures end the wait when they have
+    lasted ``max_failure_time`` seconds and at least five polls in a row have failed, any other failure ends it at once.
 
     The parameters that are not named here are those of the sensor.
 
@@ -235,7 +237,10 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
     :param deadline: when to give up, in seconds since the epoch: it holds in whichever triggerer this runs. None
         for never.
     :param wait_when_closed: go on when the window is over and the threshold not exceeded.
-    :param failed_polls: polls that failed in a row before this trigger took over.
+    :param max_failure_time: seconds that transient failures must have lasted before they end the wait.
+    :param failed_polls: polls in a row that failed before this trigger took over.
+    :param failing_since: when the first of them failed, in seconds since the epoch. A trigger that starts more than a
+        minute later leaves both out of account: it was started again, and polls in between may have succeeded.
     :param not_before: until when the service asked to be left alone when it failed then, in seconds since the epoch.
     :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
     :param asks_first: poll once at the start; otherwise the first poll comes after one interval, since a sensor that
@@ -266,7 +271,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         max_wait: float | None = None,
         deadline: float | None = None,
         wait_when_closed: bool = False,
+        max_failure_time: float = MAX_FAILURE_TIME.total_seconds(),
         failed_polls: int = 0,
+        failing_since: float | None = None,
         not_before: float = 0.0,
         silent_fail: bool = False,
         asks_first: bool = False,
@@ -293,7 +300,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.max_wait = max_wait
         self.deadline = deadline
         self.wait_when_closed = wait_when_closed
+        self.max_failure_time = max_failure_time
         self.failed_polls = failed_polls
+        self.failing_since = failing_since
         self.not_before = not_before
         self.silent_fail = silent_fail
         self.asks_first = asks_first
@@ -364,7 +373,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             yield _event(self._refusal)
             return
         waited_for = self._waited_for()
-        failed_polls = FailedPolls(self.failed_polls, silent_fail=self.silent_fail)
+        failed_polls = self._failed_polls()
         async with aclosing(self._polls(shared_stream)) as polls:
             while True:
                 try:
@@ -387,6 +396,13 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             projected=self.projected,
             settle_days=self.settle_days,
         )
+
+    def _failed_polls(self) -> FailedPolls:
+        """Return the failures so far: those handed over, unless this is a later start, of which they say nothing."""
+        count, since = self.failed_polls, self.failing_since
+        if since is None or abs(time.time() - since) > _HAND_OVER_SECONDS:
+            count, since = 0, None
+        return FailedPolls(self.max_failure_time, silent_fail=self.silent_fail, count=count, since=since)
 
     def _seconds_left(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.time())

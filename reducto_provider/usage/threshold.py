@@ -25,9 +25,6 @@ PROJECTED_FROM_DAYS: Final = 3
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
 """What a sensor's author says of the wait, as :meth:`UsageThreshold.of_run` takes it."""
 
-MAX_FAILED_POLLS: Final = 5
-"""Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
-
 # Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
 # can't hand a longer integer to a task, and PostgreSQL makes one of a float.
 _THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e18"))
