@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from reducto_provider.usage.report import CreditsUnavailableError
+from reducto_provider.usage.report import CreditsUnavailableError, UsageContractError
 
 
 class ReductoError(AirflowException):
@@ -122,6 +122,8 @@ def typed_errors(who: str) -> Iterator[None]:
         yield
     except CreditsUnavailableError as error:
         raise ReductoCreditsUnavailableError(f"{who}: {error}") from error
+    except UsageContractError as error:
+        raise ReductoResponseError(f"{who}: {error}") from error
     except (ValueError, ImportError, OverflowError) as error:
         raise ReductoConfigurationError(f"{who}: {error}") from error
     except OSError as error:

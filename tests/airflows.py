@@ -73,5 +73,6 @@ dag_author = SimpleNamespace(
 ResolveMixin = _find("ResolveMixin", "airflow.sdk.definitions._internal.mixins", "airflow.utils.mixins")
 """What Airflow resolves when it renders, as it does another task's output."""
 
+AirflowRescheduleException = _find("AirflowRescheduleException", "airflow.sdk.exceptions", "airflow.exceptions")
 attach_store = _find("attach", "airflow.sdk.io", "airflow.io.store")
 has_file_system = _find("has_fs", "airflow.sdk.io.fs", "airflow.io")

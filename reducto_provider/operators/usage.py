@@ -39,6 +39,7 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path, split_object_path
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.operators.fleet import FleetExport, LoopThread
+from reducto_provider.run_state import DropsRunState
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     check_both_days,
@@ -79,8 +80,10 @@ MOST_CONCURRENT = 64
 _MOST_SHOWN = 20
 
 
-class _ReductoUsageOperator(GivenArguments):
+class _ReductoUsageOperator(DropsRunState, GivenArguments):
     """What the operators here share: whose usage, of which days, through which connection."""
+
+    run_state = ("hook", "_reports", "_target", "_files", "_loop", "_fleet", "_reported_changes")
 
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
@@ -315,6 +318,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         "reducto_conn_id",
     )
 
+    _files: Sequence[PublishedFile] | None = None
+
     def __init__(
         self,
         *,
@@ -345,7 +350,6 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.prepaid = prepaid
         self.billing_account_name = billing_account_name
         self.max_xcom_bytes = max_xcom_bytes
-        self._files: Sequence[PublishedFile] | None = None
         self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -728,11 +732,11 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask four times, and compare."""
-        try:
+        with typed_errors(self.task_id):
             self.check_arguments()
-            query = self._query(context)
-        except (ValueError, OverflowError) as error:
-            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
+            return self._reconcile(self._query(context))
+
+    def _reconcile(self, query: UsageQuery) -> dict[str, Any]:
         yesterday = today() - timedelta(days=1)
         if query.start > yesterday:
             raise AirflowSkipException(f"no day of {DayRange(query.start, query.end)} is over yet")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -30,7 +31,9 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
+from reducto_provider.run_state import DropsRunState
 from reducto_provider.triggers.polls import (
+    MAX_FAILURE_TIME,
     SHORTEST_INTERVAL,
     FailedPolls,
     as_reducto_error,
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
 
+log = logging.getLogger(__name__)
+
 ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
@@ -69,7 +74,7 @@ _UNANSWERED = re.compile(
 )
 
 
-class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
+class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOperator):
     """
     Wait until the usage of a window exceeds a threshold; to equal it is not to exceed it.
 
@@ -90,13 +95,15 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
     window over: ``fail``                      failed, no retry      skipped
     401, 403, 400, no credits                  failed, no retry      skipped
     an answer against the contract             failed                skipped
-    passing faults, fewer than five in a row   goes on waiting       goes on waiting
-    passing faults, five polls in a row        failed                skipped
+    transient errors                           goes on waiting       goes on waiting
+    the same, beyond ``max_failure_time``      failed                skipped
     an exception that nobody foresaw           failed                skipped
     =========================================  ====================  ==============================
 
-    ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
-    in every mode. When the key is refused (401), the connection is read once more before the task fails.
+    Transient errors (429, 5xx, no whole answer) end the wait when they have lasted ``max_failure_time`` and at least
+    five polls in a row have failed. ``silent_fail`` tolerates without end whatever a retry might fix.
+    ``execution_timeout`` bounds the whole wait in every mode. When the key is refused (401), the connection is read
+    once more before the task fails.
 
     :param threshold: 0 or more, less than 1e18; templated.
     :param metric: ``credits`` or ``requests``.
@@ -121,8 +128,13 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
         only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
         ``deferrable``, which this implies.
     :param poke_interval: seconds between polls, one at the least. The last poll is when ``timeout`` is over.
+    :param max_failure_time: how long transient errors must have lasted before they end the wait, as ``timedelta`` or
+        seconds; 0 for five failed polls in a row, however close.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
     """
+
+    run_state = ("hook", "_failure_store")
+    _failure_store: _FailureStore | None = None
 
     template_fields: Sequence[str] = ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")
     operator_extra_links = (ReductoStudioLink(),)
@@ -150,6 +162,7 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         start_from_trigger: bool = False,
         poke_interval: timedelta | float = 300,
+        max_failure_time: timedelta | float = MAX_FAILURE_TIME,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
@@ -170,7 +183,8 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
         self.file_types = file_types
         self.reducto_conn_id = reducto_conn_id
         self.deferrable = deferrable or start_from_trigger
-        self._failed_polls = FailedPolls(silent_fail=self.silent_fail)
+        self.max_failure_time = _parse_seconds("max_failure_time", max_failure_time)
+        self._failed_polls = FailedPolls(self.max_failure_time, silent_fail=self.silent_fail)
         self._retry_after = 0.0
         self._started_at = 0.0
         self._warned = False
@@ -182,6 +196,10 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
         self._failed_polls.reset()
+        self._failure_store = None
+        if self.mode == "reschedule" and not self.deferrable and "task_state_store" in context:  # from Airflow 3.3 on
+            self._failure_store = _FailureStore(context)
+            self._failure_store.load(self._failed_polls)
         self._started_at = time.time()
         try:
             reading: dict[str, Any] | None = super().execute(context)
@@ -239,10 +257,12 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
 
     @property
     def reschedule(self) -> bool:
-        """Not while the service fails: rescheduled, the task would forget how often it did."""
+        """Not while polls fail and nothing remembers it: rescheduled, the task would forget since when they do."""
         # Airflow 2 asks before anything of this class is there.
         failed_polls: FailedPolls | None = getattr(self, "_failed_polls", None)
-        return self.mode == "reschedule" and not (failed_polls and failed_polls.count)
+        if self.mode != "reschedule" or failed_polls is None or not failed_polls.count or self.silent_fail:
+            return self.mode == "reschedule"
+        return self._failure_store is not None and self._failure_store.is_current
 
     @cached_property
     def hook(self) -> ReductoHook:
@@ -283,7 +303,7 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
             return UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             self._fail(ReductoConfigurationError(f"{self.task_id}: {error}"))
 
     def _poll(self, waited_for: UsageThreshold) -> PokeReturnValue | Literal[False]:
@@ -316,6 +336,8 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
             self._fail(as_reducto_error(error))
+        if self._failure_store:
+            self._failure_store.save(self._failed_polls)
         vars(self).pop("hook", None)  # as in the triggerer, the next poll begins with the connection as it is by then
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll of %s failed (%s): %s; %s", query, self._failed_polls, error, self._next_poll)
@@ -374,6 +396,7 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
             waited_for,
             deadline=self._ends_at,
             failed_polls=self._failed_polls.count,
+            failing_since=self._failed_polls.since,
             not_before=time.time() + self._retry_after,
             **self._trigger_options,
         )
@@ -436,7 +459,64 @@ class ReductoUsageThresholdSensor(GivenArguments, BaseSensorOperator):
             "max_wait": self.max_wait.total_seconds() if self.max_wait else None,
             "wait_when_closed": self.on_closed_window == "wait",
             "silent_fail": self.silent_fail,
+            "max_failure_time": self.max_failure_time,
         }
+
+
+class _FailureStore:
+    """
+    Remembers the failed polls of a sensor that is rescheduled, in Airflow's task state store.
+
+    Nothing else that a task may write survives a reschedule: Airflow clears its XComs at each start, and of the visits
+    to a worker before it tells when the first one began, no more. What is stored holds for the next visit of the same
+    try only. So nothing has to be removed when a poll succeeds, and nothing outdated counts.
+    """
+
+    _KEY = "reducto_failed_polls"
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
+        self._store = context["task_state_store"]
+        self._try = str(context["ti"].id)
+        self._visit = int(context.get("task_reschedule_count", 0))
+        self._readable = True
+        self.is_current = False
+        """Whether the next visit will find the failures so far."""
+
+    def load(self, failed_polls: FailedPolls) -> None:
+        """Count in what the visit before has stored."""
+        if self._visit == 0:
+            return
+        try:
+            stored = self._store.get(self._KEY)
+        except Exception as error:  # noqa: BLE001  # of Airflow's API, or of a backend of the deployment's own
+            self._readable = False
+            log.warning("The task state store can't be read, and failed polls so far are forgotten: %s", error)
+            return
+        match stored:
+            case {"try": self._try, "visit": int(visit), "count": int(count), "since": int() | float() as since}:
+                if visit == self._visit - 1:
+                    failed_polls.count, failed_polls.since = count, float(since)
+                    self.is_current = True
+
+    def save(self, failed_polls: FailedPolls) -> None:
+        """Store the failures so far for the next visit."""
+        failures = {"try": self._try, "visit": self._visit, "count": failed_polls.count, "since": failed_polls.since}
+        self.is_current = False
+        if not self._readable:
+            return
+        try:
+            self._store.set(self._KEY, failures)
+        except Exception as error:  # noqa: BLE001  # as above
+            log.warning("Failed polls can't be stored, and the task stays on its worker while they fail: %s", error)
+        else:
+            self.is_current = True
+
+
+def _parse_seconds(name: str, value: object) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
+        return float(seconds)
+    raise ValueError(f"{name} must be a number of seconds, 0 or more, or a timedelta, not {value!r}")
 
 
 def _as_json(value: Any) -> Any:

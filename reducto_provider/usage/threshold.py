@@ -25,9 +25,6 @@ PROJECTED_FROM_DAYS: Final = 3
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
 """What a sensor's author says of the wait, as :meth:`UsageThreshold.of_run` takes it."""
 
-MAX_FAILED_POLLS: Final = 5
-"""Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
-
 # Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
 # can't hand a longer integer to a task, and PostgreSQL makes one of a float.
 _THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e18"))
@@ -69,9 +66,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             "exceeded": self.exceeded,
             "usage_start_date": self.window.first.isoformat(),
             "usage_end_date": self.window.last.isoformat(),
-            "org_id": _storable(self.org_id),
+            "org_id": without_nul(self.org_id),
             "group_by": self.group_by,
-            "group": None if self.group is None else _storable(self.group),
+            "group": None if self.group is None else without_nul(self.group),
             "time": self.time.isoformat(timespec="seconds"),
         }
 
@@ -108,8 +105,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"
 
 
-def _storable(text: str) -> str:
-    """Foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
+def without_nul(text: str) -> str:
+    """Return foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -304,7 +304,10 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
             {"usage_start_date": "{{ '2026-05-02' }}", "usage_end_date": "{{ '2026-05-01' }}"},
             ["2026-05-02", "after", "2026-05-01"],
         ),
-        ({"usage_start_date": "{{ '' }}", "usage_end_date": "2026-05-01"}, ["usage_start_date", "''", "yyyy-mm-dd", "'run'"]),
+        (
+            {"usage_start_date": "{{ '' }}", "usage_end_date": "2026-05-01"},
+            ["usage_start_date", "''", "yyyy-mm-dd", "'run'"],
+        ),
         ({"group_by": "{{ 'page' }}"}, ["group_by", "page", "api_key"]),
         ({"products": "{{ ['parse'] }}"}, ["products", "render_template_as_native_obj"]),
         ({"org_id": "{{ '' }}"}, ["org_id", "came out as ''"]),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import time_machine
 from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowSensorTimeout,
@@ -19,13 +20,18 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoPollError, ReductoTriggerEventError
+from reducto_provider.exceptions import (
+    ReductoConfigurationError,
+    ReductoPollError,
+    ReductoServerError,
+    ReductoTriggerEventError,
+)
 from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
 from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from simulator import Altered, Stall, status
-from tests.airflows import new_in
+from tests.airflows import AirflowRescheduleException, new_in
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 
@@ -92,6 +98,7 @@ def test_everything_is_handed_over(sensor, simulator):
             exponential_backoff=True,
             max_wait=timedelta(minutes=5),
             silent_fail=True,
+            max_failure_time=timedelta(hours=3),
             timeout=timedelta(hours=2),
             execution_timeout=timedelta(hours=1),
         ).execute({})
@@ -99,6 +106,7 @@ def test_everything_is_handed_over(sensor, simulator):
 
     assert began + 3600 <= handed_over.pop("deadline") <= time.time() + 3600
     assert began + 600 <= handed_over.pop("not_before") <= time.time() + 600
+    assert began <= handed_over.pop("failing_since") <= time.time()
     assert handed_over == {
         "threshold": "10.000000001",
         "metric": "requests",
@@ -119,6 +127,7 @@ def test_everything_is_handed_over(sensor, simulator):
         "silent_fail": True,
         "wait_when_closed": True,
         "failed_polls": 1,
+        "max_failure_time": 10800.0,
         "asks_first": False,
         "window": None,
         "grace": None,
@@ -144,6 +153,11 @@ def test_everything_is_handed_over(sensor, simulator):
         ("projected", "False"),
         ("usage_end_date", None),
         ("group_by", "key"),
+        ("max_failure_time", -1),
+        ("max_failure_time", "{{ params.hours }}"),
+        ("max_failure_time", True),
+        ("max_failure_time", float("inf")),
+        ("max_failure_time", None),
     ],
 )
 def test_what_can_t_be_right_is_refused_when_parsed(sensor, name, value):
@@ -449,11 +463,115 @@ def test_a_malformed_event_is_never_taken_for_an_outcome(sensor, event):
 @new_in(3, 0, "a task instance that knows its first start")
 def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, simulator):
     simulator.faults.add(status(500), times=None)
-    waiting = sensor(mode="reschedule", timeout=30, silent_fail=True)
+    waiting = sensor(mode="reschedule", timeout=30)
     with pytest.raises(AirflowSensorTimeout):
         waiting.execute(rescheduled(ago=60))
 
     assert len(simulator.requests) == 1
+
+
+REMEMBERS = new_in(3, 3, "a task's own state, which it has again when it is rescheduled")
+
+
+class Store:
+    """In the place of Airflow's task state store, which only a running task has."""
+
+    def __init__(self):
+        self.kept = {}
+        self.fails = set()
+
+    def get(self, key, default=None):
+        if "get" in self.fails:
+            raise OSError("no answer")
+        return json.loads(self.kept.get(key, "null")) or default
+
+    def set(self, key, value):
+        if "set" in self.fails:
+            raise OSError("no room")
+        self.kept[key] = json.dumps(value)
+
+
+@pytest.fixture
+def visit(sensor):
+    """Execute a sensor anew on a worker until it is rescheduled, and return how many failed polls it knows of."""
+
+    def run(store, number, try_id="first", **arguments):
+        waiting = sensor(mode="reschedule", **arguments)
+        ti = SimpleNamespace(get_first_reschedule_date=lambda context: None, id=try_id)
+        with pytest.raises(AirflowRescheduleException):
+            waiting.execute({"ti": ti, "task_state_store": store, "task_reschedule_count": number})
+        return waiting._failed_polls.count
+
+    return run
+
+
+@REMEMBERS
+def test_a_rescheduled_sensor_remembers_failed_polls(visit, simulator):
+    simulator.faults.add(status(500), times=4)
+    store = Store()
+
+    assert [visit(store, number, max_failure_time=0) for number in range(6)] == [1, 2, 3, 4, 0, 0]
+    simulator.faults.add(status(500), times=5)
+    assert [visit(store, number, max_failure_time=0) for number in range(6, 10)] == [1, 2, 3, 4]
+    with pytest.raises(ReductoServerError):
+        visit(store, 10, max_failure_time=0)
+
+
+@REMEMBERS
+def test_a_rescheduled_sensor_remembers_since_when_polls_fail(visit, simulator):
+    simulator.faults.add(status(500), times=None)
+    store = Store()
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC)) as clock:
+        for number in range(6):
+            assert visit(store, number) == number + 1
+            clock.shift(timedelta(hours=1))
+        with pytest.raises(ReductoServerError):
+            visit(store, 6)
+
+
+@REMEMBERS
+@pytest.mark.parametrize("later", [{"number": 3}, {"number": 0}, {"number": 2, "try_id": "second"}])
+def test_what_is_stored_holds_for_the_next_visit_only(visit, simulator, later):
+    """A poll in between did not fail, or the try is another one."""
+    simulator.faults.add(status(500), times=None)
+    store = Store()
+
+    assert [visit(store, number) for number in (0, 1)] == [1, 2]
+    assert visit(store, **later) == 1
+
+
+@REMEMBERS
+@pytest.mark.parametrize("stored", [3, [], {}, {"try": "first", "visit": 0, "count": "3", "since": 1.0}])
+def test_what_is_stored_by_somebody_else_is_not_taken_for_failures(visit, simulator, stored):
+    simulator.faults.add(status(500))
+    store = Store()
+    visit(store, 0)
+    store.kept = {key: json.dumps(stored) for key in store.kept}
+
+    simulator.faults.add(status(500))
+    assert visit(store, 1) == 1
+
+
+@REMEMBERS
+@pytest.mark.parametrize(("broken", "polls"), [("set", 4), ("get", 4)])
+def test_a_store_that_fails_keeps_the_sensor_on_its_worker(visit, simulator, broken, polls):
+    store = Store()
+    store.fails.add(broken)
+    simulator.faults.add(status(500), times=3)
+
+    assert visit(store, 1) == 0, "rescheduled by the poll that did not fail"
+    assert len(simulator.requests) == polls
+
+
+@new_in(3, 0, "a task instance that knows its first start")
+@pytest.mark.parametrize("silent_fail", [False, True])
+def test_without_a_store_it_stays_as_long_as_failures_count(sensor, simulator, silent_fail):
+    simulator.faults.add(status(500), times=2)
+    waiting = sensor(mode="reschedule", silent_fail=silent_fail)
+    with pytest.raises(AirflowRescheduleException):
+        waiting.execute({"ti": SimpleNamespace(get_first_reschedule_date=lambda context: None)})
+
+    assert len(simulator.requests) == (1 if silent_fail else 3)
 
 
 def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_timeout(sensor):
