@@ -293,7 +293,7 @@ def test_what_other_tasks_and_params_made_nothing_of(run_dag, simulator):
         "export(task_id='TASK', org_id=none, **EXPORT)": "org_id is given but came out as None",
         "export(task_id='TASK', org_id='{{ params.none }}', **EXPORT)": "org_id is given but came out as None",
         "export(task_id='TASK', org_id=broken(), trigger_rule='all_done', **EXPORT)": "org_id is given but came out as",
-        "export(task_id='TASK', retries=2, usage_start_date=none, usage_end_date=none)": "usage_start_date is given but",
+        "export(task_id='TASK', retries=2, usage_start_date=none, usage_end_date=none)": "usage_start_date is given",
         "export(task_id='TASK', output_path=none, **EXPORT)": "output_path is given but came out as None",
         "export(task_id='TASK', output_path='/nowhere', output_format='focus_csv', price_per_credit='1', "
         "contracted_price_per_credit='{{ params.none }}', **EXPORT)": "contracted_price_per_credit is given but",
