@@ -46,7 +46,7 @@ from reducto_provider.usage.fields import (
     parse_query,
     restore_literals,
 )
-from reducto_provider.usage.query import UsageQuery, unmatched_filters
+from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery, unmatched_filters
 from reducto_provider.usage.report import Metric, plain
 from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold, without_nul
 from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
@@ -757,6 +757,7 @@ def _arguments_of(waited_for: UsageThreshold) -> dict[str, Any]:
         "settle_days": waited_for.settle_days,
         "org_id": query.org_id,
         "group_by": query.group_by,
+        **dict.fromkeys(FILTER_PARAMETERS),
         **query.filters(),
     }
 

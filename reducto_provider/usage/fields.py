@@ -179,7 +179,8 @@ def check_not_empty(fields: Mapping[str, object]) -> None:
     """
     for name, value in fields.items():
         if value is not None and _has_empty(value):
-            raise ValueError(f"{name} is given but empty, {value!r}: {REMEDIES[name]}")
+            part = "an element of it is " if any(map(_has_empty, _parts(value))) else ""
+            raise ValueError(f"{name} is given but {part}empty, {value!r:.200}: {REMEDIES[name]}")
 
 
 def check_literals(fields: Mapping[str, Any]) -> None:

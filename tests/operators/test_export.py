@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 
-from simulator import Organization, Record, Row, many_keys, status
+from simulator import Altered, Organization, Record, Row, many_keys, status
 from tests.real_airflow.dagtest import DagTestError
 
 RANGE = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
@@ -249,6 +249,22 @@ def test_templates(export, simulator, tmp_path):
         ("feature", "standard"),
     ]
     assert result.xcom("export")["files"][0]["uri"].startswith(f"file://{tmp_path}/org_globex/data/")
+
+
+@pytest.mark.parametrize("to_files", [False, True])
+def test_filters_that_nothing_matches_are_warned_of(export, tmp_path, to_files):
+    arguments = {"org_id": "org_acme", **RANGE, **({"output_path": str(tmp_path)} if to_files else {})}
+    result = export(**arguments, products=["pasre", "parse,edit"]).expect()
+
+    assert result.xcom("export")["credits"] == 0
+    assert "warning" in result.log.lower()
+    assert "matches products=['parse,edit', 'pasre']: check the names" in result.log
+
+
+def test_no_usage_without_a_filter_is_not(export, simulator):
+    simulator.faults.add(Altered({"data": []}))
+
+    assert "check the names" not in export(org_id="org_acme", **RANGE).expect().log
 
 
 def test_a_mapped_export(run_dag, simulator):

@@ -54,6 +54,13 @@ def fleet(run_dag, tmp_path):
     return run
 
 
+def test_filters_that_nothing_matches_are_warned_of(fleet):
+    result = fleet(file_types=["fpd"], days_per_request=7).expect()
+
+    for org_id in SMALL:
+        assert result.log.count(f"No usage of {org_id}, 2026-05-01 to 2026-05-31, by product matches") == 1
+
+
 def asked_of(simulator):
     """How often each organization was asked for."""
     return Counter(dict(request.query)["orgId"] for request in simulator.requests)
@@ -404,7 +411,7 @@ def test_organizations_by_template(fleet, simulator, arguments):
         ({"organizations": []}, ["organizations", "empty"]),
         ({"organizations": "org_a"}, ["organizations", "org_a", "tojson"]),
         ({"organizations": [{"id": "org_a"}]}, ["organizations", "org_id", "'id'"]),
-        ({"organizations": ["org_a", ""]}, ["org_id", "not empty"]),
+        ({"organizations": ["org_a", ""]}, ["organizations", "an element of it is empty"]),
         ({"group_by": ["product", "pages"]}, ["group_by", "pages", "api_key"]),
         ({"group_by": ["product", "feature"], "output_format": "focus_csv", "price_per_credit": "1"}, ["group_by"]),
         ({"concurrency": 0}, ["concurrency", "1 to 64"]),

@@ -45,6 +45,12 @@ def test_what_agrees(reconcile, simulator):
     assert dimensions == ["product", "feature", "api_key", "file_type"]
 
 
+def test_filters_that_nothing_matches_are_warned_of(reconcile):
+    result = reconcile(api_keys=["porduction"]).expect()
+
+    assert result.log.count("matches api_keys=['porduction']: check the names") == 1
+
+
 def test_what_differs(reconcile, simulator):
     row = {"date": "2026-05-03", "group": "parse", "credits": 1.5, "requestCount": 1}
     simulator.faults.add(Altered({"data": [row]}))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import time_machine
@@ -30,6 +31,7 @@ from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
 from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from reducto_provider.usage.fields import REMEDIES
 from simulator import Altered, Stall, status
 from tests.airflows import AirflowRescheduleException, new_in
 
@@ -75,6 +77,20 @@ def waited(sensor: ReductoUsageThresholdSensor) -> Any:
     if sensor.deferrable:
         return sensor.execute_complete({}, event_of(deferred(sensor)))
     return sensor.execute({})
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_wait_that_nothing_matches_says_so_once(sensor, simulator, monkeypatch, deferrable):
+    """In a worker, and again in the triggerer, which does not know of it."""
+    log = Mock()
+    for each in (ReductoUsageThresholdSensor, ReductoUsageThresholdTrigger):
+        monkeypatch.setattr(each, "log", log)
+    with pytest.raises(AirflowSensorTimeout):
+        waited(sensor(products=["pasre"], timeout=2.5, deferrable=deferrable))
+
+    said = [call.args[0] % call.args[1:] for call in log.warning.call_args_list]
+    assert sum("matches products=['pasre']: check the names" in text for text in said) == 1 + deferrable
+    assert len(simulator.requests) > 2
 
 
 def test_everything_is_handed_over(sensor, simulator):
@@ -152,12 +168,14 @@ def test_everything_is_handed_over(sensor, simulator):
         ("per_group", "{{ params.per_group }}"),
         ("projected", "False"),
         ("usage_end_date", None),
+        ("usage_end_date", "run"),
         ("group_by", "key"),
         ("max_failure_time", -1),
         ("max_failure_time", "{{ params.hours }}"),
         ("max_failure_time", True),
         ("max_failure_time", float("inf")),
         ("max_failure_time", None),
+        ("api_keys", "prod,ci"),
     ],
 )
 def test_what_can_t_be_right_is_refused_when_parsed(sensor, name, value):
@@ -259,6 +277,39 @@ def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, argu
     with pytest.raises(expected, match=said):
         sensor().execute_complete({}, event)
     assert not simulator.requests
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize("nothing", ["{{ none }}", "{{ '' }}", " {{ ' ' }} ", "{# all #}"])
+@pytest.mark.parametrize("field", ReductoUsageThresholdSensor.template_fields)
+def test_what_came_out_as_nothing_in_the_triggerer_ends_without_a_question(sensor, began, simulator, field, nothing):
+    days = dict.fromkeys(MAY, "2028-02-01") if field in MAY else {}
+    event = event_of(began(**{**days, field: nothing}))
+
+    with pytest.raises(ReductoConfigurationError, match=f"^{field} is given but came out as '") as error:
+        sensor().execute_complete({}, event)
+    assert REMEDIES[field] in str(error.value)
+    assert not simulator.requests
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+def test_so_does_an_element_of_a_list_but_not_what_is_literal(sensor, began, simulator):
+    event = event_of(began(api_keys=["prod", "{{ none }}"]))
+    with pytest.raises(ReductoConfigurationError, match="api_keys is given but an element of it came out as 'None'"):
+        sensor().execute_complete({}, event)
+    assert not simulator.requests
+
+    names = ["None", "[legacy]", "(ci)", " a ", "a,b", "*"]
+    kept = began(api_keys=[*names, "{{ params.days }}"], products="{{ '*' }}").serialize()[1]
+    assert kept["api_keys"] == sorted([*names, "3"])
+    assert (kept["products"], kept["features"], kept["org_id"]) == (None, None, "org_acme")
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize("days", [dict.fromkeys(MAY, "run"), dict.fromkeys(MAY, "{{ 'run' }}")])
+def test_the_days_of_the_run_can_be_said_in_the_triggerer(began, days):
+    kept = began(**days).serialize()[1]
+    assert (kept["usage_start_date"], kept["usage_end_date"]) == ("2028-02-13", "2028-02-13")
 
 
 @new_in(3, 3, "waits that begin in the triggerer")

@@ -71,6 +71,15 @@ def test_what_the_poll_depends_on_is_not(other):
     assert trigger(**other).shared_stream_key() != trigger().shared_stream_key()
 
 
+@pytest.mark.parametrize(
+    "empty", [{"products": []}, {"api_keys": ["a", ""]}, {"org_id": ""}, {"usage_start_date": " "}, {"threshold": ""}]
+)
+def test_what_is_given_but_empty_is_not_left_out(empty):
+    arguments = trigger().serialize()[1]
+    with pytest.raises(ValueError, match=f"^{next(iter(empty))} is given but .*empty"):
+        ReductoUsageThresholdTrigger(**{**arguments, **empty})
+
+
 def test_intervals():
     assert [trigger(poke_interval=10.0, max_wait=5.0)._interval(n) for n in range(3)] == [10, 10, 10]
     growing = trigger(poke_interval=10.0, exponential_backoff=True, max_wait=35.0)
