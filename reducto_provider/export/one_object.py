@@ -67,7 +67,10 @@ class UsageObject:
         :raises DatasetMismatchError: naming what differs, and what to do.
         :raises PublishError: if that can't be read.
         """
-        self._check(self._read(), query.org_id, query.group_by, run)
+        place = self._storage.location(self._name)
+        with storage_errors(f"could not read which usage {place} holds; what was there is untouched"):
+            found = self._read()
+        self._check(found, query.org_id, query.group_by, run)
 
     def publish(self, report: UsageReport, run: str | None = None) -> PublishedFile:
         """
@@ -116,14 +119,13 @@ class UsageObject:
         )
 
     def _read(self) -> _Manifest | None:
-        place = self._storage.location(self._manifest)
-        with storage_errors(f"could not read {place}"):
-            content = self._storage.read(self._manifest)
+        content = self._storage.read(self._manifest)
         try:
             return None if content is None else msgspec.json.decode(content, type=_Manifest)
         except (ValueError, RecursionError) as error:
             raise DatasetMismatchError(
-                f"{place} can't be read, so what {self._name} holds can't be told: {error}. Remove both"
+                f"{self._storage.location(self._manifest)} can't be decoded, so which usage {self._name} beside it "
+                f"holds can't be told: {error}. Remove both, or export to another output_path"
             ) from error
 
     def _check(self, found: _Manifest | None, org_id: str | None, group_by: str, run: str | None) -> None:

@@ -160,7 +160,7 @@ def test_what_can_not_be_told_is_refused(place, make_export, publish_one, conten
     place.put(f".{NAME}.reducto", content)
     before = place.files()
 
-    with pytest.raises(DatasetMismatchError, match="can't be read"):
+    with pytest.raises(DatasetMismatchError, match="can't be decoded"):
         publish_one(place, make_export(*THREE_DAYS))
 
     assert place.files() == before
