@@ -27,8 +27,9 @@ from reducto_provider.export.fleet import describe_failures, failures, fleet_res
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
+from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.operators.fleet import FleetExport, LoopThread
+from reducto_provider.operators.fleet import FleetExport
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
 from reducto_provider.usage.query import DIMENSIONS, shown
 from reducto_provider.usage.reconciliation import reconcile
@@ -99,6 +100,10 @@ class _ReductoUsageOperator(BaseOperator):
         from reducto_provider.hooks.reducto import ReductoHook
 
         return ReductoHook(self.reducto_conn_id)
+
+    def on_kill(self) -> None:
+        """End the requests under way. Files under way are written."""
+        event_loop.cancel()
 
     def _query_fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in QUERY_FIELDS}
@@ -428,7 +433,6 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
 
     billing_account_name = None  # one for all would be wrong
 
-    _loop: LoopThread | None = None
     _fleet: FleetExport | None = None
     _target: tuple[Storage, Format] | None = None
 
@@ -498,20 +502,14 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             attempt=self._attempt(context, repr(terms)),
             log=self.log.log,
         )
-        self._loop = LoopThread()
         try:
-            outcomes = self._loop.run(fleet.run())
+            outcomes = fleet.run()
         except asyncio.CancelledError:
             raise ReductoExportError(
                 f"{self.task_id} was stopped when {len(fleet.outcomes)} of {len(entries)} were done. Each file is "
                 "whole, and the next try goes on"
             ) from None
         return self._conclude(query, outcomes, storage.uri(), context)
-
-    def on_kill(self) -> None:
-        """Ask no more, let the files under way be written, and end."""
-        if self._loop is not None:
-            self._loop.stop()
 
     def _asked(self) -> list[tuple[str, str, str]]:
         return list(dict.fromkeys(self._fleet.asked)) if self._fleet else []
