@@ -49,6 +49,7 @@ class ReductoSettings:
     :param requests_per_second: never more than these, retries included; None for no limit.
     :param verify: whether to check the service's certificate, or the path of the CA bundle to check it with.
     :param proxy: URL of a proxy; None for what the environment says (``https_proxy``, ``no_proxy``).
+    :param conn_id: the connection's own id, for messages.
     """
 
     base_url: str
@@ -59,6 +60,7 @@ class ReductoSettings:
     requests_per_second: float | None = None
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
+    conn_id: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, connection: Connection, extra: Mapping[str, Any]) -> ReductoSettings:
@@ -85,6 +87,7 @@ class ReductoSettings:
             return cls(
                 base_url=_base_url(connection.host, connection.schema, connection.port),
                 key=_key(connection.password),
+                conn_id=connection.conn_id,
                 **options,
             )
         except ValueError as error:

@@ -37,8 +37,9 @@ from reducto_provider.export.fleet import (
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path, split_object_path
+from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.operators.fleet import FleetExport, LoopThread
+from reducto_provider.operators.fleet import FleetExport
 from reducto_provider.run_state import DropsRunState
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
@@ -83,7 +84,7 @@ _MOST_SHOWN = 20
 class _ReductoUsageOperator(DropsRunState, GivenArguments):
     """What the operators here share: whose usage, of which days, through which connection."""
 
-    run_state = ("hook", "_reports", "_target", "_files", "_loop", "_fleet", "_reported_changes")
+    run_state = ("hook", "_reports", "_target", "_files", "_fleet", "_reported_changes")
 
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
@@ -128,6 +129,10 @@ class _ReductoUsageOperator(DropsRunState, GivenArguments):
         from reducto_provider.hooks.reducto import ReductoHook
 
         return ReductoHook(self.reducto_conn_id)
+
+    def on_kill(self) -> None:
+        """End the requests under way. Files under way are written."""
+        event_loop.cancel()
 
     def _query_fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in QUERY_FIELDS}
@@ -540,7 +545,6 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
 
     billing_account_name = None  # one for all would be wrong
 
-    _loop: LoopThread | None = None
     _fleet: FleetExport | None = None
     _reported_changes: Mapping[str, Mapping[date, str]] = {}
 
@@ -611,20 +615,14 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             attempt=self._attempt(context, repr(terms)),
             log=self.log.log,
         )
-        self._loop = LoopThread()
         try:
-            outcomes = self._loop.run(fleet.run())
+            outcomes = fleet.run()
         except asyncio.CancelledError:
             raise ReductoExportError(
                 f"{self.task_id} was stopped when {len(fleet.outcomes)} of {len(entries)} were done. Each file is "
                 "whole, and the next try goes on"
             ) from None
         return self._conclude(query, outcomes, storage, context)
-
-    def on_kill(self) -> None:
-        """Ask no more, let the files under way be written, and end."""
-        if self._loop is not None:
-            self._loop.stop()
 
     def _asked(self) -> list[tuple[str, str, str]]:
         return list(dict.fromkeys(self._fleet.asked)) if self._fleet else []

@@ -18,7 +18,6 @@ from reducto_provider.exceptions import ReductoConfigurationError
 from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.hooks.settings import ReductoSettings, origin_of
 from reducto_provider.usage.query import UsageQuery
-from simulator import Simulator
 from tests.airflows import AIRFLOW
 
 KEY = "sim-key-all"
@@ -300,15 +299,6 @@ def test_unknown_extras_are_named_not_shown(read: Read, connect: Connect, logged
     names = ("reducto_default", "srv_lookup", "X-Team", "Timeout", "retries", "requests_per_second")
     assert [name for name in names if name not in warning] == []
     assert [value for value in ("team-value", "value-2", "81729", KEY) if value in warning] == []
-
-
-def test_srv_lookup_changes_nothing(simulator: Simulator, connect: Connect, mocker: Any) -> None:
-    connect(host=simulator.url, extra={"srv_lookup": True})
-    hook = ReductoHook()
-    looked_up = mocker.patch.object(hook, "_resolve_srv_targets")
-    assert hook.get_usage(QUESTION).rows
-    assert hook.url_from_endpoint("/a") == f"{simulator.url}/a"
-    assert looked_up.call_count == 0
 
 
 @pytest.mark.parametrize("extra", ["[1, 2]", '"text"', "5", "true"])

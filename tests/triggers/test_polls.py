@@ -16,7 +16,7 @@ import pytest
 import time_machine
 
 from reducto_provider.exceptions import ReductoServerError
-from reducto_provider.hooks import reducto
+from reducto_provider.hooks import transport
 from reducto_provider.triggers import usage as module
 from reducto_provider.triggers.polls import MAX_FAILURE_TIME, MIN_FAILED_POLLS, FailedPolls, Poller
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
@@ -169,13 +169,13 @@ async def until(condition):
 
 def test_the_session_of_a_poll_that_failed_is_closed_at_once(service, monkeypatch):
     service.faults.add(status(503), times=3)
-    opened, open_session = [], reducto._open_async_session
+    opened, open_session = [], transport._open_session
 
-    async def noted(settings):
-        opened.append(await open_session(settings))
+    def noted(settings, verify):
+        opened.append(open_session(settings, verify))
         return opened[-1]
 
-    monkeypatch.setattr(reducto, "_open_async_session", noted)
+    monkeypatch.setattr(transport, "_open_session", noted)
 
     async def scenario():
         async with Poller("reducto_default") as poller:

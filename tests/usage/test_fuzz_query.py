@@ -8,8 +8,9 @@ from urllib.parse import parse_qsl, urlsplit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducto_provider.hooks.reducto import ENDPOINT, _url
+from reducto_provider.hooks.reducto import ENDPOINT
 from reducto_provider.hooks.settings import ReductoSettings
+from reducto_provider.hooks.transport import url_of
 from reducto_provider.usage.fields import check_literals, parse_query
 from reducto_provider.usage.query import DIMENSIONS, FILTER_PARAMETERS, UsageQuery
 
@@ -70,7 +71,7 @@ def test_the_service_reads_what_was_meant(days, group_by, org_id, filters):
             or any(not is_name(text) for given in filters.values() for text in given if not isinstance(given, str))
         )
         return
-    url = urlsplit(_url(query, SETTINGS))
+    url = urlsplit(url_of(SETTINGS, ENDPOINT, query.params()))
 
     assert (url.scheme, url.netloc, url.path, url.fragment) == ("https", "studio.reducto.ai", f"/prefix{ENDPOINT}", "")
     assert url.query.isascii()
