@@ -304,16 +304,28 @@ def _first_early_run(context: Mapping[str, Any], today: date, settle_days: int) 
         return None
     begin = pendulum.instance(datetime.combine(today, time.min), tz=USAGE_TIMEZONE)
     zone, offset = _attribute(timetable, "timezone"), _attribute(timetable, "run_offset") or 0
-    ticks = [_next_tick(timetable, begin.subtract(days=2))]  # yesterday's partition may be due today
-    while ticks[-1] < begin.add(years=1) or len(ticks) < abs(offset) + 3:
-        ticks.append(_next_tick(timetable, ticks[-1]))
-        if ticks[-1] - ticks[-2] < _ABOUT_A_DAY:
+    cron = croniter(expression, begin.subtract(days=2).in_timezone(zone).naive())  # yesterday's may be due today
+    on_the_wall: list[datetime] = []
+    ticks: list[pendulum.DateTime] = []
+    while len(ticks) < abs(offset) + 3 or ticks[-1] < begin.add(years=1):
+        on_the_wall.append(cron.get_next(datetime))
+        ticks.append(_on_the_clock(on_the_wall[-1], zone))
+        if len(ticks) > 1 and ticks[-1] - ticks[-2] < _ABOUT_A_DAY:
             return None
     spelled = [tick.in_timezone(_zone_of_keys(timetable, context.get("partition_date"))) for tick in ticks]
-    for number, (start, after) in enumerate(pairwise(spelled)):
-        last_day = _month(start.date()).last if _MONTH_KEY.fullmatch(key) else after.date() - timedelta(days=1)
-        due = ticks[number - offset] if 0 <= number - offset < len(ticks) else begin
-        if due > begin and _day(due, USAGE_TIMEZONE) <= last_day + timedelta(days=settle_days):
+    months = _MONTH_KEY.fullmatch(key) is not None
+    last_days = [
+        _month(start.date()).last if months else after.date() - timedelta(days=1) for start, after in pairwise(spelled)
+    ]
+    left_out = [tick.naive() != local for tick, local in zip(ticks, on_the_wall, strict=True)]
+    earliest = -len(ticks)
+    for number, due in enumerate(ticks):
+        # Airflow does not get back beyond a time that a change of the clock leaves out.
+        earliest = number if left_out[number] else earliest
+        partition = max(number + offset, earliest) if offset < 0 else number + offset
+        if due <= begin or not 0 <= partition < len(last_days):
+            continue
+        if _day(due, USAGE_TIMEZONE) <= last_days[partition] + timedelta(days=settle_days):
             break
     else:
         return None
@@ -321,17 +333,24 @@ def _first_early_run(context: Mapping[str, Any], today: date, settle_days: int) 
     shortest = min((after.date() - start.date()).days for start, after in pairwise(spelled))
     if offset > (enough := -1 - ceil(settle_days / max(1, shortest))):
         remedies.append(f"run_offset={enough}")
-    # The UTC day ends when it is this late on the clocks of the timetable.
-    day_ends = begin + max(tick.utcoffset() or timedelta() for tick in spelled)
-    if begin <= day_ends and min(tick.time() for tick in spelled) < day_ends.time():
-        remedies.append(f"either timezone='UTC' or a time of day from {day_ends:%H:%M} on")
+    day_ends = _end_of_utc_days(begin, zone, spelled)
+    if any(left_out) or min(tick.time() for tick in spelled) < day_ends:
+        remedies.append(f"either timezone='UTC' or a time of day such as {day_ends:%H:%M}")
     arguments = f"{expression!r}, timezone={getattr(zone, 'name', zone)!r}, run_offset={offset}"
     return _EarlyRun(
         due=due,
-        last_day=last_day,
+        last_day=last_days[partition],
         schedule=f"{type(timetable).__name__}({arguments})",
         remedy=f"give it {' and '.join(remedies)}",
     )
+
+
+def _end_of_utc_days(begin: pendulum.DateTime, zone: Any, spelled: list[pendulum.DateTime]) -> time:
+    """A time of day in a zone at which, through a year, the UTC day before is over, and which no change leaves out."""
+    ends = (begin + max(timedelta(), *(tick.utcoffset() or timedelta() for tick in spelled))).time()
+    for number in range(366):
+        ends = _on_the_clock(datetime.combine(begin.add(days=number), ends), zone).time()
+    return ends
 
 
 def _last_period(timetable: Any, moment: datetime) -> tuple[datetime, datetime] | None:

