@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Self
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
@@ -28,6 +28,8 @@ class GivenArguments(BaseOperator):
     since an author may assign attributes. What is literal is not changed by rendering.
     """
 
+    __signature__: ClassVar[Signature]
+
     _named: frozenset[str] = frozenset()
     """The arguments that were named when the operator was made."""
 
@@ -35,6 +37,12 @@ class GivenArguments(BaseOperator):
     """By templated argument that was given, what it was before it was rendered."""
 
     _is_rendered = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Or help(), and what else inspects a class, would show the arguments of __new__.
+        init = signature(cls.__init__)
+        cls.__signature__ = init.replace(parameters=list(init.parameters.values())[1:])
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Note the arguments' names. ``__init__`` can't tell None that was given from one that was left out."""

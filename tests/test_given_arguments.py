@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from datetime import date, timedelta
 from typing import Any
@@ -147,6 +148,13 @@ def test_none_when_parsed_is_left_out(operator, field):
     rendered(none).check_arguments()
 
 
+@pytest.mark.parametrize("made", [ReductoUsageExportOperator, ReductoUsageThresholdSensor])
+def test_arguments_are_shown_to_who_inspects_a_class(made):
+    parameters = inspect.signature(made).parameters
+    assert "group_by" in parameters
+    assert "self" not in parameters
+
+
 @pytest.mark.parametrize("operator", MAKE)
 def test_an_attribute_that_is_assigned_was_given(connect, simulator, operator):
     connect(host=simulator.url)
@@ -246,7 +254,7 @@ def test_digits_of_a_native_template(connect, simulator, operator):
 
 RUN = """
 from datetime import timedelta
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, task, task_group
 from reducto_provider.operators.usage import (
     ReductoUsageExportOperator, ReductoUsageFleetExportOperator, ReductoUsageReconciliationOperator
 )
@@ -331,6 +339,8 @@ def test_an_element_of_a_mapped_argument_was_given(run_dag, simulator):
         "mapped(task_id='TASK', **EXPORT).expand(lookback_days=['2'])",
         "ReductoUsageThresholdSensor.partial(task_id='TASK', threshold=1, retries=2, deferrable=True)"
         ".expand(org_id=[None])",
+        "mapped(task_id='TASK', org_id=None, **EXPORT).expand_kwargs([{'org_id': None}], strict=False)",
+        "task_group(group_id='TASK')(lambda org: export(task_id='export', org_id=org, **EXPORT)).expand(org=[None])",
         native=True,
     ).expect("failed")
 
@@ -348,6 +358,8 @@ def test_an_element_of_a_mapped_argument_was_given(run_dag, simulator):
         ("task_5", 0): "org_id",
         ("task_6", 0): "lookback_days must be a whole number, 0 or more, not '2'",
         ("task_7", 0): "org_id",
+        ("task_8", 0): "org_id",
+        ("task_9.export", 0): "org_id",
     }
     asked = [dict(request.query) for request in simulator.requests]
     assert [(query.get("orgId"), query.get("product")) for query in asked] == [("org_acme", None), (None, "parse")]

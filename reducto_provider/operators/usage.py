@@ -281,8 +281,12 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
     Running it again replaces what it wrote: the same answer gives the same bytes, restated days are replaced and
     emptied ones removed. One task exports one organization: fan out with ``.expand(org_id=...)``.
 
+    An argument that is not named, or is None when the DAG is parsed, is left out and has its default. Any other is
+    given: if it comes out as None, an empty list, blank text or the text "None", the task fails at once and asks
+    nothing.
+
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
-    :param usage_start_date: first day, as ``date`` or ``yyyy-mm-dd``.
+    :param usage_start_date: first day, as ``date`` or ``yyyy-mm-dd``; ``"run"`` as both days for those of the run.
     :param usage_end_date: last day, included.
     :param lookback_days: begin so many days earlier, to take in what was restated meanwhile.
     :param settle_days: leave out days that are not final: today, and so many complete days before it, in which
@@ -290,7 +294,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         them along. With no day left the task is skipped; a run by partition fails until all of it has settled. 0, the
         default, leaves out nothing.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
-    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
     :param output_path: where files go: a URL, or an absolute path.
     :param output_conn_id: the Airflow connection for the object store.
     :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them), ``parquet``; or FOCUS 1.2, which

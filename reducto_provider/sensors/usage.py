@@ -100,17 +100,21 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     an exception that nobody foresaw           failed                skipped
     =========================================  ====================  ==============================
 
-    Transient errors (429, 5xx, no whole answer) end the wait when they have lasted ``max_failure_time`` and at least
-    five polls in a row have failed. ``silent_fail`` tolerates without end whatever a retry might fix.
-    ``execution_timeout`` bounds the whole wait in every mode. When the key is refused (401), the connection is read
-    once more before the task fails.
+    An argument that is not named, or is None when the DAG is parsed, is left out and has its default. Any other is
+    given: coming out as nothing, it fails the task at once. :class:`ReductoUsageExportOperator` says more.
+
+    Transient errors (408, 425, 429, 5xx, an HTML page, no whole answer) end the wait when they have lasted
+    ``max_failure_time`` and at least five polls in a row have failed. ``silent_fail`` tolerates without end whatever a
+    retry might fix. ``execution_timeout`` bounds the whole wait in every mode. When the key is refused (401), the
+    connection is read once more before the task fails.
 
     :param threshold: 0 or more, less than 1e18; templated.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month`` (the default), ``week`` (from Monday), ``day``: the calendar period, in UTC days, that
         holds the run's moment; a whole number N: the N days that end with that moment's; ``run``: the days that
         the run covers.
-    :param usage_start_date: first day of an explicit window, instead of ``window``.
+    :param usage_start_date: first day of an explicit window, instead of ``window``; ``"run"`` as both days for those
+        that the run covers.
     :param usage_end_date: its last day, included.
     :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
     :param projected: hold what the whole window will come to at the rate so far against the threshold: the usage of
@@ -121,7 +125,8 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     :param settle_days: days after its end in which a window still counts as open, for restatements.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
-    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param deferrable: wait in the triggerer, holding no worker slot.
     :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task

@@ -500,10 +500,11 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     :param window: ``month``, ``week`` (from Monday) or ``day``.
     :param settle_days: days after a window's end in which it is still watched.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
-    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param poke_interval: seconds between polls.
-    :raises ValueError: for an argument that can't be right.
+    :raises ValueError: for an argument that can't be right, and for a template, which nobody renders here.
     """
 
     asks_first = True

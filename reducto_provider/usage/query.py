@@ -144,7 +144,7 @@ def _filter_values(field: str, values: object) -> tuple[str, ...]:
             )
         return (text,)
     if isinstance(values, int | float):
-        _check_name(field, values)
+        values = (values,)  # refused as any other number
     if not isinstance(values, Iterable):
         raise ValueError(f"{field} must be one text or several, not {values!r}")
     names = [_check_name(field, value) for value in values]
