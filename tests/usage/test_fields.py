@@ -251,7 +251,6 @@ def test_an_outline_has_what_is_literal(written, outlined):
         ({"7", "8"}, {7, 8}, {"7", "8"}),
         (DAY, DAY, DAY),
     ],
-    ids=str,
 )
 def test_rendering_changes_nothing_literal(written, rendered, restored):
     assert restore_literals(outline(written), rendered) == restored
