@@ -27,7 +27,7 @@ from reducto_provider.exceptions import (
     ReductoServerError,
     ReductoTriggerEventError,
 )
-from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
+from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP, ReductoHook
 from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
@@ -422,13 +422,15 @@ def test_a_first_poll_that_outlasts_the_wait_is_the_last(sensor, simulator, conn
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_connection_that_is_mended_while_it_fails_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
     connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
-    sleep = time.sleep
+    get_usage = ReductoHook.get_usage
 
-    def mended(seconds):  # the first time before the first request, for which the connection has been read
-        connect(host=simulator.url, extra={"max_attempts": 1})
-        sleep(seconds)
+    def mended(hook, query):
+        try:
+            return get_usage(hook, query)
+        finally:
+            connect(host=simulator.url, extra={"max_attempts": 1})
 
-    monkeypatch.setattr(time, "sleep", mended)
+    monkeypatch.setattr(ReductoHook, "get_usage", mended)
     assert waited(sensor(deferrable=deferrable, threshold=0))["exceeded"]
 
 
