@@ -11,6 +11,7 @@ from decimal import Decimal
 import pytest
 
 from reducto_provider.export import formats
+from reducto_provider.export.focus import BillingTerms
 from reducto_provider.export.formats import FORMATS, check_format
 
 USAGE = [
@@ -204,3 +205,83 @@ def test_other_formats_are_refused(name):
         check_format(name)
 
     assert repr(name) in str(error.value)
+
+
+class TestDigest:
+    """What makes a day another one than it was, and what does not."""
+
+    @pytest.fixture
+    def digest(self, make_export):
+        def digest(*usage, output="jsonl", compression=None, terms=None, **fields):
+            output = check_format(output, compression, terms)
+            report = make_export(*usage, **fields).report
+            return output.digest(report.rows, output.rows(report))
+
+        return digest
+
+    def test_stays_the_same_over_versions_of_this_package(self, digest):
+        """Another one here would restate every day of every dataset."""
+        assert digest(*USAGE) == "98a0a9d977299afcee8dc0dfb51f18102245bc52965754b7a94ea6088ec191ca"
+
+    @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("focus")])
+    def test_is_of_the_rows_whatever_the_format(self, digest, name):
+        assert digest(*random.Random(1).sample(USAGE, len(USAGE)), output=name) == digest(*USAGE)
+
+    @pytest.mark.parametrize("compression", ["gzip", "zstd"])
+    def test_is_of_the_rows_whatever_the_compression(self, digest, compression):
+        assert digest(*USAGE, compression=compression) == digest(*USAGE)
+
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_of_no_rows_there_is_none(self, digest, name):
+        assert digest(output=name, start="2026-06-17", end="2026-06-18") is None
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (("2026-06-17", "parse", "1", 1), ("2026-06-18", "parse", "1", 1)),
+            (("2026-06-17", "parse", "1", 1), ("2026-06-17", "parse", "1.000000001", 1)),
+            (("2026-06-17", "parse", "1", 1), ("2026-06-17", "parse", "1", 2)),
+            (("2026-06-17", "parse", "0", 1), ("2026-06-17", "parse", "null", 1)),
+            (("2026-06-17", "", "1", 1), ("2026-06-17", None, "1", 1)),
+            (("2026-06-17", "-", "1", 1), ("2026-06-17", None, "1", 1)),
+            (("2026-06-17", "a", "1", 1), ("2026-06-17", "A", "1", 1)),
+        ],
+        ids=repr,
+    )
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_of_other_rows_is_another_one(self, digest, name, one, other):
+        assert digest(one, output=name) != digest(other, output=name)
+
+    def test_no_group_can_be_taken_for_another_row(self, digest):
+        day = "2026-06-17"
+        forged = (day, f"a{day} 2.0 2 1:b", "1", 1)
+        assert digest((day, "a", "1", 1), (day, "b", "2", 2)) != digest(forged)
+
+    def test_a_last_binary_digit_is_no_change(self, digest):
+        sums = [("2026-06-17", "parse", credits, 1) for credits in ("230.1", "230.10000000000002", "2.301e2")]
+        for name in FORMATS:
+            assert len({digest(row, output=name) for row in sums}) == 1
+
+    def test_keys_that_are_not_known_are_content_of_json_alone(self, digest):
+        row = ("2026-06-17", "parse", "1", 1)
+        known = digest(row, output="json")
+        some = [digest((*row, more), output="json") for more in ({"pages": 1}, {"pages": 2}, {"sheets": 1})]
+        assert len({known, *some}) == 4
+        both = [digest((*row, more), output="json") for more in ({"a": 1, "b": [2]}, {"b": [2], "a": 1})]
+        assert both[0] == both[1] != known
+        assert digest((*row, {"pages": 1})) == digest(row) == known
+
+    def test_prices_are_content_of_costs(self, digest):
+        row = ("2026-06-17", "parse", "1", 1)
+        terms = {"price_per_credit": "0.010", "billing_account_name": "Acme"}
+        one = digest(row, output="focus_csv", terms=BillingTerms(**terms))
+        same = {**terms, "price_per_credit": "0.01", "contracted_price_per_credit": 0.01}
+        assert digest(row, output="focus_parquet", terms=BillingTerms(**same)) == one
+        for change in (
+            {"price_per_credit": "0.02"},
+            {"contracted_price_per_credit": "0.009"},
+            {"prepaid": True},
+            {"billing_currency": "EUR"},
+            {"billing_account_name": "Acme Inc."},
+        ):
+            assert digest(row, output="focus_csv", terms=BillingTerms(**{**terms, **change})) != one

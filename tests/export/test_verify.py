@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.storage import LocalStorage
 from reducto_provider.export.verify import main, verify_dataset
 
@@ -53,6 +55,13 @@ def test_a_file_that_was_altered(published):
     published.replace(f"data/{FOLDER}/dt=2026-06-18/usage.jsonl", b"{}")
 
     assert problems(published) == [("altered", f"data/{FOLDER}/dt=2026-06-18/usage.jsonl")]
+
+
+def test_what_was_reported_is_no_manifest(published):
+    acknowledge(published, {f"metadata/{FOLDER}": {date(2026, 6, 16): "0123456789abcdef"}})
+    published.replace(f"metadata/{FOLDER}/.reported-2026", b"spoilt")  # is read as if nothing had been reported
+
+    assert problems(published) == []
 
 
 @pytest.mark.parametrize("name", ["dt=2026-06-17/usage.jsonl", "dt=2026-06-16/copy.jsonl", "dt=2026-06-16/usage.csv"])

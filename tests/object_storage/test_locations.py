@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import date
 from importlib.util import find_spec
+from urllib.parse import quote, unquote
 
+import pyarrow.parquet as pq
 import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from pyarrow.fs import FileSystem
 
-from reducto_provider.export.storage import check_output_path, open_storage
+from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.storage import Storage, check_output_path, open_storage
+from reducto_provider.export.verify import Verification, verify_dataset
+from tests.object_storage import answers
+
+
+def with_usage(storage: Storage, org_id: str = "org_acme") -> Storage:
+    """A place, with three days of usage."""
+    report, query = answers.answer(answers.usage(), "org_acme", date(2026, 5, 4), date(2026, 5, 6))
+    UsageDataset(storage, check_format("parquet"), {}).publish(replace(report, org_id=org_id), query)
+    return storage
 
 
 @pytest.mark.parametrize("location", ["s3://{}/usage", "s3a://{}/usage", "s3://{}/usage/", "s3://{}/"])
@@ -80,3 +97,31 @@ def test_what_no_store_takes_is_refused(location):
 def test_a_missing_provider_is_named():
     with pytest.raises(ValueError, match=r"airflow-provider-reducto\[gcs\]"):
         open_storage("gs://bucket/usage")
+
+
+def test_a_location_with_two_slashes(s3, bucket):
+    """As of a template that rendered to nothing: it counts as one, since a store lists others than it writes."""
+    storage = with_usage(open_storage(f"s3://lake@{bucket}//finops///usage//"))
+    with_usage(open_storage(f"s3://lake@{bucket}/usage"))
+
+    assert verify_dataset(storage) == Verification(days=3, files=3, problems=())
+    assert {name.split("/")[0] for name in s3.objects(bucket)} == {"finops", "usage"}
+    assert storage.uri("data") == f"s3://{bucket}/finops/usage/data"
+
+
+def test_uris_are_percent_encoded(s3, bucket, monkeypatch):
+    """As pyarrow takes them; s3fs takes a name."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "pyarrow")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "pyarrow")
+    storage = with_usage(open_storage(f"s3://lake@{bucket}/a b#?+/usage"), "org & \u00fc/%")
+    name = "data/org_id=org%20%26%20%C3%BC%2F%25/group_by=product/dt=2026-05-04/usage.parquet"
+
+    uri = storage.uri(name)
+
+    assert uri == f"s3://{bucket}/a%20b%23%3F%2B/usage/{name.replace('%', '%25')}"
+    endpoint = s3.url.removeprefix("http://")
+    system, path = FileSystem.from_uri(f"{uri}?scheme=http&endpoint_override={endpoint}&region=us-east-1")
+    assert pq.read_table(path, filesystem=system, partitioning=None).num_rows > 0
+    assert ObjectStoragePath(unquote(uri), conn_id="lake").read_bytes() == storage.read(name)
+    usual = f"s3://{bucket}/finops-lake/usage.v2/data/org_id=org_acme/group_by=product/dt=2026-05-04/usage.parquet"
+    assert quote(usual, safe="/:=@") == usual, "what most have is the same for all"

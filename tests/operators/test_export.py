@@ -528,3 +528,166 @@ def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path,
     assert "airflow-provider-reducto[parquet]" in error.message
     assert not simulator.requests
     assert not list(tmp_path.iterdir())
+
+
+CALLBACKS = """
+from pathlib import Path
+from airflow.providers.common.compat.sdk import DAG
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+def note(context):
+    with Path({noted!r}).open("a") as file:
+        file.write("noted ")
+
+def fail(context):
+    note(context)
+    raise ValueError("the author's own callback fails")
+
+common = {{"task_id": "export", "org_id": "org_acme", "output_path": {path!r}, **{days!r}}}
+with DAG("export", schedule=None, default_args={default_args}):
+    task = ReductoUsageExportOperator(**common, {arguments})
+    {more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "default_args", "more", "calls"),
+    [
+        ("", "{}", "", 0),
+        ("on_success_callback=note", "{}", "", 1),
+        ("on_success_callback=[note, fail, note]", "{}", "", 3),
+        ("", "{'on_success_callback': fail}", "", 1),
+        ("", "{'on_success_callback': [note, note]}", "", 2),
+        ("", "{}", "task.on_success_callback = [note]", 1),
+        ("", "{}", "task.on_success_callback = note", 1),
+    ],
+)
+def test_success_is_noted_beside_the_callbacks_of_the_author(
+    run_dag, export, tmp_path, arguments, default_args, more, calls
+):
+    fields = {"noted": str(tmp_path / "noted.txt"), "path": str(tmp_path / "usage"), "days": RANGE}
+    source = CALLBACKS.format(arguments=arguments, default_args=default_args, more=more, **fields)
+    result = run_dag(source).expect()
+
+    assert all(file["changed"] for file in result.xcom("export")["files"])
+    assert calls == (len((tmp_path / "noted.txt").read_text().split()) if calls else 0)
+    again = export(org_id="org_acme", output_path=str(tmp_path / "usage"), **RANGE).expect()
+    assert not any(file["changed"] for file in again.xcom("export")["files"])
+
+
+def test_an_error_in_noting_what_was_reported_is_none_of_the_task(run_dag, tmp_path):
+    source = f"""
+        from airflow.providers.common.compat.sdk import DAG
+        from reducto_provider.export import reported
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        def refuse(*arguments):
+            raise OSError("the disk is full")
+
+        reported.acknowledge = refuse
+        with DAG("export", schedule=None):
+            ReductoUsageExportOperator(
+                task_id="export", org_id="org_acme", output_path={str(tmp_path)!r}, **{RANGE!r}
+            )
+    """
+    for _ in range(2):
+        result = run_dag(source).expect()
+        assert all(file["changed"] for file in result.xcom("export")["files"])
+        assert "It could not be noted what this task has reported" in result.log
+        assert "the disk is full" in result.log
+
+
+@pytest.mark.parametrize("how", ["fails", "is skipped"])
+def test_what_a_task_that_did_not_succeed_reported_is_reported_again(run_dag, export, tmp_path, how):
+    error = {"fails": "ValueError", "is skipped": "AirflowSkipException"}[how]
+    source = f"""
+        from airflow.providers.common.compat.sdk import DAG, AirflowSkipException
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        def end(context, result):
+            raise {error}("after the last write")
+
+        with DAG("export", schedule=None):
+            ReductoUsageExportOperator(
+                task_id="export", org_id="org_acme", output_path={str(tmp_path)!r}, post_execute=end, **{RANGE!r}
+            )
+    """
+    result = run_dag(source)
+    assert result.tasks["export"] == {"fails": "failed", "is skipped": "skipped"}[how]
+
+    for expected in (True, False):
+        result = export(org_id="org_acme", output_path=str(tmp_path), **RANGE).expect()
+        assert {file["changed"] for file in result.xcom("export")["files"]} == {expected}
+
+
+def test_one_object_of_another_organization_is_refused_before_it_is_asked(export, simulator, tmp_path):
+    arguments = {"output_path": str(tmp_path / "usage.jsonl"), "partitioned": False, **RANGE}
+    export(org_id="org_acme", **arguments).expect()
+    before = content_of(tmp_path)
+    simulator.clear()
+
+    for different in (
+        {"org_id": "org_globex"},
+        {"run": {"connection": {"extra": {"org_id": "org_globex"}}}},
+        {"org_id": "org_acme", "group_by": "feature"},
+        {"org_id": "org_acme", "products": "parse"},
+    ):
+        result = export(retries=1, **arguments, **different).expect("failed")
+        [error] = result.errors
+        assert error.type == "ReductoConfigurationError"
+        assert "Name in output_path what the exports differ in" in error.message
+    assert content_of(tmp_path) == before
+    assert not simulator.requests
+    again = export(org_id="org_acme", **arguments).expect()
+    assert [file["changed"] for file in again.xcom("export")["files"]] == [False]
+
+
+@pytest.mark.parametrize(
+    "expand",
+    [
+        'org_id=["org_acme", "org_globex"]',
+        'group_by=["product", "feature"]',
+        'usage_start_date=["2026-05-04", "2026-05-05"]',
+    ],
+)
+def test_mapped_tasks_onto_one_object_are_refused_but_for_the_first(run_dag, tmp_path, expand):
+    given = {"org_id": "org_acme", "usage_start_date": "2026-05-04", "usage_end_date": "2026-05-06"}
+    common = {name: value for name, value in given.items() if name != expand.partition("=")[0]}
+    result = run_dag(f"""
+        from airflow.providers.common.compat.sdk import DAG
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        with DAG("export", schedule=None):
+            ReductoUsageExportOperator.partial(
+                task_id="export", output_path={str(tmp_path / "usage.jsonl")!r}, partitioned=False, **{common!r}
+            ).expand({expand})
+        """).expect("failed")
+
+    assert sorted(result.tasks["export"]) == ["failed", "success"]
+    [error] = result.errors
+    assert error.type == "ReductoConfigurationError"
+    assert "output_path" in error.message
+    [winner] = [index for (_, index), state in result.task_states().items() if state == "success"]
+    assert (tmp_path / "usage.jsonl").read_bytes().count(b"\n") == result.xcom("export", winner)["row_count"]
+
+
+def test_an_event_of_one_object_says_whether_it_changed(run_dag, tmp_path):
+    source = f"""
+        from airflow.providers.common.compat.sdk import DAG, Asset
+        from reducto_provider.operators.usage import ReductoUsageExportOperator
+
+        with DAG("export", schedule=None):
+            ReductoUsageExportOperator(
+                task_id="export",
+                org_id="org_acme",
+                output_path={str(tmp_path / "all usage.csv")!r},
+                output_format="csv",
+                partitioned=False,
+                outlets=[Asset("s3://lake/reducto")],
+                **{RANGE!r},
+            )
+        """
+    for changed in (True, False):
+        [event] = run_dag(source).expect().asset_events
+        assert event["extra"]["changed"] is changed
+        assert event["extra"]["uri"] == f"file://{tmp_path}/all%20usage.csv"
