@@ -186,10 +186,8 @@ class _LoopThread(threading.Thread):
             runner.run(self._stopped.wait())
 
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Call something in the loop, unless the loop is closed or that of a process that this one was forked from."""
-        if self is _thread:
-            with suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(callback)
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(callback)
 
     def stop(self) -> None:
         self.call_soon(self._stopped.set)
@@ -200,9 +198,6 @@ _call: ContextVar[_Call[Any] | None] = ContextVar("reducto_call", default=None)
 _calls: set[_Call[Any]] = set()
 _lock = threading.Lock()
 _thread: _LoopThread | None = None
-_inherited: list[_LoopThread] = []
-"""Of the process that this one was forked from. Its sockets are that process's: collected as garbage, they would be
-reported as left open, and a connection by TLS be ended for both."""
 
 
 def _get_thread() -> _LoopThread:
@@ -245,13 +240,16 @@ def _stop() -> None:
 
 
 def _forget() -> None:
-    """After a fork, which takes no threads along, and perhaps a lock that one of them held."""
+    """
+    Begin anew in a process that was forked: threads do not come along, but perhaps a lock that one of them held.
+
+    What the parent's loop holds is never collected here, since the stack of its thread still refers to it: aiohttp
+    would else close connections, and take their sockets out of the epoll that both processes share.
+    """
     global _lock, _thread
     _lock = threading.Lock()
+    _thread = None
     _calls.clear()
-    if _thread is not None:
-        _inherited.append(_thread)
-        _thread = None
 
 
 atexit.register(_stop)

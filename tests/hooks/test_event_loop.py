@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -217,19 +218,23 @@ def test_cancel_by_a_signal_handler_as_for_on_kill() -> None:
     assert sleeper.cancelled.is_set()
 
 
-@pytest.mark.parametrize("how", ["cancelled", "interrupted"])
-def test_a_coroutine_that_has_not_begun(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coroutine_that_is_cancelled_before_it_begins() -> None:
     sleeper = Sleeper()
     call = event_loop._Call(event_loop._get_thread().loop, sleeper.sleep())
-    if how == "cancelled":
-        call.cancel()
-    else:
-        monkeypatch.setattr(call, "_begin", lambda: None)
-        with alarm(lambda: (monkeypatch.undo(), kill())), pytest.raises(Killed):
-            call.result()
-        return
+    call.cancel()
     with pytest.raises(asyncio.CancelledError):
         call.result()
+    assert not sleeper.begun.is_set()
+
+
+def test_a_caller_that_is_killed_before_the_coroutine_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = Sleeper()
+    coroutine = sleeper.sleep()
+    call = event_loop._Call(event_loop._get_thread().loop, coroutine)
+    monkeypatch.setattr(call, "_begin", list)
+    with alarm(lambda: (monkeypatch.undo(), kill())), pytest.raises(Killed):
+        call.result()
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
     assert not sleeper.begun.is_set()
 
 

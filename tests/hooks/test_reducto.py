@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -32,7 +33,7 @@ from reducto_provider.exceptions import (
     ReductoServerError,
     ReductoTransportError,
 )
-from reducto_provider.hooks import reducto, transport
+from reducto_provider.hooks import event_loop, reducto, transport
 from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.hooks.settings import ReductoSettings
 from reducto_provider.usage.query import UsageQuery
@@ -525,25 +526,42 @@ print(len(rows) > 0)
     assert [line for line in done.stderr.splitlines() if "nclosed" in line or "destroyed" in line] == []
 
 
+def test_a_report_is_not_kept_with_the_connection(simulator: Simulator, connect: Connect) -> None:
+    connect(host=simulator.url)
+    hook = ReductoHook()
+    report = weakref.ref(hook.get_usage(QUESTION))
+    event_loop.run(asyncio.sleep(0))
+    gc.collect()
+    assert report() is None
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_used_hook_in_a_fork(simulator: Simulator, connect: Connect) -> None:
+@pytest.mark.parametrize("child", ["asks", "forgets the hook"])
+def test_a_used_hook_in_a_fork(simulator: Simulator, connect: Connect, child: str) -> None:
     ports: list[int] = []
     simulator.faults.add(
         Noted(lambda request: ports.append(request.transport.get_extra_info("peername")[1])), times=None
     )
-    connect(host=simulator.url)
-    hook = ReductoHook()
-    report = hook.get_usage(QUESTION)
+    connect(host=simulator.url, extra={"timeout": 5, "max_attempts": 1})
+    hooks = [ReductoHook()]
+    report = hooks[0].get_usage(QUESTION)
+
+    def in_the_child() -> bool:
+        if child == "asks":
+            return hooks[0].get_usage(QUESTION) == report
+        hooks.clear()
+        return gc.collect() >= 0
+
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(0 if hook.get_usage(QUESTION) == report else 1)
+            os._exit(0 if in_the_child() else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert hook.get_usage(QUESTION) == report
-    before, child, after = ports
-    assert before == after != child
+    assert hooks[0].get_usage(QUESTION) == report
+    assert ports[0] == ports[-1], "the parent's connection is still there"
+    assert len(set(ports)) == (2 if child == "asks" else 1)
 
 
 def test_a_task_that_is_killed_asks_no_more(simulator: Simulator, connect: Connect) -> None:
