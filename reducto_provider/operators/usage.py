@@ -378,6 +378,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         terms = parse_literal_terms(self.output_format, _price_options(self))
         if is_literal(self.output_format) and is_literal(self.compression):
             self._format(terms)
+        if not isinstance(self.partitioned, bool):  # no template: any text would be taken for True
+            raise ValueError(f"partitioned must be True or False, not {self.partitioned!r}")
         if self.output_path is not None and is_literal(self.output_path):
             self._check_output_path()
         self._check_number("max_xcom_bytes", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
@@ -145,7 +145,7 @@ def _filter_values(field: str, values: object) -> tuple[str, ...]:
         return (text,)
     if isinstance(values, int | float):
         values = (values,)  # refused as any other number
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or isinstance(values, Mapping):  # of which the keys would be taken
         raise ValueError(f"{field} must be one text or several, not {values!r}")
     names = [_check_name(field, value) for value in values]
     return tuple(dict.fromkeys(sorted(names) if isinstance(values, set | frozenset) else names))

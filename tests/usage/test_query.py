@@ -108,6 +108,7 @@ def test_a_generator_is_kept():
         pytest.param({"group_by": ""}, ["group_by", "''", "product"], id="no dimension"),
         pytest.param({"group_by": None}, ["group_by", "None", "product"], id="None for a dimension"),
         pytest.param({"group_by": ["product"]}, ["group_by", "['product']"], id="a list of dimensions"),
+        pytest.param({"products": {"parse": 1}}, ["products", "{'parse': 1}", "text or several"], id="a dict"),
         pytest.param({"org_id": ""}, ["org_id", "''", "leave it out"], id="empty organization"),
         pytest.param({"org_id": " \n"}, ["org_id", "' \\n'", "leave it out"], id="blank organization"),
         pytest.param({"org_id": 5}, ["org_id", "5"], id="a number for an organization"),
