@@ -135,6 +135,7 @@ class _Call(Generic[Result]):
         return task.result()
 
     def cancel(self) -> None:
+        self._cancelled = True
         self.loop.call_soon_threadsafe(self._cancel)
 
     async def run_aside(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -148,7 +149,8 @@ class _Call(Generic[Result]):
 
     def _serve(self, timeout: float | None = None) -> None:
         while (job := self._jobs.get(timeout=timeout)) is not None:
-            job()
+            if not self._cancelled:  # what was interrupted may have left Airflow's channel within a message
+                job()
 
     def _begin(self) -> None:
         if self._task is None:
@@ -158,7 +160,7 @@ class _Call(Generic[Result]):
                 self._task.cancel(_CANCELLED)
 
     def _cancel(self) -> None:
-        self._cancelled = True
+        self._run_no_more()
         if self._task is not None:
             self._task.cancel(_CANCELLED)
 
@@ -169,6 +171,9 @@ class _Call(Generic[Result]):
 
     def _close(self) -> None:
         self._task = None  # the context, and so this, lives as long as a connection that was made in it
+        self._run_no_more()
+
+    def _run_no_more(self) -> None:
         futures, self._futures = self._futures or set(), None
         for future in tuple(futures):
             future.cancel()

@@ -180,6 +180,26 @@ def test_a_signal_s_exception_while_something_runs_aside() -> None:
     assert cancelled.is_set()
 
 
+def test_what_else_waits_to_run_aside_is_not_run_once_the_wait_was_interrupted() -> None:
+    """A second look-up of a connection: it might hang as the first one did, or be given the first one's answer."""
+    begun = []
+
+    def look_up(number: int) -> None:
+        begun.append(number)
+        time.sleep(1)
+
+    async def look_up_all() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(run_aside(look_up, number))
+
+    for _ in range(5):
+        with alarm(kill), pytest.raises(Killed):
+            run(look_up_all())
+        assert begun == [0]
+        begun.clear()
+
+
 def test_a_coroutine_that_goes_on_does_not_hold_up_who_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_loop, "CANCEL_GRACE", 0.1)
     ended, may_end = threading.Event(), threading.Event()
