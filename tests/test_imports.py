@@ -158,6 +158,11 @@ AIRFLOW_MODULES = {
 """What every supported Airflow has by these names, none of them deprecated."""
 
 OF_OTHERS = {
+    # What only some versions have, or keep for themselves; imported where that version runs.
+    "airflow_compat.py": {
+        *("airflow", "airflow.models.taskinstance"),
+        *("airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
+    },
     "lineage.py": {"airflow.providers.openlineage.extractors"},
     "usage.py": {"airflow.providers.openlineage.extractors"},
     "reducto_usage_budget_levels.py": {"airflow.sdk"},  # where there are watchers, and the file says what else

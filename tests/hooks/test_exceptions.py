@@ -25,6 +25,7 @@ ERRORS = {
     "ReductoGatewayError": (False, True),
     "ReductoResponseError": (False, False),
     "ReductoCreditsUnavailableError": (True, False),
+    "ReductoDayNotOverError": (False, False),
     "ReductoExportError": (False, False),
     "ReductoFleetError": (False, False),
     "ReductoFleetFailError": (True, False),

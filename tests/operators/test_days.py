@@ -289,5 +289,5 @@ def test_the_macro_that_the_docs_show(run_dag, tmp_path, native):
     )
     result = run_dag(source, logical_date=datetime(2026, 10, 18, tzinfo=UTC)).expect()
 
-    assert [path.name for path in tmp_path.iterdir()] == ["2026-10-11_2026-10-17.jsonl"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["2026-10-11_2026-10-17.jsonl"]
     assert "exported 2026-10-11 to 2026-10-17" in result.log
