@@ -58,10 +58,11 @@ def deferred(sensor: ReductoUsageThresholdSensor) -> ReductoUsageThresholdTrigge
 
 
 def event_of(trigger: ReductoUsageThresholdTrigger) -> Any:
-    """The payload of a trigger's event."""
+    """The payload of a trigger's event, which is never far off here."""
 
     async def first() -> Any:
-        return await anext(trigger.run())
+        async with asyncio.timeout(60):
+            return await anext(trigger.run())
 
     return asyncio.run(first()).payload
 
