@@ -286,7 +286,7 @@ def test_so_does_an_element_of_a_list_but_not_what_is_literal(sensor, began, sim
         sensor().execute_complete({}, event)
     assert not simulator.requests
 
-    names = ["None", "[legacy]", "(ci)", " a ", "a,b", "*"]
+    names = ["None", "[legacy]", "(ci)", " a ", "a,b", "*", "a line's end\n"]
     kept = began(api_keys=[*names, "{{ params.days }}"], products="{{ '*' }}").serialize()[1]
     assert kept["api_keys"] == sorted([*names, "3"])
     assert (kept["products"], kept["features"], kept["org_id"]) == (None, None, "org_acme")
