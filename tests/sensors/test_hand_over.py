@@ -65,10 +65,11 @@ def deferred(sensor: ReductoUsageThresholdSensor) -> ReductoUsageThresholdTrigge
 
 
 def event_of(trigger: ReductoUsageThresholdTrigger) -> Any:
-    """The payload of a trigger's event."""
+    """The payload of a trigger's event, which is never far off here."""
 
     async def first() -> Any:
-        return await anext(trigger.run())
+        async with asyncio.timeout(60):
+            return await anext(trigger.run())
 
     return asyncio.run(first()).payload
 
@@ -300,7 +301,7 @@ def test_so_does_an_element_of_a_list_but_not_what_is_literal(sensor, began, sim
         sensor().execute_complete({}, event)
     assert not simulator.requests
 
-    names = ["None", "[legacy]", "(ci)", " a ", "a,b", "*"]
+    names = ["None", "[legacy]", "(ci)", " a ", "a,b", "*", "a line's end\n"]
     kept = began(api_keys=[*names, "{{ params.days }}"], products="{{ '*' }}").serialize()[1]
     assert kept["api_keys"] == sorted([*names, "3"])
     assert (kept["products"], kept["features"], kept["org_id"]) == (None, None, "org_acme")
