@@ -24,6 +24,7 @@ CANCEL_GRACE: Final = 5.0
 """Seconds for which an interrupted caller waits until what it cancelled has ended."""
 
 _STOP_GRACE = 2.0
+_SIGNAL_CHECK = 0.5  # seconds: a signal that comes just as a wait begins, or to another thread, does not interrupt it
 _CANCELLED = "ended from outside, as when Airflow kills a task"
 
 
@@ -125,8 +126,9 @@ class _Call(Generic[Result]):
         except BaseException:
             self.cancel()
             self.loop.call_soon_threadsafe(self._begin)  # it may have been interrupted before
-            with suppress(queue.Empty):
-                self._serve(CANCEL_GRACE)
+            if self._task is None or not self._task.done():
+                with suppress(queue.Empty):
+                    self._serve(CANCEL_GRACE)
             raise
         finally:
             _calls.discard(self)
@@ -148,9 +150,15 @@ class _Call(Generic[Result]):
         return await future
 
     def _serve(self, timeout: float | None = None) -> None:
-        while (job := self._jobs.get(timeout=timeout)) is not None:
+        while (job := self._next_job(timeout)) is not None:
             if not self._cancelled:  # what was interrupted may have left Airflow's channel within a message
                 job()
+
+    def _next_job(self, timeout: float | None) -> Callable[[], object] | None:
+        while timeout is None:
+            with suppress(queue.Empty):
+                return self._jobs.get(timeout=_SIGNAL_CHECK)
+        return self._jobs.get(timeout=timeout)
 
     def _begin(self) -> None:
         if self._task is None:

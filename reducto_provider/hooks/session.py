@@ -49,7 +49,9 @@ class KeyedSession(requests.Session):
 
         :raises ReductoError: one class per cause.
         """
-        kwargs["timeout"] = kwargs.get("timeout") or self._settings.timeout
+        given, longest = kwargs.get("timeout"), self._settings.timeout
+        # Of a pair, to connect and to read, either may be None.
+        kwargs["timeout"] = tuple(each or longest for each in given) if isinstance(given, tuple) else given or longest
         try:
             return super().send(request, **kwargs)
         except requests.Timeout:

@@ -103,7 +103,7 @@ class ReductoSettings:
 
     def hide(self, text: str) -> str:
         """``text`` without the connection's secrets, and without user and password of any URL in it."""
-        secrets = [self.key]
+        secrets = [self.key, quote(self.key, safe="")]
         if self.proxy and (password := urlsplit(self.proxy).password):
             secrets += [password, unquote(password)]
         for secret in secrets:

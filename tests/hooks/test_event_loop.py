@@ -52,16 +52,17 @@ async def name() -> str:
 
 
 class Sleeper:
-    """A coroutine that does not end by itself, and notes how it ends."""
+    """A coroutine that does not end by itself for long, and notes how it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 60) -> None:
+        self.seconds = seconds
         self.begun = threading.Event()
         self.cancelled = threading.Event()
 
     async def sleep(self) -> None:
         self.begun.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
@@ -163,6 +164,38 @@ def test_a_signal_s_exception_ends_the_wait_and_cancels_the_coroutine() -> None:
     with alarm(kill), pytest.raises(Killed):
         run(sleeper.sleep())
     assert sleeper.cancelled.is_set()
+
+
+def test_a_signal_that_another_thread_takes_ends_the_wait_too() -> None:
+    def signal_myself() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_later(0.2, signal_myself)
+        await sleeper.sleep()
+
+    sleeper = Sleeper(5)
+    before = signal.signal(signal.SIGUSR1, lambda *_: kill())
+    try:
+        with pytest.raises(Killed):
+            run(work())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sleeper.cancelled.is_set()
+
+
+def test_who_is_killed_as_the_coroutine_has_ended_does_not_wait_for_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve, waits = event_loop._Call._serve, []
+
+    def serve_and_be_killed(call: Any, timeout: float | None = None) -> None:
+        waits.append(timeout)
+        serve(call, timeout)
+        kill()
+
+    monkeypatch.setattr(event_loop._Call, "_serve", serve_and_be_killed)
+    with pytest.raises(Killed):
+        run(name())
+    assert waits == [None]
 
 
 def test_a_signal_s_exception_while_something_runs_aside() -> None:

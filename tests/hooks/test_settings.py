@@ -472,6 +472,11 @@ def test_hide(text: str, hidden: str) -> None:
     assert settings.hide(text) == hidden
 
 
+def test_hide_a_key_as_it_is_written_in_a_url() -> None:
+    settings = ReductoSettings(base_url="https://example.com", key="sk/1+2=")
+    assert settings.hide("token sk/1+2= or sk%2F1%2B2%3D") == "token *** or ***"
+
+
 @pytest.mark.parametrize("password", ["password-1", "pass%40word-1"])
 def test_hide_a_proxy_s_password(password: str) -> None:
     settings = ReductoSettings(base_url="https://example.com", key=KEY, proxy=f"http://me:{password}@proxy")
