@@ -522,7 +522,7 @@ print(len(rows) > 0)
 """
     arguments = [sys.executable, "-W", "always::ResourceWarning", "-c", script]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "True\n"
+    assert "True" in done.stdout.splitlines()  # among lines that some versions of Airflow log
     assert [line for line in done.stderr.splitlines() if "nclosed" in line or "destroyed" in line] == []
 
 

@@ -1064,7 +1064,7 @@ for ask in (ReductoHook().get_usage, lambda query: asyncio.run(ReductoHook().age
     connection = {"conn_type": "reducto", "password": KEY, "extra": {"timeout": 0.2, "max_attempts": 1}}
     environment = {**os.environ, "AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["ReductoTransportError"] * 2, done.stderr
+    assert done.stdout.splitlines().count("ReductoTransportError") == 2, done.stderr
 
 
 def test_names_are_looked_up_as_before(simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
