@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
-from reducto_provider.usage.fields import GIVEN, check_given, check_not_empty, outline, restore_literals
+from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 log = logging.getLogger(__name__)
 
+_DELIMITERS = {
+    "block_start_string",
+    "variable_start_string",
+    "comment_start_string",
+    "line_statement_prefix",
+    "line_comment_prefix",
+}
+
 
 class GivenArguments(BaseOperator):
     """
-    An operator that knows which of its templated arguments were given, and sees that none of them got lost.
+    An operator that knows which of its arguments were given, and sees that none of them got lost.
+
+    They are those of :data:`REMEDIES`, whichever of them a subclass has templated, and none that it has of its own.
 
     Airflow replaces templates in the attributes themselves, after which None may be an argument that was left out or
     what came of a template. So this looks at them when the DAG is parsed, and again just before they are rendered,
@@ -34,7 +44,7 @@ class GivenArguments(BaseOperator):
     """The arguments that were named when the operator was made."""
 
     _outlines: Mapping[str, object] = {}
-    """By templated argument that was given, what it was before it was rendered."""
+    """By argument that was given, what it was before it was rendered."""
 
     _is_rendered = False
 
@@ -55,24 +65,29 @@ class GivenArguments(BaseOperator):
         """
         Note what was given, and check what is literal: the last step of ``__init__``.
 
-        Of one instance of a mapped operator, which is made when a task runs, :meth:`check_arguments` does.
+        Of one instance of a mapped operator, which is made when a task runs, and where it can't be told what is
+        literal, :meth:`check_arguments` does.
 
         :raises ValueError: naming the argument, the value and the remedy.
         """
         if not is_from_mapped(self):
             self._remember_arguments()
-            self._check_all_literals()
+            if not has_other_delimiters(self):
+                self._check_all_literals()
+
+    def _arguments(self) -> list[str]:
+        return [name for name in REMEDIES if hasattr(self, name)]
 
     def _remember_arguments(self) -> None:
         """Note what was given, and put the default for what was left out."""
         self._outlines = {}
-        for name in self.template_fields:
+        for name in self._arguments():
             value = getattr(self, name)
             if is_mapped_argument(self, name):
                 # Of an element that another task made nobody knows what is literal.
                 self._outlines[name] = GIVEN
             elif value is not None:
-                self._outlines[name] = outline(value)
+                self._outlines[name] = GIVEN if has_other_delimiters(self) else outline(value)
             elif name in (defaults := _defaults(type(self))):
                 setattr(self, name, defaults[name])
 
@@ -84,11 +99,11 @@ class GivenArguments(BaseOperator):
         """
         for name, outlined in self._outlines.items():
             check_given(name, outlined, getattr(self, name))
-        if is_from_mapped(self):
+        if is_from_mapped(self) or has_other_delimiters(self):
             self._check_all_literals()
 
     def _check_all_literals(self) -> None:
-        check_not_empty({name: getattr(self, name) for name in self.template_fields})
+        check_not_empty({name: getattr(self, name) for name in self._arguments()})
         self._check_literals()
 
     def _check_literals(self) -> None:
@@ -108,16 +123,28 @@ class GivenArguments(BaseOperator):
             super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
             return
         self._remember_arguments()
-        written = {name: outline(getattr(self, name)) for name in self.template_fields}
+        written = {name: outline(getattr(self, name)) for name in self._arguments()}
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
-        for name, outlined in written.items():
-            setattr(self, name, restore_literals(outlined, getattr(self, name)))
+        if not has_other_delimiters(self):
+            for name, outlined in written.items():
+                setattr(self, name, restore_literals(outlined, getattr(self, name)))
         self._is_rendered = True
 
 
 def is_from_mapped(operator: BaseOperator) -> bool:
     """Whether this is one instance of a mapped operator, which Airflow makes in a worker. It has no public sign."""
     return bool(getattr(operator, "_BaseOperator__from_mapped", False))
+
+
+def has_other_delimiters(operator: BaseOperator) -> bool:
+    """Whether the author's templates begin by something else than Jinja's usual ``{{``, so that any text may be one."""
+    dag = operator.get_dag()
+    return dag is not None and not _DELIMITERS.isdisjoint(getattr(dag, "jinja_environment_kwargs", None) or ())
+
+
+def is_executed(operator: BaseOperator) -> bool:
+    """Whether this is the copy that a worker of Airflow 3 executes, whose attributes are no longer its author's."""
+    return bool(getattr(operator, "_lock_for_execution", False))
 
 
 def is_mapped_argument(operator: GivenArguments, name: str) -> bool:
@@ -139,12 +166,12 @@ def is_mapped_argument(operator: GivenArguments, name: str) -> bool:
 
 @cache
 def _defaults(operator_class: type[BaseOperator]) -> dict[str, Any]:
-    """The templated arguments of an operator that have a default, with that."""
+    """The arguments of an operator that have a default, with that."""
     found: dict[str, Any] = {}
     for base in operator_class.__mro__:
         init = vars(base).get("__init__")
         for parameter in signature(init).parameters.values() if init else ():
-            if parameter.default is not Parameter.empty and parameter.name in operator_class.template_fields:
+            if parameter.default is not Parameter.empty and parameter.name in REMEDIES:
                 found.setdefault(parameter.name, parameter.default)
     return found
 

@@ -179,6 +179,77 @@ def test_so_was_one_that_a_subclass_assigns(connect, simulator):
         rendered(task, team=[]).execute({})
 
 
+@pytest.mark.parametrize("operator", [ReductoUsageExportOperator, ReductoUsageThresholdSensor])
+def test_a_subclass_has_templated_arguments_of_its_own(connect, simulator, operator):
+    """Set after those here, as usual. What they may be is not for this package to say."""
+
+    class OfATeam(operator):  # type: ignore[misc]
+        template_fields = (*operator.template_fields, "team", "members")
+
+        def __init__(self, *, team: str | None = None, members: Any = None, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.team = team
+            self.members = members
+
+    connect(host=simulator.url)
+    given: dict[str, Any] = {"team": "", "members": ["{{ params.none }}"], "org_id": "{{ params.org }}", **MAY}
+    if operator is ReductoUsageThresholdSensor:
+        given["threshold"] = 1
+    with DAG("given", schedule=None):
+        task = OfATeam(task_id="task", **given)
+
+    ready = rendered(task, none=None, org="org_acme")
+    assert (ready.team, ready.members, ready.org_id) == ("", ["None"], "org_acme")
+    ready.execute({})
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as 'None'"):
+        rendered(task, none=None, org=None).execute({})
+
+
+def test_a_subclass_that_templates_less():
+    class OneOrganization(ReductoUsageExportOperator):
+        template_fields = ("org_id",)
+
+    with DAG("given", schedule=None):
+        with pytest.raises(ValueError, match="api_keys is given but empty"):
+            OneOrganization(task_id="task", api_keys=[])
+        assert OneOrganization(task_id="none", group_by=None).group_by == "product"
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_templates_with_other_delimiters(connect, simulator, native):
+    """Any text may be one: none is taken for literal, and all are checked when they are rendered."""
+    connect(host=simulator.url)
+    options = {"variable_start_string": "<<", "variable_end_string": ">>"}
+    days = dict.fromkeys(MAY, "<< params.day >>")
+    with DAG("given", schedule=None, jinja_environment_kwargs=options, render_template_as_native_obj=native):
+        task = ReductoUsageExportOperator(
+            task_id="task", org_id="<< params.org >>", products=["<< params.name >>", "b"], **days
+        )
+        with pytest.raises(ValueError, match="start_from_trigger can't be used"):
+            ReductoUsageThresholdSensor(task_id="wait", threshold=1, start_from_trigger=True)
+        wrong = ReductoUsageExportOperator(task_id="wrong", lookback_days=-1)
+
+    rendered(task, org="org_acme", name="a").execute({})
+    [request] = simulator.requests
+    assert [value for name, value in request.query if name in ("orgId", "product", "startDate")] == [
+        "2026-05-01",
+        "org_acme",
+        "a",
+        "b",
+    ]
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as"):
+        rendered(task, org=None, name="a").execute({})
+    with pytest.raises(ReductoConfigurationError, match="lookback_days must be a whole number"):
+        rendered(wrong).execute({})
+
+
+@pytest.mark.parametrize("value", ["False", None, 1])
+def test_what_is_true_or_false_is_no_text(value):
+    """Which would be taken for True."""
+    with pytest.raises(ValueError, match="partitioned must be True or False"):
+        ReductoUsageExportOperator(task_id="task", output_path="/nowhere", partitioned=value)
+
+
 @pytest.mark.parametrize(
     ("written", "came_out"),
     [

@@ -22,7 +22,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider import exceptions
-from reducto_provider.airflow_compat import GivenArguments, is_from_mapped
+from reducto_provider.airflow_compat import GivenArguments, has_other_delimiters, is_executed, is_from_mapped
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
@@ -196,6 +196,13 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         self.parse_arguments()
         # Of a mapped sensor this is one that a worker has made, which defers.
         if start_from_trigger and not is_from_mapped(self):
+            self._start_from_trigger()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # An author, or a subclass, may assign attributes: the trigger is to ask for what they say.
+        made = self.start_from_trigger and "start_trigger_args" in vars(self) and not is_executed(self)
+        if made and name not in ("start_from_trigger", "start_trigger_args"):
             self._start_from_trigger()
 
     def execute(self, context: Context) -> dict[str, Any] | None:
@@ -432,6 +439,11 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
                     f"{name} can't be rendered with start_from_trigger: to {value!r} the triggerer never gets an "
                     "answer; give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
                 )
+        if has_other_delimiters(self):
+            raise ValueError(
+                "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which "
+                "Airflow's triggerer does not know: use deferrable=True instead"
+            )
         if not AIRFLOW_V_3_3_PLUS:
             return
         from airflow.triggers.base import StartTriggerArgs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -333,6 +334,21 @@ def test_to_begin_in_the_triggerer_is_the_matter_of_one_sensor(sensor):
 
     assert [each.start_trigger_args.trigger_kwargs["threshold"] for each in sensors] == [1, 2]
     assert (sensor().start_from_trigger, sensor().start_trigger_args) == (False, None)
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+def test_attributes_that_are_assigned_are_what_the_triggerer_asks_for(sensor):
+    made = sensor(start_from_trigger=True)
+    made.org_id, made.api_keys, made.settle_days = "org_globex", "{{ params.key }}", 2
+
+    for each in (made, copy.deepcopy(made), copy.copy(made)):
+        asked = each.start_trigger_args.trigger_kwargs
+        assert (asked["org_id"], asked["api_keys"], asked["settle_days"]) == ("org_globex", "{{ params.key }}", 2)
+    with pytest.raises(ValueError, match=r"^org_id can't be another task's output"):
+        made.org_id = object()
+    made.start_from_trigger = False
+    made.org_id = "org_acme"
+    assert not made.start_from_trigger
 
 
 def test_a_worker_defers_what_was_to_begin_in_the_triggerer(sensor):
