@@ -441,8 +441,8 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
                 )
         if has_other_delimiters(self):
             raise ValueError(
-                "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which Airflow's "
-                "triggerer does not know: use deferrable=True instead"
+                "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which "
+                "Airflow's triggerer does not know: use deferrable=True instead"
             )
         if not AIRFLOW_V_3_3_PLUS:
             return

@@ -231,7 +231,9 @@ def _has_empty(value: object) -> bool:
 
 
 def _lost(outlined: object, value: object) -> Iterator[object]:
-    if outlined is not GIVEN:
+    if outlined is not GIVEN and value is None:  # a pre_execute hook may have removed it
+        yield value
+    elif outlined is not GIVEN:
         for pair in zip(_parts(outlined), _parts(value), strict=False):
             yield from _lost(*pair)
     elif _is_lost(value):

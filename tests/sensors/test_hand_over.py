@@ -345,7 +345,7 @@ def test_attributes_that_are_assigned_are_what_the_triggerer_asks_for(sensor):
     for each in (made, copy.deepcopy(made), copy.copy(made)):
         asked = each.start_trigger_args.trigger_kwargs
         assert (asked["org_id"], asked["api_keys"], asked["settle_days"]) == ("org_globex", "{{ params.key }}", 2)
-    with pytest.raises(ValueError, match="^org_id can't be another task's output"):
+    with pytest.raises(ValueError, match=r"^org_id can't be another task's output"):
         made.org_id = object()
     made.start_from_trigger = False
     made.org_id = "org_acme"
