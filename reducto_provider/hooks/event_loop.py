@@ -142,7 +142,7 @@ class _Call(Generic[Result]):
 
     async def run_aside(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._futures is None:
-            raise asyncio.CancelledError  # nobody waits any more
+            raise asyncio.CancelledError(_CANCELLED)  # nobody waits any more
         future: asyncio.Future[Any] = self.loop.create_future()
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -184,7 +184,7 @@ class _Call(Generic[Result]):
     def _run_no_more(self) -> None:
         futures, self._futures = self._futures or set(), None
         for future in tuple(futures):
-            future.cancel()
+            future.cancel(_CANCELLED)
 
 
 class _LoopThread(threading.Thread):

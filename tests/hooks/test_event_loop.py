@@ -271,6 +271,15 @@ def test_cancel_by_a_signal_handler_as_for_on_kill() -> None:
     assert sleeper.cancelled.is_set()
 
 
+def test_cancel_while_something_runs_aside_says_why_too() -> None:
+    async def look_up() -> None:
+        await run_aside(time.sleep, 0.5)
+        await run_aside(list)
+
+    with alarm(event_loop.cancel), pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):
+        run(look_up())
+
+
 def test_a_coroutine_that_is_cancelled_before_it_begins() -> None:
     sleeper = Sleeper()
     call = event_loop._Call(event_loop._get_thread().loop, sleeper.sleep())
