@@ -26,6 +26,7 @@ nitpicky = True
 # Airflow, requests and others are described elsewhere, and nothing is fetched to build these pages.
 nitpick_ignore = [  # type variables
     ("py:class", "reducto_provider.operators.fleet.Result"),
+    ("py:class", "reducto_provider.hooks.event_loop.Result"),
     ("py:class", "reducto_provider.usage.report.K"),
     ("py:class", "reducto_provider.usage.report.V"),
 ]

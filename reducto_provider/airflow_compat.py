@@ -3,16 +3,177 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
+from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
+
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, Context
+    from airflow.providers.common.compat.sdk import Context
 
 log = logging.getLogger(__name__)
+
+_DELIMITERS = {
+    "block_start_string",
+    "variable_start_string",
+    "comment_start_string",
+    "line_statement_prefix",
+    "line_comment_prefix",
+}
+
+
+class GivenArguments(BaseOperator):
+    """
+    An operator that knows which of its arguments were given, and sees that none of them got lost.
+
+    They are those of :data:`REMEDIES`, whichever of them a subclass has templated, and none that it has of its own.
+
+    Airflow replaces templates in the attributes themselves, after which None may be an argument that was left out or
+    what came of a template. So this looks at them when the DAG is parsed, and again just before they are rendered,
+    since an author may assign attributes. What is literal is not changed by rendering.
+    """
+
+    __signature__: ClassVar[Signature]
+
+    _named: frozenset[str] = frozenset()
+    """The arguments that were named when the operator was made."""
+
+    _outlines: Mapping[str, object] = {}
+    """By argument that was given, what it was before it was rendered."""
+
+    _is_rendered = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Or help(), and what else inspects a class, would show the arguments of __new__.
+        init = signature(cls.__init__)
+        cls.__signature__ = init.replace(parameters=list(init.parameters.values())[1:])
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        """Note the arguments' names. ``__init__`` can't tell None that was given from one that was left out."""
+        operator = super().__new__(cls)
+        # Airflow 2.11 copies attributes in their order, and can copy none before this one of its own is there.
+        vars(operator).update(_BaseOperator__init_kwargs={}, _named=frozenset(arguments))
+        return operator
+
+    def parse_arguments(self) -> None:
+        """
+        Note what was given, and check what is literal: the last step of ``__init__``.
+
+        Of one instance of a mapped operator, which is made when a task runs, and where it can't be told what is
+        literal, :meth:`check_arguments` does.
+
+        :raises ValueError: naming the argument, the value and the remedy.
+        """
+        if not is_from_mapped(self):
+            self._remember_arguments()
+            if not has_other_delimiters(self):
+                self._check_all_literals()
+
+    def _arguments(self) -> list[str]:
+        return [name for name in REMEDIES if hasattr(self, name)]
+
+    def _remember_arguments(self) -> None:
+        """Note what was given, and put the default for what was left out."""
+        self._outlines = {}
+        for name in self._arguments():
+            value = getattr(self, name)
+            if is_mapped_argument(self, name):
+                # Of an element that another task made nobody knows what is literal.
+                self._outlines[name] = GIVEN
+            elif value is not None:
+                self._outlines[name] = GIVEN if has_other_delimiters(self) else outline(value)
+            elif name in (defaults := _defaults(type(self))):
+                setattr(self, name, defaults[name])
+
+    def check_arguments(self) -> None:
+        """
+        See, in a task, that nothing that was given came out as nothing.
+
+        :raises ValueError: naming the argument, the value and the remedy.
+        """
+        for name, outlined in self._outlines.items():
+            check_given(name, outlined, getattr(self, name))
+        if is_from_mapped(self) or has_other_delimiters(self):
+            self._check_all_literals()
+
+    def _check_all_literals(self) -> None:
+        check_not_empty({name: getattr(self, name) for name in self._arguments()})
+        self._check_literals()
+
+    def _check_literals(self) -> None:
+        """
+        Check the arguments that are literal, none of which is empty.
+
+        :raises ValueError: naming the argument, the value and the remedy.
+        """
+        raise NotImplementedError
+
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Iterable[str], context: Context, jinja_env: Any, seen_oids: set[int]
+    ) -> None:
+        # Airflow 2.11 to 3.3 call this for an operator and for the instance of a mapped one, render_template_fields for
+        # the former alone. They call it again for attributes that have template fields of their own.
+        if parent is not self or self._is_rendered:
+            super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+            return
+        self._remember_arguments()
+        written = {name: outline(getattr(self, name)) for name in self._arguments()}
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+        if not has_other_delimiters(self):
+            for name, outlined in written.items():
+                setattr(self, name, restore_literals(outlined, getattr(self, name)))
+        self._is_rendered = True
+
+
+def is_from_mapped(operator: BaseOperator) -> bool:
+    """Whether this is one instance of a mapped operator, which Airflow makes in a worker. It has no public sign."""
+    return bool(getattr(operator, "_BaseOperator__from_mapped", False))
+
+
+def has_other_delimiters(operator: BaseOperator) -> bool:
+    """Whether the author's templates begin by something else than Jinja's usual ``{{``, so that any text may be one."""
+    dag = operator.get_dag()
+    return dag is not None and not _DELIMITERS.isdisjoint(getattr(dag, "jinja_environment_kwargs", None) or ())
+
+
+def is_executed(operator: BaseOperator) -> bool:
+    """Whether this is the copy that a worker of Airflow 3 executes, whose attributes are no longer its author's."""
+    return bool(getattr(operator, "_lock_for_execution", False))
+
+
+def is_mapped_argument(operator: GivenArguments, name: str) -> bool:
+    """
+    Whether an element of what a mapped operator is expanded over has given this argument, rather than ``partial()``.
+
+    Airflow makes the instance of both alike. ``expand_kwargs(strict=False)`` lets an element give anew what
+    ``partial()`` has given; where both may be the source of None, it counts as the element's.
+    """
+    if not is_from_mapped(operator) or name not in operator._named:
+        return False
+    mapped: Any = operator.dag.get_task(operator.task_id)
+    given = mapped.partial_kwargs
+    if name not in given or given[name] is not getattr(operator, name):
+        return True
+    is_expand = isinstance(mapped.expand_input.value, Mapping)  # else expand_kwargs
+    return given[name] is None and not is_expand and not mapped._disallow_kwargs_override
+
+
+@cache
+def _defaults(operator_class: type[BaseOperator]) -> dict[str, Any]:
+    """The arguments of an operator that have a default, with that."""
+    found: dict[str, Any] = {}
+    for base in operator_class.__mro__:
+        init = vars(base).get("__init__")
+        for parameter in signature(init).parameters.values() if init else ():
+            if parameter.default is not Parameter.empty and parameter.name in REMEDIES:
+                found.setdefault(parameter.name, parameter.default)
+    return found
 
 
 def call_after_success(operator: BaseOperator, function: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from reducto_provider.usage.report import CreditsUnavailableError
+from reducto_provider.usage.report import CreditsUnavailableError, UsageContractError
 
 
 class ReductoError(AirflowException):
@@ -54,7 +54,7 @@ class ReductoRateLimitError(ReductoError):
 
 
 class ReductoServerError(ReductoError):
-    """5xx, still after all attempts."""
+    """5xx, 408 or 425, still after all attempts."""
 
     passing = True
 
@@ -65,12 +65,26 @@ class ReductoTransportError(ReductoError):
     passing = True
 
 
+class ReductoGatewayError(ReductoError):
+    """
+    Something in between answered instead of Reducto, still after all attempts.
+
+    HTML came, with whatever status, as from a gateway, a firewall or a login page; or 407, which only a proxy sends.
+    """
+
+    passing = True
+
+
 class ReductoResponseError(ReductoError):
     """An answer came that breaks the contract (wrong range, not JSON, a redirect): never taken for data."""
 
 
 class ReductoCreditsUnavailableError(ReductoError, AirflowFailException):
     """Credits are needed, but the service sends none for this account."""
+
+
+class ReductoDayNotOverError(ReductoError):
+    """The run's partition has a day that is not over or has not settled, or all days are to come: retry later."""
 
 
 class ReductoExportError(ReductoError):
@@ -108,6 +122,8 @@ def typed_errors(who: str) -> Iterator[None]:
         yield
     except CreditsUnavailableError as error:
         raise ReductoCreditsUnavailableError(f"{who}: {error}") from error
+    except UsageContractError as error:
+        raise ReductoResponseError(f"{who}: {error}") from error
     except (ValueError, ImportError, OverflowError) as error:
         raise ReductoConfigurationError(f"{who}: {error}") from error
     except OSError as error:

@@ -70,5 +70,9 @@ dag_author = SimpleNamespace(
 )
 """The timetables that a DAG's author imports: the task SDK's from Airflow 3.2 on, before that the scheduler's own."""
 
+ResolveMixin = _find("ResolveMixin", "airflow.sdk.definitions._internal.mixins", "airflow.utils.mixins")
+"""What Airflow resolves when it renders, as it does another task's output."""
+
+AirflowRescheduleException = _find("AirflowRescheduleException", "airflow.sdk.exceptions", "airflow.exceptions")
 attach_store = _find("attach", "airflow.sdk.io", "airflow.io.store")
 has_file_system = _find("has_fs", "airflow.sdk.io.fs", "airflow.io")

@@ -12,7 +12,7 @@ import pytest
 
 from reducto_provider import exceptions
 from reducto_provider.hooks.reducto import ReductoHook
-from tests.airflows import new_in
+from tests.airflows import PARTITIONS, new_in
 
 PROJECT = Path(__file__).parents[1]
 TROUBLESHOOTING = (PROJECT / "docs/troubleshooting.md").read_text()
@@ -61,6 +61,7 @@ def test_every_message_is_one_that_the_code_has():
 
 PAGES = (
     pytest.param("README.md", marks=new_in(3, 0, "watchers, which README shows")),
+    pytest.param("docs/days.md", marks=PARTITIONS),
     *(f"docs/{name}.md" for name in ("cost", "export", "focus", "object-storage", "reference", "sensor")),
 )
 

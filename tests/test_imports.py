@@ -158,7 +158,7 @@ AIRFLOW_MODULES = {
 """What every supported Airflow has by these names, none of them deprecated."""
 
 OF_OTHERS = {
-    # The one module that knows private corners, of which each is there in the versions that get to it.
+    # What only some versions have, or keep for themselves; imported where that version runs.
     "airflow_compat.py": {
         *("airflow", "airflow.models.taskinstance"),
         *("airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),

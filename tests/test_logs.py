@@ -68,6 +68,7 @@ def alike(line: str) -> str:
     """A line without what differs from run to run."""
     line = re.sub(r"file:///\S+?(?=[;,])", "file:///", line)
     line = re.sub(r"in \d+\.\d s", "in 0.0 s", line)
+    line = re.sub(r"for \d+:\d\d:\d\d;", "for 0:00:00;", line)
     return re.sub(r"until \S+ \S+ UTC", "until then", line)
 
 

@@ -76,8 +76,8 @@ if AIRFLOW >= (3, 2):
     HEADER += "from airflow.timetables.trigger import CronPartitionTimetable\n"
     SCHEDULES |= PARTITIONED
 if AIRFLOW == (3, 2):
-    # A task there is told the key, but not its date: of this one it can't tell the day.
-    SCHEDULES["partition_in_tokyo"] = (*PARTITIONED["partition_in_tokyo"][:3], [])
+    # Keys there are spelled in UTC: this one names the day before.
+    SCHEDULES["partition_in_tokyo"] = (*PARTITIONED["partition_in_tokyo"][:3], ["2026-10-18"])
 
 OTHERS = """
 with DAG("producer", schedule=None):
@@ -138,6 +138,14 @@ with DAG(
     catchup=True,
 ):
     export(outlets=[Asset("reducto-usage-of-a-day")])
+
+with DAG(
+    "partition_to_come",
+    schedule=CronPartitionTimetable("0 0 * * *", timezone="UTC", run_offset=1),
+    start_date=datetime(2026, 10, 20),
+    catchup=False,
+):
+    export(retries=1, retry_delay=timedelta(seconds=0))
 """
 
 
@@ -189,17 +197,6 @@ def test_scheduled_runs_cover_their_days_once(airflow, dag_id):
     assert sorted(covered) == expected
 
 
-@PARTITIONS
-@gone_in(3, 3, "partitions whose date is not told")
-def test_a_key_that_spells_no_day_fails_where_its_date_is_not_told(airflow):
-    [run] = airflow.wait_for_runs("partition_in_tokyo", 1, timeout=120)
-
-    assert run["state"] == "failed"
-    assert "names neither a day (yyyy-mm-dd) nor a month" in airflow.log(
-        "partition_in_tokyo", run["dag_run_id"], "export"
-    )
-
-
 def yesterday():
     return str((datetime.now(UTC) - timedelta(days=1)).date())
 
@@ -225,6 +222,22 @@ def test_the_event_of_a_partitioned_run_carries_the_day(airflow):
     assert (
         event["extra"]["request_count"] == airflow.xcom("partition_event", run["dag_run_id"], "export")["request_count"]
     )
+
+
+@PARTITIONS
+def test_a_partition_that_is_not_over_is_retried(airflow):
+    airflow.unpause("partition_to_come")
+    run, *_ = airflow.wait_for_runs("partition_to_come", 1, timeout=90)
+
+    assert run["state"] == "failed"
+    [task] = airflow.task_instances("partition_to_come", run["dag_run_id"])
+    assert task["try_number"] == 2
+    log = airflow.log("partition_to_come", run["dag_run_id"], "export")
+    assert "ReductoDayNotOverError" in log
+    assert (
+        " 00:00 UTC: retry after that. CronPartitionTimetable('0 0 * * *', timezone='UTC', run_offset=1) is due" in log
+    )
+    assert "give it run_offset=-1" in log
 
 
 def test_a_manual_run_without_a_logical_date_covers_the_day_before(airflow):

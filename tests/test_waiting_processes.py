@@ -8,6 +8,7 @@ The tests tell one story on one Airflow, in their order: what is waiting when th
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -15,7 +16,7 @@ from itertools import pairwise
 
 import pytest
 
-from simulator import Organization, Record, Simulator, keys_of
+from simulator import Organization, Record, Simulator, keys_of, status
 from tests.airflows import new_in
 from tests.real_airflow.deployment import DeploymentError
 
@@ -25,7 +26,7 @@ ORGANIZATIONS = [
     Organization(f"org_{name}", records=())
     for name in (
         *("late", "patient", "many", "daily", "mapped", "first", "second", "both", "rotating", "revoked"),
-        *("busy", "gate"),
+        *("busy", "gate", "outage"),
     )
 ]
 MANY = 200
@@ -133,6 +134,9 @@ with DAG("spends", schedule=ASSETS[0]):
         return [event.extra["payload"]["level"] for events in triggering_asset_events.values() for event in events]
 
     passed()
+
+with DAG("outage", schedule=None):
+    wait("rescheduled", org_id="org_outage", threshold=10, mode="reschedule", **WINDOW)
 
 with DAG("keys", schedule=None):
     for name in ("rotating", "revoked"):
@@ -381,6 +385,23 @@ def test_a_key_that_stays_refused_fails_at_once(airflow, service):
     assert task(airflow, "keys", "revoked")["try_number"] == 1
     assert "ReductoAuthenticationError" in airflow.log("keys", run_id, "revoked")
     assert len(asked_with(service, "sim-key-revoked", 401)) == 1, "the connection was read again, the key was the same"
+
+
+# -- outages
+
+
+def test_a_rescheduled_sensor_leaves_its_worker_and_remembers_that_polls_fail(airflow, service):
+    """The API server keeps it, since the sensor's process ends between two polls."""
+    service.usage.add("org_outage", today(), credits=11, requests=1)
+    service.faults.add(status(503), times=7, org="org_outage")
+    airflow.unpause("outage")
+    airflow.trigger("outage")
+    run_id = wait_for_task(airflow, "outage", "rescheduled", "success")
+
+    assert task(airflow, "outage", "rescheduled")["try_number"] == 1
+    log = airflow.log("outage", run_id, "rescheduled")
+    assert re.findall(r"failed \(failure (\d+), for", log) == [str(number) for number in range(1, 8)]
+    assert log.count("marking task as UP_FOR_RESCHEDULE") == 7
 
 
 # -- budgets

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby
@@ -240,7 +240,6 @@ class UsageDataset:
         rows_of = _rows_by_day(report, self._format)  # before anything is written: not every format takes every report
         # A day to come has no usage yet, which is another thing than a day without.
         days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
-        reported = self._reported(metadata_folder(report.org_id, report.group_by), days)
         self._claim()
         done = 0
 
@@ -252,9 +251,7 @@ class UsageDataset:
                     f"{len(days)} days are published, each file is whole, and the export can be run again)"
                 )
             ):
-                published = self._publish_day(
-                    folder, day, *rows_of.get(day, ((), ())), query, run, attempt, reported.get(day)
-                )
+                published = self._publish_day(folder, day, *rows_of.get(day, ((), ())), query, run, attempt)
             done += 1
             return published
 
@@ -269,7 +266,9 @@ class UsageDataset:
                     executor.shutdown(cancel_futures=True)
                     raise
         self.check()  # a store that can't create exclusively may have been claimed twice
-        return files
+        # Read last: what another run published and reported meanwhile may just have been replaced by an older answer.
+        reported = self._reported(metadata_folder(report.org_id, report.group_by), days)
+        return [replace(file, changed=file.change != reported.get(day)) for file, day in zip(files, days, strict=True)]
 
     def _reported(self, folder: str, days: Iterable[date]) -> dict[date, str]:
         with storage_errors(f"could not read which changes were reported, in {self._storage.location(folder)}"):
@@ -292,7 +291,6 @@ class UsageDataset:
         query: UsageQuery,
         run: str | None,
         attempt: Attempt | None,
-        reported: str | None,
     ) -> PublishedFile:
         file = f"data/{folder}/dt={day}/usage.{self._format.extension}"
         manifest = f"metadata/{folder}/dt={day}.json"
@@ -326,7 +324,7 @@ class UsageDataset:
             day=day,
             row_count=len(rows),
             size=size,
-            changed=change != reported,
+            changed=True,  # unless it has been reported
             change=change,
         )
 

@@ -105,10 +105,10 @@ class UsageObject:
             self._check(before, report.org_id, report.group_by, run)
             same = (before.rows_sha256, before.format) == (mine.rows_sha256, mine.format)
             mine.change = before.change if same and before.change else new_change()
-            reported = self._storage.read(_reported(self._name))
             write_with_manifest(self._storage, self._name, content, self._manifest, _content(mine))
             # A store that can't create exclusively may have been claimed twice, and map indexes run at the same time.
             self._check(self._read(), report.org_id, report.group_by, run)
+            reported = self._storage.read(_reported(self._name))  # last, as of a dataset
         return PublishedFile(
             uri=None if content is None else self._storage.uri(self._name),
             day=None,

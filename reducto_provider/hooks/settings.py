@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -23,11 +23,16 @@ DEFAULT_HOST: Final = "https://studio.reducto.ai"
 DEFAULT_TIMEOUT: Final = 60.0
 DEFAULT_MAX_ATTEMPTS: Final = 5
 _USER_INFO = re.compile(r"://[^/?#\s'\"]*@")
+_IN_PATHS = "/:@!$&'()*+,;=~"
 _LEAST, _MOST = 0.001, 86_400.0  # of seconds and of requests a second: what a socket and a sleep can wait
 
 KEY_HINT: Final = (
     "the Usage Export API takes the personal key from the API Keys page of Reducto Studio, not the "
     "REDUCTO_API_KEY of the document API at platform.reducto.ai"
+)
+
+_AS_JSON: Final = (
+    'as JSON: {"conn_type": "reducto", "host": "https://gateway.example.com:8443/reducto", "password": "..."}'
 )
 
 
@@ -44,6 +49,7 @@ class ReductoSettings:
     :param requests_per_second: never more than these, retries included; None for no limit.
     :param verify: whether to check the service's certificate, or the path of the CA bundle to check it with.
     :param proxy: URL of a proxy; None for what the environment says (``https_proxy``, ``no_proxy``).
+    :param conn_id: the connection's own id, for messages.
     """
 
     base_url: str
@@ -54,6 +60,7 @@ class ReductoSettings:
     requests_per_second: float | None = None
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
+    conn_id: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, connection: Connection, extra: Mapping[str, Any]) -> ReductoSettings:
@@ -80,6 +87,7 @@ class ReductoSettings:
             return cls(
                 base_url=_base_url(connection.host, connection.schema, connection.port),
                 key=_key(connection.password),
+                conn_id=connection.conn_id,
                 **options,
             )
         except ValueError as error:
@@ -95,7 +103,7 @@ class ReductoSettings:
 
     def hide(self, text: str) -> str:
         """``text`` without the connection's secrets, and without user and password of any URL in it."""
-        secrets = [self.key]
+        secrets = [self.key, quote(self.key, safe="")]
         if self.proxy and (password := urlsplit(self.proxy).password):
             secrets += [password, unquote(password)]
         for secret in secrets:
@@ -120,23 +128,46 @@ def _key(password: str | None) -> str:
 
 
 def _base_url(host: str | None, schema: str | None, port: object) -> str:
-    host = (host or "").strip() or DEFAULT_HOST
     try:
-        parts = urlsplit(host if "://" in host else f"{schema or 'https'}://{host}")
+        return _join_url((host or "").strip(), (schema or "").strip(), port)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_AS_JSON}") from None
+
+
+def _join_url(host: str, schema: str, port: object) -> str:
+    # Of a URI, Airflow hands a path over as the schema, and an IPv6 address without its brackets.
+    scheme, path = (schema.lower(), "") if schema.lower() in ("", "http", "https") else ("", schema)
+    url = _with_brackets(host or DEFAULT_HOST)
+    try:
+        parts = urlsplit(url if "://" in url else f"{scheme or 'https'}://{url}")
         number = parts.port or (int(str(port)) if port else None)
         name = _host_name(parts.hostname or "")
     except ValueError as error:
         raise ValueError(f"host and port make no URL such as {DEFAULT_HOST}: {error}") from None
-    if parts.scheme.lower() not in ("http", "https") or not name:
+    if parts.scheme not in ("http", "https") or not name:
         raise ValueError(f"host must be a host name or an https URL such as {DEFAULT_HOST}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(f"host must be a plain URL such as {DEFAULT_HOST}, without user, query or fragment")
     if number is not None and not 1 <= number <= 65535:
         raise ValueError(f"port must be from 1 to 65535, not {number}")
-    if parts.scheme.lower() == "http" and not _is_loopback(parts):
+    if host and scheme and scheme != parts.scheme:  # it may be the path of a URI
+        raise ValueError(f"host begins with {parts.scheme}, but schema is {scheme}: leave schema empty")
+    if path and parts.path.strip("/"):
+        raise ValueError("host and schema both hold a path: give all of it in the host")
+    if parts.scheme == "http" and not _is_loopback(parts):
         log.warning("The Reducto connection uses plain http to %s: the key is sent in clear.", name)
-    path = quote(parts.path, safe="/%:@!$&'()*+,;=~").rstrip("/")
-    return f"{parts.scheme.lower()}://{name}{'' if number is None else f':{number}'}{path}"
+    # Airflow has decoded a schema. In a host, what is percent-encoded stays as it is.
+    path = quote(f"/{path}", safe=_IN_PATHS) if path else quote(parts.path, safe=f"{_IN_PATHS}%")
+    return f"{parts.scheme}://{name}{'' if number is None else f':{number}'}{path.rstrip('/')}"
+
+
+def _with_brackets(host: str) -> str:
+    """Put an IPv6 address into the brackets that tell it from a port."""
+    scheme, separator, rest = host.rpartition("://")
+    address, slash, path = rest.partition("/")
+    with suppress(ValueError):
+        return f"{scheme}{separator}[{IPv6Address(address)}]{slash}{path}"
+    return host
 
 
 def _host_name(name: str) -> str:

@@ -1,13 +1,12 @@
-"""How a fleet is exported: many questions at a time in one event loop, whose end does not depend on any one of them."""
+"""How a fleet is exported: many questions at a time on the event loop, whose end does not depend on any one of them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
-from contextvars import copy_context
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -18,6 +17,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from reducto_provider.exceptions import ReductoAuthenticationError, typed_errors
 from reducto_provider.export.dataset import Attempt, PublishedDays, UsageDataset
 from reducto_provider.export.fleet import FleetEntry, FleetOutcome, split_query
+from reducto_provider.hooks import event_loop
+from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import UsageReport
 from reducto_provider.usage.window import today
 
@@ -67,16 +68,25 @@ class FleetExport:
         self._hooks = {entry.conn_id: ReductoHook(entry.conn_id) for entry in entries}
         self._refusals: dict[str, str] = {}
 
-    async def run(self) -> list[FleetOutcome]:
-        """Export them all. ``outcomes`` has them as they come, the result as they were given."""
-        waiting = iter(self._entries)
-        # Not the loop's own executor: what Airflow and the hook do there must not wait for files to be written.
+    def run(self) -> list[FleetOutcome]:
+        """
+        Export them all. ``outcomes`` has them as they come, the result as they were given.
+
+        Connections are looked up, and lines are logged, in the calling thread. Whatever is raised there meanwhile ends
+        the export, as soon as the files under way are written.
+
+        :raises asyncio.CancelledError: when :func:`~reducto_provider.hooks.event_loop.cancel` ended it.
+        """
         with ThreadPoolExecutor(self._concurrency, "reducto-fleet") as self._storage_threads:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._concurrency, len(self._entries))):
-                    group.create_task(self._work(waiting))
+            event_loop.run(self._work_all())
         places = {entry: place for place, entry in enumerate(self._entries)}
         return sorted(self.outcomes, key=lambda outcome: places[outcome.entry])
+
+    async def _work_all(self) -> None:
+        waiting = iter(self._entries)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._concurrency, len(self._entries))):
+                group.create_task(self._work(waiting))
 
     async def _work(self, waiting: Iterator[FleetEntry]) -> None:
         for entry in waiting:
@@ -84,15 +94,21 @@ class FleetExport:
             try:
                 with typed_errors(str(entry)):
                     await self._export(entry, outcome)
+                query = replace(self._query, org_id=entry.org_id, group_by=entry.group_by)
+                if warning := unmatched_filters(query, outcome.row_count):
+                    await event_loop.run_aside(self._log, logging.WARNING, "%s", warning)
             except Exception as error:  # noqa: BLE001  # one organization's failure is no other's
                 # Airflow masks what is logged, but not what goes to XCom.
                 reason = str(redact(f"{type(error).__name__}: {error}"))
                 outcome.fail(reason, hopeless=isinstance(error, AirflowFailException))
                 if not isinstance(error, AirflowException):
-                    self._log(logging.ERROR, "%s failed for a reason that was not foreseen", entry, exc_info=True)
+                    message = "%s failed for a reason that was not foreseen"
+                    await event_loop.run_aside(partial(self._log, logging.ERROR, message, entry, exc_info=error))
             self.outcomes.append(outcome)
             level = logging.ERROR if outcome.status == "failed" else logging.INFO
-            self._log(level, "%d of %d: %s", len(self.outcomes), len(self._entries), outcome)
+            await event_loop.run_aside(
+                self._log, level, "%d of %d: %s", len(self.outcomes), len(self._entries), outcome
+            )
 
     async def _export(self, entry: FleetEntry, outcome: FleetOutcome) -> None:
         hook = self._hooks[entry.conn_id]
@@ -136,45 +152,3 @@ class FleetExport:
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._storage_threads, partial(function, *arguments))
-
-
-class LoopThread:
-    """
-    Runs a coroutine in an event loop and a thread of its own, while the calling thread waits.
-
-    Airflow ends a task by an exception that a signal raises in the main thread. Raised within an event loop, it
-    can be taken for that of a callback, logged and lost.
-    """
-
-    def __init__(self) -> None:
-        self._stopped = False
-        self._cancel: Callable[[], object] = lambda: None
-
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """
-        What the coroutine returns or raises. Whatever is raised here meanwhile cancels it, and waits for its end.
-
-        :raises asyncio.CancelledError: when it was stopped.
-        """
-
-        async def cancellable() -> Result:
-            task = asyncio.current_task()
-            assert task is not None  # noqa: S101  # for mypy
-            self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
-            if self._stopped:
-                task.cancel()
-            return await coroutine
-
-        with ThreadPoolExecutor(1, "reducto-loop") as executor:
-            waiting = executor.submit(copy_context().run, asyncio.run, cancellable())
-            try:
-                return waiting.result()
-            except BaseException:
-                self.stop()
-                raise
-
-    def stop(self) -> None:
-        """Cancel the coroutine, from any thread or signal handler."""
-        self._stopped = True
-        with suppress(RuntimeError):  # its loop is closed already
-            self._cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
@@ -11,12 +12,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
 
 from reducto_provider import __version__
-from reducto_provider.airflow_compat import call_after_success
+from reducto_provider.airflow_compat import GivenArguments, call_after_success
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
+    ReductoDayNotOverError,
     ReductoExportError,
     ReductoFleetError,
     ReductoFleetFailError,
@@ -35,13 +37,30 @@ from reducto_provider.export.fleet import (
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path, split_object_path
+from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
-from reducto_provider.operators.fleet import FleetExport, LoopThread
-from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, check_literals, is_literal, parse_query
-from reducto_provider.usage.query import DIMENSIONS, shown
+from reducto_provider.operators.fleet import FleetExport
+from reducto_provider.run_state import DropsRunState
+from reducto_provider.usage.fields import (
+    QUERY_FIELDS,
+    check_both_days,
+    check_literals,
+    is_literal,
+    is_run_days,
+    parse_query,
+)
+from reducto_provider.usage.query import DIMENSIONS, shown, unmatched_filters
 from reducto_provider.usage.reconciliation import reconcile
 from reducto_provider.usage.report import json_number, plain
-from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run, today
+from reducto_provider.usage.window import (
+    DayNotOverError,
+    DayRange,
+    NoDayEndedError,
+    check_days_over,
+    days_of_run,
+    today,
+    warn_of_early_run,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -62,8 +81,10 @@ MOST_CONCURRENT = 64
 _MOST_SHOWN = 20
 
 
-class _ReductoUsageOperator(BaseOperator):
+class _ReductoUsageOperator(DropsRunState, GivenArguments):
     """What the operators here share: whose usage, of which days, through which connection."""
+
+    run_state = ("hook", "_reports", "_target", "_files", "_fleet", "_reported_changes")
 
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
@@ -109,6 +130,10 @@ class _ReductoUsageOperator(BaseOperator):
 
         return ReductoHook(self.reducto_conn_id)
 
+    def on_kill(self) -> None:
+        """End the requests under way. Files under way are written."""
+        event_loop.cancel()
+
     def _query_fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in QUERY_FIELDS}
 
@@ -131,6 +156,16 @@ class _ReductoUsageOperator(BaseOperator):
         check_literals(self._query_fields())
         self._check_number("lookback_days", 0)
         self._check_number("settle_days", 0)
+        if self.usage_start_date is None or is_run_days(self._query_fields()):
+            self._check_settle_days()
+
+    def _check_settle_days(self) -> None:
+        """See that a day of a run that is left out until it has settled is in reach of a later run."""
+        if self.settle_days > self.lookback_days:
+            raise ValueError(
+                f"lookback_days must be at least settle_days={self.settle_days}, not {self.lookback_days}: a day that "
+                "one run leaves out until it has settled is then taken along by a later one"
+            )
 
     def _check_number(self, name: str, least: int, most: int | None = None) -> None:
         value = getattr(self, name)
@@ -154,31 +189,61 @@ class _ReductoUsageOperator(BaseOperator):
         What to ask.
 
         :raises AirflowSkipException: when no day is left.
+        :raises ReductoDayNotOverError: when a retry can ask for the days, and now is too early.
         :raises ValueError: naming the field that can't be right.
         """
         fields = self._query_fields()
         check_both_days(fields)
-        if fields["usage_start_date"] is None:
-            try:
-                days = days_of_run(context)
-            except NoDayEndedError as error:
-                raise AirflowSkipException(str(error)) from error
-            fields["usage_start_date"], fields["usage_end_date"] = days.first, days.last
+        day = today()
+        if days_of_the_run := fields["usage_start_date"] is None or is_run_days(fields):
+            self._check_settle_days()
+            fields["usage_start_date"], fields["usage_end_date"] = self._days_of_run(context, day)
         query = parse_query(**fields)
         query = replace(query, start=query.start - timedelta(days=self.lookback_days))
+        if query.start > day:
+            raise ReductoDayNotOverError(
+                f"{self.task_id}: {DayRange(query.start, query.end)} is to come: nothing can have been used before "
+                f"{query.start} 00:00 UTC, retry after that"
+            )
+        if query.end > day:
+            self.log.warning("The days after %s are left out: nothing can have been used on them yet", day)
+            query = replace(query, end=day)
         if self.settle_days:
-            settled = today() - timedelta(days=self.settle_days + 1)
+            settled = day - timedelta(days=self.settle_days + 1)
             if query.start > settled:
                 raise AirflowSkipException(
                     f"no day of {DayRange(query.start, query.end)} is settled: the last one that is, with "
                     f"settle_days={self.settle_days}, is {settled}. lookback_days takes the days before along"
                 )
-            query = replace(query, end=min(query.end, settled))
+            if query.end > settled:
+                self.log.log(
+                    logging.INFO if days_of_the_run else logging.WARNING,
+                    "The days after %s are left out: with settle_days=%d they have not settled",
+                    settled,
+                    self.settle_days,
+                )
+                query = replace(query, end=settled)
         return query
+
+    def _days_of_run(self, context: Context, day: date) -> DayRange:
+        try:
+            days = days_of_run(context)
+            check_days_over(context, day, self.settle_days)
+        except NoDayEndedError as error:
+            raise AirflowSkipException(str(error)) from error
+        except DayNotOverError as error:
+            raise ReductoDayNotOverError(f"{self.task_id}: {error}") from error
+        if warning := warn_of_early_run(context, day, self.settle_days):
+            self.log.warning("%s", warning)
+        return days
 
     def _warn_if_not_final(self, query: UsageQuery) -> None:
         if query.end >= (day := today()):
             self.log.warning("Usage from %s on is not final: it still grows. Export it again when it is over.", day)
+
+    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
+        if warning := unmatched_filters(query, row_count):
+            self.log.warning("%s", warning)
 
     def _tell_outlets(self, context: Context, summary: dict[str, Any]) -> None:
         """Give the event of each asset that the task produces the summary, for who is started by it."""
@@ -201,7 +266,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
 
     Without dates the days are those that the DAG run covers (:func:`reducto_provider.usage.window.days_of_run`):
     under a daily schedule the day before. Days are UTC days and whole. A range that reaches today is exported as
-    it stands and logged as not final.
+    it stands and logged as not final; days after today are left out. A run by partition of a day or longer fails, and
+    can be retried, until the last day of its partition is over.
 
     Without ``output_path`` the XCom holds ``org_id``, ``usage_start_date``, ``usage_end_date``, ``group_by``,
     ``row_count``, ``credits``, ``request_count`` and ``rows``; an answer too large for that fails, and nothing is
@@ -215,14 +281,21 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
     Running it again replaces what it wrote: the same answer gives the same bytes, restated days are replaced and
     emptied ones removed. One task exports one organization: fan out with ``.expand(org_id=...)``.
 
+    An argument that is not named, or is None when the DAG is parsed, is left out and has its default. Any other is
+    given: if it comes out as None, an empty list, blank text or the text "None", the task fails at once and asks
+    nothing.
+
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
-    :param usage_start_date: first day, as ``date`` or ``yyyy-mm-dd``.
+    :param usage_start_date: first day, as ``date`` or ``yyyy-mm-dd``; ``"run"`` as both days for those of the run.
     :param usage_end_date: last day, included.
     :param lookback_days: begin so many days earlier, to take in what was restated meanwhile.
     :param settle_days: leave out days that are not final: today, and so many complete days before it, in which
-        restatements may still come. With none left the task is skipped. 0, the default, leaves out nothing.
+        restatements may still come. Without dates ``lookback_days`` must be at least as much, so that a later run takes
+        them along. With no day left the task is skipped; a run by partition fails until all of it has settled. 0, the
+        default, leaves out nothing.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
-    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
     :param output_path: where files go: a URL, or an absolute path.
     :param output_conn_id: the Airflow connection for the object store.
     :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them), ``parquet``; or FOCUS 1.2, which
@@ -255,6 +328,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         "reducto_conn_id",
     )
 
+    _files: Sequence[PublishedFile] | None = None
+
     def __init__(
         self,
         *,
@@ -285,12 +360,12 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         self.prepaid = prepaid
         self.billing_account_name = billing_account_name
         self.max_xcom_bytes = max_xcom_bytes
-        self._files: Sequence[PublishedFile] | None = None
-        self._check_literals()
+        self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, write, and return what goes to XCom."""
         with typed_errors(self.task_id):
+            self.check_arguments()
             query = self._query(context)
             file_format = self._format(parse_terms(self.output_format, _price_options(self)), query.group_by)
             self._warn_if_not_final(query)
@@ -303,6 +378,8 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
         terms = parse_literal_terms(self.output_format, _price_options(self))
         if is_literal(self.output_format) and is_literal(self.compression):
             self._format(terms)
+        if not isinstance(self.partitioned, bool):  # no template: any text would be taken for True
+            raise ValueError(f"partitioned must be True or False, not {self.partitioned!r}")
         if self.output_path is not None and is_literal(self.output_path):
             self._check_output_path()
         self._check_number("max_xcom_bytes", 1)
@@ -421,6 +498,7 @@ class ReductoUsageExportOperator(_ReductoUsageOperator):
             report.request_count,
             len(report.rows),
         )
+        self._warn_if_unmatched(query, len(report.rows))
         return report
 
 
@@ -474,7 +552,6 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
 
     billing_account_name = None  # one for all would be wrong
 
-    _loop: LoopThread | None = None
     _fleet: FleetExport | None = None
     _reported_changes: Mapping[str, Mapping[date, str]] = {}
 
@@ -510,7 +587,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         self.concurrency = concurrency
         self.days_per_request = days_per_request
         self.max_xcom_bytes = max_xcom_bytes
-        self._check_literals()
+        self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Export them all, and return what goes to XCom."""
@@ -518,6 +595,7 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
         from reducto_provider.export.storage import open_storage
 
         with typed_errors(self.task_id):
+            self.check_arguments()
             entries = parse_fleet(self.organizations, self.group_by, self.reducto_conn_id)
             terms = parse_terms(self.output_format, _price_options(self))
             file_format = self._format(terms, entries)
@@ -544,20 +622,14 @@ class ReductoUsageFleetExportOperator(_ReductoUsageOperator):
             attempt=self._attempt(context, repr(terms)),
             log=self.log.log,
         )
-        self._loop = LoopThread()
         try:
-            outcomes = self._loop.run(fleet.run())
+            outcomes = fleet.run()
         except asyncio.CancelledError:
             raise ReductoExportError(
                 f"{self.task_id} was stopped when {len(fleet.outcomes)} of {len(entries)} were done. Each file is "
                 "whole, and the next try goes on"
             ) from None
         return self._conclude(query, outcomes, storage, context)
-
-    def on_kill(self) -> None:
-        """Ask no more, let the files under way be written, and end."""
-        if self._loop is not None:
-            self._loop.stop()
 
     def _asked(self) -> list[tuple[str, str, str]]:
         return list(dict.fromkeys(self._fleet.asked)) if self._fleet else []
@@ -661,20 +733,22 @@ class ReductoUsageReconciliationOperator(_ReductoUsageOperator):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._check_literals()
+        self.parse_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask four times, and compare."""
-        try:
-            query = self._query(context)
-        except (ValueError, OverflowError) as error:
-            raise ReductoConfigurationError(f"{self.task_id}: {error}") from error
+        with typed_errors(self.task_id):
+            self.check_arguments()
+            return self._reconcile(self._query(context))
+
+    def _reconcile(self, query: UsageQuery) -> dict[str, Any]:
         yesterday = today() - timedelta(days=1)
         if query.start > yesterday:
             raise AirflowSkipException(f"no day of {DayRange(query.start, query.end)} is over yet")
         query = replace(query, end=min(query.end, yesterday))
         reports = {name: self.hook.get_usage(replace(query, group_by=name)) for name in DIMENSIONS}
         self._reports = list(reports.values())
+        self._warn_if_unmatched(query, sum(len(report.rows) for report in self._reports))
         if discrepancies := reconcile(reports):
             raise ReductoReconciliationError(
                 f"the dimensions of {reports['product'].org_id} do not agree on {len(discrepancies)} figures: "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -21,6 +22,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider import exceptions
+from reducto_provider.airflow_compat import GivenArguments, has_other_delimiters, is_executed, is_from_mapped
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
@@ -29,14 +31,17 @@ from reducto_provider.exceptions import (
     ReductoWindowClosedError,
 )
 from reducto_provider.links.studio import ReductoStudioLink
+from reducto_provider.run_state import DropsRunState
 from reducto_provider.triggers.polls import (
+    MAX_FAILURE_TIME,
     SHORTEST_INTERVAL,
     FailedPolls,
     as_reducto_error,
     retry_after_of,
     utc_minute,
 )
-from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_day
+from reducto_provider.usage.fields import QUERY_FIELDS, RUN_DAYS, check_literals, is_literal, parse_day
+from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
     METRICS,
@@ -55,6 +60,8 @@ if TYPE_CHECKING:
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
 
+log = logging.getLogger(__name__)
+
 ClosedWindowAction = Literal["skip", "fail", "wait"]
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
@@ -67,7 +74,7 @@ _UNANSWERED = re.compile(
 )
 
 
-class ReductoUsageThresholdSensor(BaseSensorOperator):
+class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOperator):
     """
     Wait until the usage of a window exceeds a threshold; to equal it is not to exceed it.
 
@@ -88,20 +95,26 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     window over: ``fail``                      failed, no retry      skipped
     401, 403, 400, no credits                  failed, no retry      skipped
     an answer against the contract             failed                skipped
-    passing faults, fewer than five in a row   goes on waiting       goes on waiting
-    passing faults, five polls in a row        failed                skipped
+    transient errors                           goes on waiting       goes on waiting
+    the same, beyond ``max_failure_time``      failed                skipped
     an exception that nobody foresaw           failed                skipped
     =========================================  ====================  ==============================
 
-    ``silent_fail`` tolerates without end whatever a retry might mend. ``execution_timeout`` bounds the whole wait
-    in every mode. When the key is refused (401), the connection is read once more before the task fails.
+    An argument that is not named, or is None when the DAG is parsed, is left out and has its default. Any other is
+    given: coming out as nothing, it fails the task at once. :class:`ReductoUsageExportOperator` says more.
+
+    Transient errors (408, 425, 429, 5xx, an HTML page, no whole answer) end the wait when they have lasted
+    ``max_failure_time`` and at least five polls in a row have failed. ``silent_fail`` tolerates without end whatever a
+    retry might fix. ``execution_timeout`` bounds the whole wait in every mode. When the key is refused (401), the
+    connection is read once more before the task fails.
 
     :param threshold: 0 or more, less than 1e18; templated.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month`` (the default), ``week`` (from Monday), ``day``: the calendar period, in UTC days, that
         holds the run's moment; a whole number N: the N days that end with that moment's; ``run``: the days that
         the run covers.
-    :param usage_start_date: first day of an explicit window, instead of ``window``.
+    :param usage_start_date: first day of an explicit window, instead of ``window``; ``"run"`` as both days for those
+        that the run covers.
     :param usage_end_date: its last day, included.
     :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
     :param projected: hold what the whole window will come to at the rate so far against the threshold: the usage of
@@ -112,15 +125,21 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
     :param settle_days: days after its end in which a window still counts as open, for restatements.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
-    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param deferrable: wait in the triggerer, holding no worker slot.
     :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task
         only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
         ``deferrable``, which this implies.
     :param poke_interval: seconds between polls, one at the least. The last poll is when ``timeout`` is over.
+    :param max_failure_time: how long transient errors must have lasted before they end the wait, as ``timedelta`` or
+        seconds; 0 for five failed polls in a row, however close.
     :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
     """
+
+    run_state = ("hook", "_failure_store")
+    _failure_store: _FailureStore | None = None
 
     template_fields: Sequence[str] = ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")
     operator_extra_links = (ReductoStudioLink(),)
@@ -148,6 +167,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         start_from_trigger: bool = False,
         poke_interval: timedelta | float = 300,
+        max_failure_time: timedelta | float = MAX_FAILURE_TIME,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
@@ -168,17 +188,30 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.file_types = file_types
         self.reducto_conn_id = reducto_conn_id
         self.deferrable = deferrable or start_from_trigger
-        self._failed_polls = FailedPolls(silent_fail=self.silent_fail)
+        self.max_failure_time = _parse_seconds("max_failure_time", max_failure_time)
+        self._failed_polls = FailedPolls(self.max_failure_time, silent_fail=self.silent_fail)
         self._retry_after = 0.0
         self._started_at = 0.0
-        self._check_literals()
+        self._warned = False
+        self.parse_arguments()
         # Of a mapped sensor this is one that a worker has made, which defers.
-        if start_from_trigger and not getattr(self, "_BaseOperator__from_mapped", False):
+        if start_from_trigger and not is_from_mapped(self):
+            self._start_from_trigger()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # An author, or a subclass, may assign attributes: the trigger is to ask for what they say.
+        made = self.start_from_trigger and "start_trigger_args" in vars(self) and not is_executed(self)
+        if made and name not in ("start_from_trigger", "start_trigger_args"):
             self._start_from_trigger()
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
         self._failed_polls.reset()
+        self._failure_store = None
+        if self.mode == "reschedule" and not self.deferrable and "task_state_store" in context:  # from Airflow 3.3 on
+            self._failure_store = _FailureStore(context)
+            self._failure_store.load(self._failed_polls)
         self._started_at = time.time()
         try:
             reading: dict[str, Any] | None = super().execute(context)
@@ -236,10 +269,12 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
 
     @property
     def reschedule(self) -> bool:
-        """Not while the service fails: rescheduled, the task would forget how often it did."""
+        """Not while polls fail and nothing remembers it: rescheduled, the task would forget since when they do."""
         # Airflow 2 asks before anything of this class is there.
         failed_polls: FailedPolls | None = getattr(self, "_failed_polls", None)
-        return self.mode == "reschedule" and not (failed_polls and failed_polls.count)
+        if self.mode != "reschedule" or failed_polls is None or not failed_polls.count or self.silent_fail:
+            return self.mode == "reschedule"
+        return self._failure_store is not None and self._failure_store.is_current
 
     @cached_property
     def hook(self) -> ReductoHook:
@@ -269,17 +304,18 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         """How many days the window has at the least, as far as that can be known before a run."""
         if self.usage_start_date is None:
             return least_days(check_window(self.window)) if is_literal(self.window) else None
-        if is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
+        if self.usage_start_date != RUN_DAYS and is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
             first, last = (parse_day(name, getattr(self, name)) for name in ("usage_start_date", "usage_end_date"))
             return DayRange(first, last).length
         return None
 
     def _waited_for(self, context: Context) -> UsageThreshold:
         try:
+            self.check_arguments()
             return UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             self._fail(ReductoConfigurationError(f"{self.task_id}: {error}"))
 
     def _poll(self, waited_for: UsageThreshold) -> PokeReturnValue | Literal[False]:
@@ -288,7 +324,9 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         reading = None
         if query is not None:
             try:
-                reading = waited_for.read(self.hook.get_usage(query), moment)
+                report = self.hook.get_usage(query)
+                self._warn_if_unmatched(query, len(report.rows))
+                reading = waited_for.read(report, moment)
             except CreditsUnavailableError as error:
                 raise ReductoCreditsUnavailableError(str(error)) from error
             match waited_for.outcome(reading):
@@ -300,10 +338,18 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
         self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll)
         return False
 
+    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
+        # Once a wait; a rescheduled one says it on each visit to a worker, since it remembers none.
+        if not self._warned and (warning := unmatched_filters(query, row_count)):
+            self._warned = True
+            self.log.warning("%s", warning)
+
     def _tolerate(self, error: Exception, query: UsageQuery) -> None:
         """Go on after a poll that failed, or fail."""
         if not self._failed_polls.tolerates(error):
             self._fail(as_reducto_error(error))
+        if self._failure_store:
+            self._failure_store.save(self._failed_polls)
         vars(self).pop("hook", None)  # as in the triggerer, the next poll begins with the connection as it is by then
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll of %s failed (%s): %s; %s", query, self._failed_polls, error, self._next_poll)
@@ -362,6 +408,7 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             waited_for,
             deadline=self._ends_at,
             failed_polls=self._failed_polls.count,
+            failing_since=self._failed_polls.since,
             not_before=time.time() + self._retry_after,
             **self._trigger_options,
         )
@@ -392,6 +439,11 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
                     f"{name} can't be rendered with start_from_trigger: to {value!r} the triggerer never gets an "
                     "answer; give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
                 )
+        if has_other_delimiters(self):
+            raise ValueError(
+                "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which "
+                "Airflow's triggerer does not know: use deferrable=True instead"
+            )
         if not AIRFLOW_V_3_3_PLUS:
             return
         from airflow.triggers.base import StartTriggerArgs
@@ -424,7 +476,64 @@ class ReductoUsageThresholdSensor(BaseSensorOperator):
             "max_wait": self.max_wait.total_seconds() if self.max_wait else None,
             "wait_when_closed": self.on_closed_window == "wait",
             "silent_fail": self.silent_fail,
+            "max_failure_time": self.max_failure_time,
         }
+
+
+class _FailureStore:
+    """
+    Remembers the failed polls of a sensor that is rescheduled, in Airflow's task state store.
+
+    Nothing else that a task may write survives a reschedule: Airflow clears its XComs at each start, and of the visits
+    to a worker before it tells when the first one began, no more. What is stored holds for the next visit of the same
+    try only. So nothing has to be removed when a poll succeeds, and nothing outdated counts.
+    """
+
+    _KEY = "reducto_failed_polls"
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
+        self._store = context["task_state_store"]
+        self._try = str(context["ti"].id)
+        self._visit = int(context.get("task_reschedule_count", 0))
+        self._readable = True
+        self.is_current = False
+        """Whether the next visit will find the failures so far."""
+
+    def load(self, failed_polls: FailedPolls) -> None:
+        """Count in what the visit before has stored."""
+        if self._visit == 0:
+            return
+        try:
+            stored = self._store.get(self._KEY)
+        except Exception as error:  # noqa: BLE001  # of Airflow's API, or of a backend of the deployment's own
+            self._readable = False
+            log.warning("The task state store can't be read, and failed polls so far are forgotten: %s", error)
+            return
+        match stored:
+            case {"try": self._try, "visit": int(visit), "count": int(count), "since": int() | float() as since}:
+                if visit == self._visit - 1:
+                    failed_polls.count, failed_polls.since = count, float(since)
+                    self.is_current = True
+
+    def save(self, failed_polls: FailedPolls) -> None:
+        """Store the failures so far for the next visit."""
+        failures = {"try": self._try, "visit": self._visit, "count": failed_polls.count, "since": failed_polls.since}
+        self.is_current = False
+        if not self._readable:
+            return
+        try:
+            self._store.set(self._KEY, failures)
+        except Exception as error:  # noqa: BLE001  # as above
+            log.warning("Failed polls can't be stored, and the task stays on its worker while they fail: %s", error)
+        else:
+            self.is_current = True
+
+
+def _parse_seconds(name: str, value: object) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
+        return float(seconds)
+    raise ValueError(f"{name} must be a number of seconds, 0 or more, or a timedelta, not {value!r}")
 
 
 def _as_json(value: Any) -> Any:

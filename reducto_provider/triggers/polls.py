@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError, ReductoPollError
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CreditsUnavailableError, UsageReport
-from reducto_provider.usage.threshold import MAX_FAILED_POLLS, Reading, UsageThreshold
+from reducto_provider.usage.threshold import Reading, UsageThreshold
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,6 +28,13 @@ SHORTEST_INTERVAL: Final = 1.0
 
 LONGEST_RETRY_AFTER: Final = 3600.0
 """Seconds that the service may put off the next poll by ``Retry-After``."""
+
+MIN_FAILED_POLLS: Final = 5
+"""Polls in a row that must have failed before transient failures end a wait; the hook's attempts within one don't
+count."""
+
+MAX_FAILURE_TIME: Final = timedelta(hours=6)
+"""How long transient failures must have lasted before they end a wait, by default."""
 
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() // 1 - 1
 _ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event loop
@@ -107,29 +115,46 @@ class Poller:
 
 class FailedPolls:
     """
-    Counts the polls that failed in a row, and says which are tolerated: those that failed for a passing reason, up
-    to :data:`~reducto_provider.usage.threshold.MAX_FAILED_POLLS` - 1, or with ``silent_fail`` all that a retry might
-    mend.
+    Counts the polls that failed in a row, and decides which failures a wait tolerates.
+
+    Transient failures end it when at least :data:`MIN_FAILED_POLLS` polls in a row have failed and the first of them
+    did so ``max_failure_time`` seconds ago: neither a few polls far apart nor many within an outage of an hour are
+    enough. Any other failure ends it at once. With ``silent_fail`` only a failure that no retry can fix ends it.
+
+    :param count: polls in a row that have failed so far.
+    :param since: when the first of them failed, in seconds since the epoch: it may have been in another process.
     """
 
-    def __init__(self, count: int = 0, *, silent_fail: bool = False) -> None:
-        self.count = count
+    def __init__(
+        self, max_failure_time: float, *, silent_fail: bool = False, count: int = 0, since: float | None = None
+    ) -> None:
+        self._max_failure_time = max_failure_time
         self._silent_fail = silent_fail
+        self.count = count
+        self.since = since
 
     def reset(self) -> None:
-        """A poll did not fail."""
-        self.count = 0
+        """Note that a poll did not fail."""
+        self.count, self.since = 0, None
 
     def tolerates(self, error: Exception) -> bool:
-        """Whether to go on after one more poll that failed, with ``error``."""
+        """Count one more poll that failed, with ``error``, and return whether to go on."""
         self.count += 1
+        if self.since is None:
+            self.since = time.time()
         if self._silent_fail:
             return not isinstance(error, AirflowFailException)
-        return isinstance(error, ReductoError) and error.passing and self.count < MAX_FAILED_POLLS
+        lasting = self.count >= MIN_FAILED_POLLS and self._seconds() >= self._max_failure_time
+        return isinstance(error, ReductoError) and error.passing and not lasting
+
+    def _seconds(self) -> float:
+        return 0.0 if self.since is None else max(0.0, time.time() - self.since)  # clocks are set
 
     def __str__(self) -> str:
-        end = "which are tolerated without end" if self._silent_fail else f"{MAX_FAILED_POLLS} end the wait"
-        return f"{self.count} in a row, {end}"
+        if self._silent_fail:
+            return "tolerated by silent_fail"
+        lasted, limit = (timedelta(seconds=int(seconds)) for seconds in (self._seconds(), self._max_failure_time))
+        return f"failure {self.count}, for {lasted}; {MIN_FAILED_POLLS} failures over {limit} end the wait"
 
 
 def as_reducto_error(error: Exception) -> ReductoError:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import os
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Sequence
@@ -16,17 +17,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
 from reducto_provider.triggers.polls import (
     LONGEST_RETRY_AFTER,
+    MAX_FAILURE_TIME,
     SHORTEST_INTERVAL,
     FailedPolls,
     Poll,
@@ -35,10 +37,18 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
-from reducto_provider.usage.fields import QUERY_FIELDS, parse_query
-from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.fields import (
+    QUERY_FIELDS,
+    check_given,
+    check_not_empty,
+    is_literal,
+    outline,
+    parse_query,
+    restore_literals,
+)
+from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery, unmatched_filters
 from reducto_provider.usage.report import Metric, plain
-from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold, parse_threshold, without_nul
 from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, NoDayEndedError, calendar_window
 
 if TYPE_CHECKING:
@@ -49,13 +59,22 @@ if TYPE_CHECKING:
 _PERSIST_SECONDS = 15.0
 _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
-# Of its own: those of asyncio would all wait for the same log, and together leave the event loop little time.
-_LOG_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
+_HAND_OVER_SECONDS = 60.0  # within which a triggerer takes up what a sensor has handed over
 
 _NOT_BEGUN = (
     "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
     "the trigger anew, did not render its arguments; a retry begins the wait again"
 )
+
+
+@cache
+def _log_thread() -> ThreadPoolExecutor:
+    """Return a thread for logs alone: those of asyncio would all wait for one log, and leave the loop little time."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
+
+
+# No thread survives a fork, but the executor would believe that its own is there, and each line would wait for ever.
+os.register_at_fork(after_in_child=_log_thread.cache_clear)
 
 
 @dataclass
@@ -83,6 +102,8 @@ class _UsageTrigger(BaseEventTrigger):
     exponential_backoff: bool = False
     max_wait: float | None = None
     not_before: float = 0.0
+    _warned = False
+    """Whether it has said that nothing matches its filters."""
     asks_first: bool = False
     """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
@@ -106,7 +127,7 @@ class _UsageTrigger(BaseEventTrigger):
         of lines.
         """
         line = partial(copy_context().run, getattr(self.log, level), text, *args, **options)
-        await asyncio.get_running_loop().run_in_executor(_LOG_THREAD, line)
+        await asyncio.get_running_loop().run_in_executor(_log_thread(), line)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, plain JSON values."""
@@ -194,6 +215,13 @@ class _UsageTrigger(BaseEventTrigger):
         queries = self._queries(moment)
         return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
 
+    async def _warn_if_unmatched(self, poll: Poll) -> None:
+        if self._warned or poll.query is None or poll.report is None:
+            return
+        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
+            self._warned = True
+            await self._alog("warning", "%s", warning)
+
     def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
         """Seconds before the next poll, after ``count`` of them, of which the last came to ``polls``."""
         interval = self.poke_interval
@@ -213,9 +241,8 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
 
     On Airflow 3.3 all triggers that ask the same question at the same interval share one poll, each with its own
     threshold; on older versions each polls for itself. Between polls lie ``poke_interval`` seconds whatever the
-    service answers, or more if it asks for that by ``Retry-After``. A poll that fails for a passing reason is
-    tolerated :data:`~reducto_provider.usage.threshold.MAX_FAILED_POLLS` - 1 times in a row, any other failure ends
-    the wait.
+    service answers, or more if it asks for that by ``Retry-After``. Transient failures end the wait when they have
+    lasted ``max_failure_time`` seconds and at least five polls in a row have failed, any other failure ends it at once.
 
     The parameters that are not named here are those of the sensor.
 
@@ -227,7 +254,10 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
     :param deadline: when to give up, in seconds since the epoch: it holds in whichever triggerer this runs. None
         for never.
     :param wait_when_closed: go on when the window is over and the threshold not exceeded.
-    :param failed_polls: polls that failed in a row before this trigger took over.
+    :param max_failure_time: seconds that transient failures must have lasted before they end the wait.
+    :param failed_polls: polls in a row that failed before this trigger took over.
+    :param failing_since: when the first of them failed, in seconds since the epoch. A trigger that starts more than a
+        minute later leaves both out of account: it was started again, and polls in between may have succeeded.
     :param not_before: until when the service asked to be left alone when it failed then, in seconds since the epoch.
     :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
     :param asks_first: poll once at the start; otherwise the first poll comes after one interval, since a sensor that
@@ -258,7 +288,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         max_wait: float | None = None,
         deadline: float | None = None,
         wait_when_closed: bool = False,
+        max_failure_time: float = MAX_FAILURE_TIME.total_seconds(),
         failed_polls: int = 0,
+        failing_since: float | None = None,
         not_before: float = 0.0,
         silent_fail: bool = False,
         asks_first: bool = False,
@@ -285,7 +317,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self.max_wait = max_wait
         self.deadline = deadline
         self.wait_when_closed = wait_when_closed
+        self.max_failure_time = max_failure_time
         self.failed_polls = failed_polls
+        self.failing_since = failing_since
         self.not_before = not_before
         self.silent_fail = silent_fail
         self.asks_first = asks_first
@@ -295,6 +329,9 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         self._refusal = None if window is None else error_event(ReductoPollError(_NOT_BEGUN))
         self._reading: Reading | None = None
         """Of the last poll, if that did not fail."""
+        check_not_empty(
+            {name: getattr(self, name) for name in (*QUERY_FIELDS, "threshold", "window", "reducto_conn_id")}
+        )
 
     @classmethod
     def waiting_for(cls, threshold: UsageThreshold, **options: Any) -> ReductoUsageThresholdTrigger:
@@ -308,21 +345,27 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
         """
         jinja_env = jinja_env or self.get_template_env()
         jinja_env.undefined = StrictUndefined  # as of DAGs; Airflow's own here leaves out what is not defined
+        # None of these is one that was left out.
+        outlines = {name: outline(value) for name in self.template_fields if (value := getattr(self, name)) is not None}
         try:
             super().render_template_fields(context, jinja_env)
-        except TemplateError as error:
-            message = f"a template can't be rendered in the triggerer: {error}"
+        except Exception as error:  # noqa: BLE001  # a template runs code, which may raise anything
+            message = f"a template can't be rendered in the triggerer: {type(error).__name__}: {error}"
             self._refusal = error_event(ReductoConfigurationError(message))
             return
+        for name, outlined in outlines.items():
+            setattr(self, name, restore_literals(outlined, getattr(self, name)))
         if self.grace is not None and (timeout_after := getattr(self, "timeout_after", None)) is not None:
             self.deadline = timeout_after.replace(tzinfo=timeout_after.tzinfo or UTC).timestamp() - self.grace
         if self.window is None:
             return
         try:
+            for name, outlined in outlines.items():
+                check_given(name, outlined, getattr(self, name))
             waited_for = UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             self._refusal = {"status": "skip", "message": str(error)}
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             self._refusal = error_event(ReductoConfigurationError(str(error)))
         else:
             for name, value in _arguments_of(waited_for).items():
@@ -356,7 +399,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             yield _event(self._refusal)
             return
         waited_for = self._waited_for()
-        failed_polls = FailedPolls(self.failed_polls, silent_fail=self.silent_fail)
+        failed_polls = self._failed_polls()
         async with aclosing(self._polls(shared_stream)) as polls:
             while True:
                 try:
@@ -379,6 +422,13 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             projected=self.projected,
             settle_days=self.settle_days,
         )
+
+    def _failed_polls(self) -> FailedPolls:
+        """Return the failures so far: those handed over, unless this is a later start, of which they say nothing."""
+        count, since = self.failed_polls, self.failing_since
+        if since is None or abs(time.time() - since) > _HAND_OVER_SECONDS:
+            count, since = 0, None
+        return FailedPolls(self.max_failure_time, silent_fail=self.silent_fail, count=count, since=since)
 
     def _seconds_left(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.time())
@@ -409,6 +459,7 @@ class ReductoUsageThresholdTrigger(_UsageTrigger):
             )
             return None
         failed_polls.reset()
+        await self._warn_if_unmatched(poll)
         if reading is not None:
             outcome = waited_for.outcome(reading)
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
@@ -449,10 +500,11 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
     :param window: ``month``, ``week`` (from Monday) or ``day``.
     :param settle_days: days after a window's end in which it is still watched.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
-    :param products: only these; one text or several. Likewise ``features``, ``api_keys`` and ``file_types``.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param poke_interval: seconds between polls.
-    :raises ValueError: for an argument that can't be right.
+    :raises ValueError: for an argument that can't be right, and for a template, which nobody renders here.
     """
 
     asks_first = True
@@ -474,6 +526,8 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         poke_interval: float | timedelta = 300.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
+        _check_final({"org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
         self.budget = _parse_budget(budget)
         self.levels = _parse_levels(levels)
         self.metric = metric
@@ -493,17 +547,14 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
                 usage_end_date=today,
                 group_by="product",
                 org_id=org_id,
-                products=products,
-                features=features,
-                api_keys=api_keys,
-                file_types=file_types,
+                **filters,
             ),
             metric=metric,
             threshold=Decimal(self.budget),
         )
-        filters = self._today.query.filters()
-        self.products, self.features = filters.get("products"), filters.get("features")
-        self.api_keys, self.file_types = filters.get("api_keys"), filters.get("file_types")
+        names = self._today.query.filters()
+        self.products, self.features = names.get("products"), names.get("features")
+        self.api_keys, self.file_types = names.get("api_keys"), names.get("file_types")
         self._memory = _Memory()
 
     def _question(self) -> Hashable:
@@ -549,6 +600,7 @@ class ReductoUsageLevelTrigger(_UsageTrigger):
         reading = await poll.read(self._watched(calendar_window(self.window, day)))
         if reading is None:
             return []
+        await self._warn_if_unmatched(poll)
         # Fractions, since decimals of many digits would be rounded.
         percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
         passed = [level for level in self.levels if percent > Fraction(str(level))]
@@ -689,7 +741,8 @@ def timeout_event(waited_for: UsageThreshold, reading: Reading | None) -> dict[s
 
 
 def _event(payload: dict[str, Any]) -> TriggerEvent:
-    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+    storable = {name: without_nul(value) if isinstance(value, str) else value for name, value in payload.items()}
+    return TriggerEvent(storable)  # type: ignore[no-untyped-call]
 
 
 def _arguments_of(waited_for: UsageThreshold) -> dict[str, Any]:
@@ -705,8 +758,16 @@ def _arguments_of(waited_for: UsageThreshold) -> dict[str, Any]:
         "settle_days": waited_for.settle_days,
         "org_id": query.org_id,
         "group_by": query.group_by,
+        **dict.fromkeys(FILTER_PARAMETERS),
         **query.filters(),
     }
+
+
+def _check_final(fields: dict[str, Any]) -> None:
+    check_not_empty(fields)
+    for name, value in fields.items():
+        if not is_literal(value):
+            raise ValueError(f"{name} must be final, not {value!r}: what a watcher asks is not rendered")
 
 
 def _parse_budget(budget: object) -> str:

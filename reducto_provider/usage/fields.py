@@ -1,17 +1,23 @@
-"""The fields of a query as DAG authors write them: literal or templated, days as text, a filter as one text.
+"""Arguments as DAG authors give them: literal or templated, days as text, a filter as one text.
 
-What is literal is checked when the DAG is parsed, everything again once templates are rendered.
+What is literal is checked when the DAG is parsed, everything again once templates are rendered. An argument that was
+given never becomes one that was left out: what came out of a template or of another task as nothing is an error.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence, Set, Sized
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any, Final
 
-from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.query import UsageQuery, check_text
+
+RUN_DAYS: Final = "run"
+"""What ``usage_start_date`` and ``usage_end_date`` both say for the days that the run covers."""
 
 QUERY_FIELDS: Final = (
     "org_id",
@@ -25,11 +31,50 @@ QUERY_FIELDS: Final = (
 )
 """The arguments that operator and sensor share, all of them templated."""
 
+_DAYS_REMEDY = "give a day as yyyy-mm-dd, or 'run' as both days for those that the run covers, or leave both out"
+_FILTER_REMEDY = "name what to ask for, give '*' for all, or leave the argument out"
+
+REMEDIES: Final[Mapping[str, str]] = {
+    "org_id": "name the organization, or leave the argument out for the connection's or the key's own",
+    "organizations": "name at least one, and each of them",
+    "usage_start_date": _DAYS_REMEDY,
+    "usage_end_date": _DAYS_REMEDY,
+    "group_by": "name a dimension such as 'product', the default",
+    "products": _FILTER_REMEDY,
+    "features": _FILTER_REMEDY,
+    "api_keys": _FILTER_REMEDY,
+    "file_types": _FILTER_REMEDY,
+    "threshold": "give a number, 0 or more",
+    "window": "give 'month', the default, or another window",
+    "output_path": "give a URL or an absolute path; only an export to XCom leaves the argument out",
+    "output_conn_id": "name a connection, or leave the argument out",
+    "output_format": "name a format such as 'jsonl', the default",
+    "compression": "give 'gzip' or 'zstd', or leave the argument out",
+    "price_per_credit": "give a price, or leave the argument out for a format other than FOCUS",
+    "contracted_price_per_credit": "give a price, that of price_per_credit if no other was agreed on, or leave the "
+    "argument out",
+    "billing_currency": "give three letters such as 'USD', the default",
+    "billing_account_name": "give a name, the organization's id if it has no other, or leave the argument out",
+    "reducto_conn_id": "name a connection, 'reducto_default' by default",
+}
+"""By templated argument: what its author can do when it came out as nothing."""
+
+
+class _Given(Enum):
+    GIVEN = "given"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+GIVEN: Final = _Given.GIVEN
+"""In an :func:`outline`, stands for what is known only when a task runs."""
+
 
 def is_literal(value: object) -> bool:
     """Whether a DAG author's value is final, not a template or another task's result."""
     if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
+        return not any(begin in value for begin in ("{{", "{%", "{#"))
     if isinstance(value, list | tuple | set):
         return all(map(is_literal, value))
     return value is None or isinstance(value, int | float | Decimal | date | timedelta)
@@ -57,7 +102,66 @@ def parse_query(
     )
 
 
-def check_both_days(fields: dict[str, Any]) -> None:
+def outline(value: object) -> object:
+    """Return what is literal in a value, with :data:`GIVEN` in place of each template and other task's result."""
+    if is_literal(value):
+        return value
+    if isinstance(value, Mapping):
+        return {key: outline(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [outline(each) for each in value]
+    return GIVEN
+
+
+def restore_literals(outlined: object, rendered: object) -> object:
+    """
+    Put what is literal back into what Airflow rendered.
+
+    With ``render_template_as_native_obj`` it makes a number of ``"12345"`` and None of ``"None"``, literal or not.
+    """
+    if outlined is GIVEN:
+        return rendered
+    if isinstance(outlined, list) and isinstance(rendered, list | tuple) and not is_literal(outlined):
+        return [restore_literals(*each) for each in zip(outlined, rendered, strict=True)]
+    if isinstance(outlined, dict) and isinstance(rendered, Mapping):
+        return {key: restore_literals(each, rendered[key]) for key, each in outlined.items()}
+    return outlined
+
+
+def check_given(name: str, outlined: object, value: object) -> None:
+    """
+    See that nothing of an argument that was given got lost on its way to the task.
+
+    None, nothing but blanks, an empty collection and the text "None" are lost. The latter also as an element of a list
+    that came as a whole: nobody knows whether it is a name there or what a template made of None. As a literal element
+    it is a name.
+
+    :param outlined: the argument's :func:`outline`, from before it was rendered.
+    :raises ValueError: naming the argument, the value and the remedy.
+    """
+    if lost := list(_lost(outlined, value)):
+        part = "" if lost[0] is value else "an element of it "
+        raise ValueError(f"{name} is given but {part}came out as {lost[0]!r}: {REMEDIES[name]}")
+    for outlined_part, text in zip(_parts(outlined), _parts(value), strict=False):
+        if outlined_part is GIVEN and isinstance(text, str):
+            check_text(name, text)  # a template of a list's element may have rendered a list, as text
+
+
+def is_run_days(fields: Mapping[str, Any]) -> bool:
+    """
+    Whether both days say that they are those of the run.
+
+    :raises ValueError: when only one does.
+    """
+    days = [fields["usage_start_date"], fields["usage_end_date"]]
+    if RUN_DAYS in days and days != [RUN_DAYS, RUN_DAYS] and all(map(is_literal, days)):
+        raise ValueError(
+            f"usage_start_date and usage_end_date are 'run' together or not at all, not {days[0]!r} and {days[1]!r}"
+        )
+    return days == [RUN_DAYS, RUN_DAYS]
+
+
+def check_both_days(fields: Mapping[str, Any]) -> None:
     """
     See that both days are given or neither, before the run's own days stand in for them.
 
@@ -67,17 +171,31 @@ def check_both_days(fields: dict[str, Any]) -> None:
         raise ValueError("usage_start_date and usage_end_date go together: give both, or neither for the run's days")
 
 
-def check_literals(fields: dict[str, Any]) -> None:
+def check_not_empty(fields: Mapping[str, object]) -> None:
+    """
+    See that no literal argument is empty. None is left out, and so is what is not named.
+
+    :raises ValueError: naming the argument, the value and the remedy.
+    """
+    for name, value in fields.items():
+        if value is not None and _has_empty(value):
+            part = "an element of it is " if any(map(_has_empty, _parts(value))) else ""
+            raise ValueError(f"{name} is given but {part}empty, {value!r:.200}: {REMEDIES[name]}")
+
+
+def check_literals(fields: Mapping[str, Any]) -> None:
     """
     Check those of :data:`QUERY_FIELDS` that are literal, as early as a DAG is parsed.
 
     :raises ValueError: naming the field, the value and the remedy.
     """
     check_both_days(fields)
-    anything = {"usage_start_date": date.min, "usage_end_date": date.max, "group_by": "product"}
+    is_run_days(fields)
+    days = {"usage_start_date": date.min, "usage_end_date": date.max}
+    anything = {**days, "group_by": "product"}
     parse_query(
         **{
-            name: anything.get(name) if not is_literal(value) or (value is None and name != "group_by") else value
+            name: anything.get(name) if not is_literal(value) or (name in days and value in (None, RUN_DAYS)) else value
             for name, value in fields.items()
         }
     )
@@ -97,6 +215,46 @@ def parse_day(field: str, value: object) -> date:
         with suppress(ValueError):
             return date.fromisoformat(value)
     raise ValueError(
-        f"{field} must be a day as yyyy-mm-dd, not {value!r}; of a moment take the day, for instance with "
-        "'{{ data_interval_start | ds }}'"
+        f"{field} must be a day as yyyy-mm-dd, not {value!r}: leave both days out for the run's own, or take the day "
+        "of a moment with the filter ds"
     )
+
+
+def _is_empty(value: object) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, Sized) and not len(value))
+
+
+def _has_empty(value: object) -> bool:
+    return (is_literal(value) and _is_empty(value)) or any(map(_has_empty, _parts(value)))
+
+
+def _lost(outlined: object, value: object) -> Iterator[object]:
+    if outlined is not GIVEN and value is None:  # a pre_execute hook may have removed it
+        yield value
+    elif outlined is not GIVEN:
+        for pair in zip(_parts(outlined), _parts(value), strict=False):
+            yield from _lost(*pair)
+    elif _is_lost(value):
+        yield value
+    else:
+        for part in _parts(value):
+            yield from _lost(GIVEN, part)
+
+
+def _is_lost(value: object) -> bool:
+    if isinstance(value, str) and value.strip() == "None":
+        return True
+    try:
+        return _is_empty(value)
+    except Exception:  # noqa: BLE001  # Jinja's StrictUndefined, which a native template returns, has no length
+        return True
+
+
+def _parts(value: object) -> Iterator[object]:
+    """The elements of a collection, the values of a mapping; nothing of a text or any other single value."""
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, Sequence | Set) and not isinstance(value, str | bytes):
+        yield from value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
@@ -18,19 +18,23 @@ FILTER_PARAMETERS: Final = {
 }
 """Each filter of a query and its query parameter. The API spells dimensions in snake, filters in camel case."""
 
+ALL: Final = "*"
+"""As the single text of a filter: no filter, said explicitly."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsageQuery:
     """
     One question to the Usage Export API: whole days, both included, by one dimension.
 
-    A filter may be given as one string or several; it is kept as a tuple without repetitions.
+    A filter may be given as one text or several; it is kept as a tuple without repetitions. The single text ``"*"``
+    is no filter. In a list any text that is not blank is a name, also one that a single text can't be.
 
     :param start: first day, a UTC day.
     :param end: last day, included.
     :param group_by: one of :data:`DIMENSIONS`.
     :param org_id: the organization; None leaves the choice to the service, which takes the key's own.
-    :param products: only these products; nothing means all. Likewise the other three filters.
+    :param products: only these products; nothing, or ``"*"``, means all. Likewise the other three filters.
     :raises ValueError: for anything that the service could not answer, naming the field, the value and what
         is allowed.
     """
@@ -81,6 +85,14 @@ class UsageQuery:
         return {field: sorted(values) for field in FILTER_PARAMETERS if (values := getattr(self, field))}
 
 
+def unmatched_filters(query: UsageQuery, row_count: int) -> str | None:
+    """Return what to warn of when a filtered question found nothing, which a misspelled name looks like."""
+    if row_count or not (filters := query.filters()):
+        return None
+    named = ", ".join(f"{field}={values}" for field, values in filters.items())
+    return f"No usage of {query} matches {named}: check the names if there should be some"
+
+
 def shown(text: str) -> str:
     """Foreign text as it can be logged: what would break a line, or move a terminal's cursor, is escaped."""
     return text if text.isprintable() else repr(text)
@@ -92,16 +104,26 @@ def check_text(field: str, value: object) -> str:
 
     :raises ValueError: naming ``field``, the value and the remedy.
     """
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{field} must be text that is not empty, not {value!r}; leave it out to set no {field}")
+    text = _check_name(field, value)
     # Sent as they are, these would match nothing, and nothing would be taken for the usage.
-    if value.strip() == "None":
+    if text.strip() == "None":
         raise ValueError(f"{field} is the text {value!r}: a template rendered None; leave it out to set no {field}")
-    if (value.strip()[0], value.strip()[-1]) in (("[", "]"), ("(", ")"), ("{", "}")):
+    if (text.strip()[0], text.strip()[-1]) in (("[", "]"), ("(", ")"), ("{", "}")):
         raise ValueError(
             f"{field} is a list written as text, {value!r}: give the list itself, or set "
             "render_template_as_native_obj=True on the DAG"
         )
+    return text
+
+
+def _check_name(field: str, value: object) -> str:
+    if isinstance(value, int | float):
+        raise ValueError(
+            f"{field} must be text, not {value!r}: with render_template_as_native_obj=True a template makes a number "
+            "of digits; put quotes around it, as in \"'{{ params.name }}'\", or give another task's output itself"
+        )
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{field} must be text that is not empty, not {value!r}; leave it out to set no {field}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -110,9 +132,20 @@ def check_text(field: str, value: object) -> str:
 
 
 def _filter_values(field: str, values: object) -> tuple[str, ...]:
+    if values == ALL:
+        return ()
     if isinstance(values, str):
-        values = (values,)
-    if not isinstance(values, Iterable):
+        text = check_text(field, values)
+        if "," in text or text != text.strip():
+            names = [name for part in text.split(",") if (name := part.strip())]
+            raise ValueError(
+                f"{field} is one text with a comma in it or blanks around it, which matches nothing, {text!r}: give a "
+                f"list, such as {names}; in a list both are taken for part of a name"
+            )
+        return (text,)
+    if isinstance(values, int | float):
+        values = (values,)  # refused as any other number
+    if not isinstance(values, Iterable) or isinstance(values, Mapping):  # of which the keys would be taken
         raise ValueError(f"{field} must be one text or several, not {values!r}")
-    texts = [check_text(field, value) for value in values]
-    return tuple(dict.fromkeys(sorted(texts) if isinstance(values, set | frozenset) else texts))
+    names = [_check_name(field, value) for value in values]
+    return tuple(dict.fromkeys(sorted(names) if isinstance(values, set | frozenset) else names))

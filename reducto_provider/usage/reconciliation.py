@@ -8,7 +8,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
-from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, plain, sum_credits
+from reducto_provider.usage.report import CREDITS_SCALE, UsageContractError, UsageReport, UsageRow, plain, sum_credits
 from reducto_provider.usage.window import DayRange
 
 # Each figure was rounded once to this unit, and may have carried the noise of a binary float before.
@@ -38,11 +38,13 @@ def reconcile(reports: Mapping[str, UsageReport]) -> list[Discrepancy]:
     dimension has credits, as for accounts on newer pricing, there is nothing to compare.
 
     :param reports: by dimension; all of the same organization and days.
-    :raises ValueError: for reports of different questions.
+    :raises UsageContractError: for reports of different organizations or days, as when a key without ``org_id`` was
+        replaced in between.
     """
     questions = {(report.org_id, report.start, report.end) for report in reports.values()}
     if len(questions) != 1:
-        raise ValueError(f"only reports of one organization and the same days can be reconciled, not of {questions}")
+        answers = ", ".join(f"{org_id!r} on {DayRange(start, end)}" for org_id, start, end in sorted(questions))
+        raise UsageContractError(f"the dimensions are not of one organization and the same days, but of {answers}")
     [(_, start, end)] = questions
     by_day = {dimension: _rows_by_day(report) for dimension, report in reports.items()}
     found = []

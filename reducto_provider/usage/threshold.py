@@ -11,10 +11,10 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, parse_query
+from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.query import UsageQuery, shown
 from reducto_provider.usage.report import Metric, UsageReport, json_number, plain
-from reducto_provider.usage.window import DayRange, days_of_window
+from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
 Outcome = Literal["exceeded", "closed", "waiting"]
@@ -24,9 +24,6 @@ PROJECTED_FROM_DAYS: Final = 3
 
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
 """What a sensor's author says of the wait, as :meth:`UsageThreshold.of_run` takes it."""
-
-MAX_FAILED_POLLS: Final = 5
-"""Polls in a row that may fail for a passing reason before a wait ends; the hook's attempts within one don't count."""
 
 # Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
 # can't hand a longer integer to a task, and PostgreSQL makes one of a float.
@@ -69,9 +66,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             "exceeded": self.exceeded,
             "usage_start_date": self.window.first.isoformat(),
             "usage_end_date": self.window.last.isoformat(),
-            "org_id": _storable(self.org_id),
+            "org_id": without_nul(self.org_id),
             "group_by": self.group_by,
-            "group": None if self.group is None else _storable(self.group),
+            "group": None if self.group is None else without_nul(self.group),
             "time": self.time.isoformat(timespec="seconds"),
         }
 
@@ -108,8 +105,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"
 
 
-def _storable(text: str) -> str:
-    """Foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
+def without_nul(text: str) -> str:
+    """Return foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -179,6 +176,8 @@ class UsageThreshold:
         check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
             fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
+        elif is_run_days(fields):
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_run(context)
         return cls(
             query=parse_query(**{name: fields[name] for name in QUERY_FIELDS}),
             metric=metric,

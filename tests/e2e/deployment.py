@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import kill_processes_in
 
 IMAGE = PROJECT_ROOT / ".cache/e2e/bin"
+HEALTH_CHECK_INTERVAL = 5.0  # seconds; compose waits longer
 SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer", "worker-1", "worker-2")
 
 NATIVE: Mapping[str, str] = {
@@ -126,11 +128,12 @@ class ComposedAirflow(AirflowDeployment):
     def check_health(self, service: str) -> str:
         """Run a service's health check, and return what it printed. An error tells why it is not healthy.
 
-        It gets as many tries as the file gives it.
+        It gets as many tries as the file gives it, some seconds apart: a heartbeat may be late on a busy machine.
         """
         for _ in range(self._compose.services[service]["healthcheck"]["retries"] - 1):
             with suppress(RuntimeError):
                 return self._run(service, self._compose.healthcheck(service))
+            time.sleep(HEALTH_CHECK_INTERVAL)
         return self._run(service, self._compose.healthcheck(service))
 
     def command(self, *arguments: str) -> str:

@@ -696,6 +696,22 @@ class TestChanges:
         assert export_day("2", succeeds=True)
         assert not export_day("2", succeeds=True)
 
+    def test_an_older_answer_that_replaces_one_that_was_reported(self, place, export_day, monkeypatch):
+        """Another task publishes and reports 2 while this one, which was answered before, is about to write 1."""
+        export_day("1", succeeds=True)
+        storage = type(place.storage)
+        replace_file = storage.replace
+
+        def meanwhile(self, name, content):
+            if name.endswith("usage.jsonl"):
+                monkeypatch.setattr(storage, "replace", replace_file)
+                assert export_day("2", succeeds=True)
+            replace_file(self, name, content)
+
+        monkeypatch.setattr(storage, "replace", meanwhile)
+        assert export_day("1", succeeds=True)
+        assert not export_day("1", succeeds=True)
+
     def test_a_day_whose_file_was_written_without_its_manifest(self, place, export_day):
         export_day("1", succeeds=True)
         place.put(f"data/{ROOT}/dt=2026-06-17/usage.jsonl", b'{"date":"2026-06-17"}\n')

@@ -37,16 +37,14 @@ def _hardly_any_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reducto, "BACKOFF_INITIAL", 0.001)
 
 
-@pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest) -> Ask:
-    """The two ways to ask one question, which must not differ."""
-    if request.param == "sync":
-        return lambda hook, query: hook.get_usage(query)
-    return lambda hook, query: asyncio.run(hook.aget_usage(query))
+@pytest.fixture
+def ask() -> Ask:
+    """Ask a question as a task does: the thread waits for the event loop's."""
+    return lambda hook, query: hook.get_usage(query)
 
 
 class Clock:
-    """Time that passes only while this thread sleeps, or not even then: no test waits for it or measures it."""
+    """Time that passes only while the hook sleeps, or not even then: no test waits for it or measures it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -72,22 +70,18 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of everything that runs in this thread; the simulator's thread keeps the real one."""
+    """The clock of this thread and of the hook's event loop; the simulator's thread keeps the real one."""
     clock = Clock()
-    here = threading.get_ident()
-    asleep, pause = time.sleep, asyncio.sleep
+    here = threading.current_thread().name
+    pause = asyncio.sleep
 
-    def sleep(seconds: float) -> None:
-        (clock.sleep if threading.get_ident() == here else asleep)(seconds)
-
-    async def asyncio_sleep(seconds: float, result: Any = None) -> Any:
-        if threading.get_ident() != here:
+    async def sleep(seconds: float, result: Any = None) -> Any:
+        if threading.current_thread().name not in (here, "reducto-loop"):
             return await pause(seconds, result)
         clock.sleep(seconds)
         return await pause(0, result)
 
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(asyncio, "sleep", asyncio_sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(reducto, "time", clock)
     return clock
 

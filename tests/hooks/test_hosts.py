@@ -74,6 +74,7 @@ def trigger() -> None:
             threshold="0",
             poke_interval=1,
             asks_first=True,
+            max_failure_time=0,
             **DAYS,
         )
         async for _ in waiting.run():

@@ -18,7 +18,6 @@ from reducto_provider.exceptions import ReductoConfigurationError
 from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.hooks.settings import ReductoSettings, origin_of
 from reducto_provider.usage.query import UsageQuery
-from simulator import Simulator
 from tests.airflows import AIRFLOW
 
 KEY = "sim-key-all"
@@ -68,7 +67,8 @@ def test_the_defaults(read: Read, connect: Connect) -> None:
         ({"host": "example.com", "schema": "https"}, "https://example.com"),
         ({"host": "localhost", "schema": "http"}, "http://localhost"),
         ({"host": "localhost", "schema": ""}, "https://localhost"),
-        ({"host": "https://localhost", "schema": "http"}, "https://localhost"),
+        ({"host": "https://localhost", "schema": "https"}, "https://localhost"),
+        ({"host": "http://localhost", "schema": "HTTP"}, "http://localhost"),
         ({"host": "http://localhost:8085"}, "http://localhost:8085"),
         ({"host": "HTTPS://example.com"}, "https://example.com"),
         ({"host": "https://example.com/"}, "https://example.com"),
@@ -80,6 +80,13 @@ def test_the_defaults(read: Read, connect: Connect) -> None:
         ({"host": "https://[::1]", "port": 8085}, "https://[::1]:8085"),
         ({"host": "[::1]", "schema": "http", "port": 8085}, "http://[::1]:8085"),
         ({"host": "127.0.0.1", "schema": "http", "port": 8085}, "http://127.0.0.1:8085"),
+        ({"host": "::1"}, "https://[::1]"),
+        ({"host": "http://::1", "port": 8085}, "http://[::1]:8085"),
+        ({"host": "http://::1/reducto"}, "http://[::1]/reducto"),
+        ({"host": "https://2001:DB8::0:1"}, "https://[2001:db8::1]"),
+        ({"host": "example.com", "schema": "reducto/eu"}, "https://example.com/reducto/eu"),
+        ({"host": "https://example.com/", "schema": "/reducto/"}, "https://example.com//reducto"),
+        ({"schema": "eu"}, "https://studio.reducto.ai/eu"),
         ({"host": "https://example.com", "login": "somebody"}, "https://example.com"),
     ],
 )
@@ -142,7 +149,9 @@ def test_plain_http_on_loopback_is_fine(read: Read, connect: Connect, logged: An
         {"host": "file:///etc/passwd"},
         {"host": "ws://example.com"},
         {"host": "http+unix://example.com"},
-        {"host": "example.com", "schema": "ftp"},
+        {"host": "https://example.com", "schema": "http"},
+        {"host": "http://localhost", "schema": "https"},
+        {"host": "https://example.com/reducto", "schema": "eu"},
         {"host": "https://"},
         {"host": "https:///path"},
         {"host": "://example.com"},
@@ -150,7 +159,8 @@ def test_plain_http_on_loopback_is_fine(read: Read, connect: Connect, logged: An
         {"host": "https://example.com:99999"},
         {"host": "https://[::1"},
         {"host": "https://[nonsense]"},
-        {"host": "::1"},
+        {"host": "::1::"},
+        {"host": "https://::1::"},
         {"host": "https://example.com\\@other.example"},
         {"host": "https://exam ple.com"},
         {"host": "example.com", "port": 99999},
@@ -165,6 +175,15 @@ def test_a_host_that_is_refused(read: Read, connect: Connect, fields: dict[str, 
         read()
     assert "password-1" not in str(caught.value)
     assert KEY not in str(caught.value)
+    assert 'as JSON: {"conn_type": "reducto", "host": "https://' in str(caught.value)
+
+
+def test_the_json_that_errors_show_can_be_used(read: Read, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(host="ftp://example.com")
+    with pytest.raises(ReductoConfigurationError) as caught:
+        read()
+    monkeypatch.setenv("AIRFLOW_CONN_REDUCTO_DEFAULT", str(caught.value).split("as JSON: ")[1])
+    assert read().base_url == "https://gateway.example.com:8443/reducto"
 
 
 @pytest.mark.parametrize("host", ["https://example.com:", "https://@example.com"])
@@ -282,15 +301,6 @@ def test_unknown_extras_are_named_not_shown(read: Read, connect: Connect, logged
     assert [value for value in ("team-value", "value-2", "81729", KEY) if value in warning] == []
 
 
-def test_srv_lookup_changes_nothing(simulator: Simulator, connect: Connect, mocker: Any) -> None:
-    connect(host=simulator.url, extra={"srv_lookup": True})
-    hook = ReductoHook()
-    looked_up = mocker.patch.object(hook, "_resolve_srv_targets")
-    assert hook.get_usage(QUESTION).rows
-    assert hook.url_from_endpoint("/a") == f"{simulator.url}/a"
-    assert looked_up.call_count == 0
-
-
 @pytest.mark.parametrize("extra", ["[1, 2]", '"text"', "5", "true"])
 def test_extras_that_are_no_object(read: Read, connect: Connect, extra: str) -> None:
     connect(extra=extra)
@@ -333,11 +343,52 @@ def test_a_uri(read: Read, connect_by_uri: Callable[[str], None], logged: Any) -
         (f"reducto://:{KEY}@localhost:8085/http", "http://localhost:8085"),
         (f"reducto://http://:{KEY}@localhost:8085", "http://localhost:8085"),
         (f"reducto://:{KEY}@{quote('http://localhost:8085/a', safe='')}", "http://localhost:8085/a"),
+        (f"reducto://https://:{KEY}@example.com/reducto/eu", "https://example.com/reducto/eu"),
+        (f"reducto://https://:{KEY}@example.com:8443/reducto/eu/?timeout=60", "https://example.com:8443/reducto/eu"),
+        (f"reducto://:{KEY}@example.com/reducto/eu", "https://example.com/reducto/eu"),
+        (f"reducto://:{KEY}@example.com/http/eu", "https://example.com/http/eu"),
+        (f"reducto://:{KEY}@/eu", "https://studio.reducto.ai/eu"),
+        (f"reducto://:{KEY}@example.com/a%20b/%2520", "https://example.com/a%20b/%2520"),
+        (f"reducto://:{KEY}@example.com/a%3Fb%23c", "https://example.com/a%3Fb%23c"),
+        (f"reducto://http://:{KEY}@[::1]:8085", "http://[::1]:8085"),
+        (f"reducto://http://:{KEY}@[::1]/reducto/eu", "http://[::1]/reducto/eu"),
+        (f"reducto://:{KEY}@[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+        (f"reducto://:{KEY}@%5B%3A%3A1%5D:8443", "https://[::1]:8443"),
     ],
 )
 def test_the_host_of_a_uri(read: Read, connect_by_uri: Callable[[str], None], uri: str, url: str) -> None:
     connect_by_uri(uri)
     assert read() == ReductoSettings(base_url=url, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "https://example.com:8443/reducto/eu"},
+        {"host": "https://example.com/a%20b"},
+        {"host": "http://[::1]:8085/reducto"},
+        {"host": "http://[::1]", "port": 8085},
+        {"host": "example.com/reducto", "port": 8443},
+    ],
+    ids=str,
+)
+def test_a_connection_that_airflow_writes_as_a_uri(
+    read: Read, connect: Connect, connect_by_uri: Callable[[str], None], fields: dict[str, Any]
+) -> None:
+    """As it does to test one."""
+    from airflow.models.connection import Connection
+
+    connect(**fields)
+    before = read()
+    connect_by_uri(Connection(conn_id="c", conn_type="reducto", password=KEY, **fields).get_uri())
+    assert read() == before
+
+
+@pytest.mark.parametrize("uri", [f"reducto://https://:{KEY}@example.com/http", f"reducto://:{KEY}@example.com%2Fa/b"])
+def test_a_uri_that_would_lose_its_path(read: Read, connect_by_uri: Callable[[str], None], uri: str) -> None:
+    connect_by_uri(uri)
+    with pytest.raises(ReductoConfigurationError, match=r"schema .*as JSON: "):
+        read()
 
 
 def test_a_uri_s_extras_are_text_and_read_strictly(read: Read, connect_by_uri: Callable[[str], None]) -> None:
@@ -419,6 +470,11 @@ def test_settings_show_neither_key_nor_proxy() -> None:
 def test_hide(text: str, hidden: str) -> None:
     settings = ReductoSettings(base_url="https://example.com", key=KEY, proxy="http://proxy")
     assert settings.hide(text) == hidden
+
+
+def test_hide_a_key_as_it_is_written_in_a_url() -> None:
+    settings = ReductoSettings(base_url="https://example.com", key="sk/1+2=")
+    assert settings.hide("token sk/1+2= or sk%2F1%2B2%3D") == "token *** or ***"
 
 
 @pytest.mark.parametrize("password", ["password-1", "pass%40word-1"])

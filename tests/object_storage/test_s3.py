@@ -6,10 +6,15 @@ import json
 import re
 from collections import Counter
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from threading import Barrier, Thread
 
+import pyarrow.fs
+import pyarrow.parquet
 import pytest
+import s3fs
+from s3fs.utils import FileExpired
 
 from reducto_provider.export.dataset import DatasetMismatchError, PublishError, UsageDataset, metadata_folder
 from reducto_provider.export.focus import parse_terms
@@ -17,8 +22,9 @@ from reducto_provider.export.formats import COMPRESSIONS, check_format
 from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.storage import open_storage
+from reducto_provider.usage.report import UsageRow
 from tests.conftest import PROJECT
-from tests.object_storage import answers
+from tests.object_storage import answers, s3server
 from tests.object_storage.s3server import ACCESS_DENIED, EXPIRED_TOKEN, refusal
 
 FIRST, LAST = date(2026, 5, 1), date(2026, 5, 3)
@@ -405,3 +411,57 @@ class TestRequests:
         assert storage.read("a") == b"x"
         assert storage.read("none") is None
         assert [(call.method, call.key) for call in s3.calls] == [("GET", "usage/a"), ("GET", "usage/none")]
+
+
+class TestReaders:
+    """What `docs/engines.md` says of readers of a day that is replaced meanwhile."""
+
+    KEY = "data/org_id=org_acme/group_by=product/dt=2026-05-01/usage.parquet"
+    OLD = (("edit", "10.5"), ("extract", "20.5"), ("parse", "30.5"))
+    NEW = (("edit", "11.5"), ("extract", "21.5"), ("split", "31.5"))
+
+    @pytest.fixture
+    def replace(self, s3, bucket):
+        """Write the old day, and return what replaces it by the new one: an object of the same size."""
+
+        def write(rows):
+            rows = [UsageRow(FIRST, group, Decimal(credits), 1) for group, credits in rows]
+            content = check_format("parquet", None).encode(rows, {})
+            s3.bystander.put_object(Bucket=bucket, Key=self.KEY, Body=content)
+            return len(content)
+
+        size = write(self.OLD)
+
+        def replaced():
+            assert write(self.NEW) == size, "else pyarrow finds itself beyond a page"
+
+        return replaced
+
+    def test_pyarrow_s_own_file_system_mixes_two_versions(self, s3, bucket, replace):
+        lake = pyarrow.fs.S3FileSystem(
+            endpoint_override=s3.url, access_key="reader", secret_key="reader", region=s3server.REGION
+        )
+        with lake.open_input_file(f"{bucket}/{self.KEY}") as file:
+            reader = pyarrow.parquet.ParquetFile(file)
+            groups = reader.read(["group"])["group"].to_pylist()
+            replace()
+            credits = reader.read(["credits"])["credits"].to_pylist()
+
+        mixed = [(old, Decimal(new)) for (old, _), (_, new) in zip(self.OLD, self.NEW, strict=True)]
+        assert list(zip(groups, credits, strict=True)) == mixed, "if it pins the version by now, the docs can say so"
+
+    def test_s3fs_pins_the_version_that_it_opened(self, s3, bucket, replace):
+        lake = s3fs.S3FileSystem(
+            key="reader", secret="reader", client_kwargs={"endpoint_url": s3.url}, skip_instance_cache=True
+        )
+        with lake.open(f"{bucket}/{self.KEY}") as file:
+            replace()
+            with pytest.raises(FileExpired):
+                pyarrow.parquet.ParquetFile(file)
+
+    def test_a_local_file_that_is_open_stays_what_it_was(self, tmp_path):
+        storage = open_storage(str(tmp_path))
+        storage.replace("usage", b"old")
+        with (tmp_path / "usage").open("rb") as file:
+            storage.replace("usage", b"new")
+            assert file.read() == b"old"

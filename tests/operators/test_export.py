@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 
-from simulator import Organization, Record, Row, many_keys, status
+from simulator import Altered, Organization, Record, Row, many_keys, status
 from tests.real_airflow.dagtest import DagTestError
 
 RANGE = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
@@ -251,6 +251,22 @@ def test_templates(export, simulator, tmp_path):
     assert result.xcom("export")["files"][0]["uri"].startswith(f"file://{tmp_path}/org_globex/data/")
 
 
+@pytest.mark.parametrize("to_files", [False, True])
+def test_filters_that_nothing_matches_are_warned_of(export, tmp_path, to_files):
+    arguments = {"org_id": "org_acme", **RANGE, **({"output_path": str(tmp_path)} if to_files else {})}
+    result = export(**arguments, products=["pasre", "parse,edit"]).expect()
+
+    assert result.xcom("export")["credits"] == 0
+    assert "warning" in result.log.lower()
+    assert "matches products=['parse,edit', 'pasre']: check the names" in result.log
+
+
+def test_no_usage_without_a_filter_is_not(export, simulator):
+    simulator.faults.add(Altered({"data": []}))
+
+    assert "check the names" not in export(org_id="org_acme", **RANGE).expect().log
+
+
 def test_a_mapped_export(run_dag, simulator):
     organizations = ["org_acme", "org_globex", "org_initech"]
     result = run_dag(f"""
@@ -275,8 +291,10 @@ def test_a_mapped_export(run_dag, simulator):
         ({"usage_start_date": "2026-05-02"}, ["usage_start_date", "usage_end_date", "both"]),
         ({"usage_start_date": "02.05.2026", "usage_end_date": "2026-05-03"}, ["usage_start_date", "02.05.2026"]),
         ({"group_by": "apiKey"}, ["group_by", "apiKey", "api_key"]),
-        ({"products": ["parse", ""]}, ["products", "not empty"]),
-        ({"org_id": ""}, ["org_id", "not empty"]),
+        ({"products": ["parse", ""]}, ["products", "empty", "'*' for all"]),
+        ({"org_id": ""}, ["org_id", "empty", "leave the argument out"]),
+        ({"api_keys": "prod,ci"}, ["api_keys", "comma", "['prod', 'ci']"]),
+        ({"output_path": " "}, ["output_path", "empty", "URL"]),
         ({"output_format": "xml"}, ["output_format", "xml", "jsonl"]),
         ({"output_path": "usage/files"}, ["output_path", "usage/files", "absolute"]),
         ({"output_path": "/usage/", "partitioned": False}, ["output_path", "/usage/", "file"]),
@@ -302,10 +320,14 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
             {"usage_start_date": "{{ '2026-05-02' }}", "usage_end_date": "{{ '2026-05-01' }}"},
             ["2026-05-02", "after", "2026-05-01"],
         ),
-        ({"usage_start_date": "{{ '' }}", "usage_end_date": "2026-05-01"}, ["usage_start_date", "''", "yyyy-mm-dd"]),
+        (
+            {"usage_start_date": "{{ '' }}", "usage_end_date": "2026-05-01"},
+            ["usage_start_date", "''", "yyyy-mm-dd", "'run'"],
+        ),
         ({"group_by": "{{ 'page' }}"}, ["group_by", "page", "api_key"]),
         ({"products": "{{ ['parse'] }}"}, ["products", "render_template_as_native_obj"]),
-        ({"org_id": "{{ '' }}"}, ["org_id", "not empty"]),
+        ({"org_id": "{{ '' }}"}, ["org_id", "came out as ''"]),
+        ({"features": "{{ 'a,b' }}"}, ["features", "comma", "['a', 'b']"]),
         ({"output_format": "{{ 'xml' }}", "output_path": "/nowhere"}, ["output_format", "xml", "jsonl"]),
         ({"output_path": "{{ 'usage' }}"}, ["output_path", "'usage'", "absolute"]),
         ({"output_path": "{{ 'sftp' }}://host/usage"}, ["sftp", "replaced at once"]),

@@ -54,6 +54,14 @@ def fleet(run_dag, tmp_path):
     return run
 
 
+def test_filters_that_nothing_matches_are_warned_of(fleet):
+    result = fleet(file_types=["fpd"], days_per_request=7).expect()
+
+    for org_id in SMALL:
+        warned = result.log.count(f"No usage of {org_id}, 2026-05-01 to 2026-05-31, by product matches")
+        assert warned == result.log.count(f"{org_id} by product exported: ") > 0, "once, as any line is in this log"
+
+
 def asked_of(simulator):
     """How often each organization was asked for."""
     return Counter(dict(request.query)["orgId"] for request in simulator.requests)
@@ -258,6 +266,37 @@ def test_a_retry_that_asks_for_something_else_asks_for_everything(fleet, simulat
     assert asked_of(simulator) == {"org_acme": 2, "org_globex": 2, "org_initech": 2}
 
 
+NOTE_THREADS = """
+import threading
+from reducto_provider.hooks.reducto import ReductoHook
+from reducto_provider.operators import fleet
+original = fleet.FleetExport.__init__
+
+def noted(what, function):
+    def noting(*args, **kwargs):
+        print(f"{what} IN {threading.current_thread().name}\\n", end="")
+        return function(*args, **kwargs)
+    return noting
+
+def init(self, *args, **kwargs):
+    original(self, *args, **kwargs)
+    self._log = noted("LOG", self._log)
+
+ReductoHook.get_connection = staticmethod(noted("LOOK-UP", ReductoHook.get_connection))
+fleet.FleetExport.__init__ = init
+"""
+
+
+def test_airflow_is_talked_to_in_the_task_s_own_thread_alone(fleet, simulator):
+    simulator.faults.add(status(401))
+    result = fleet(before=NOTE_THREADS, organizations=[*SMALL, {"org_id": "org_hooli", "reducto_conn_id": "gone"}])
+
+    threads = re.findall(r"(LOG|LOOK-UP) IN (\w+)", result.log)
+    assert {what for what, _ in threads} == {"LOG", "LOOK-UP"}
+    assert len([what for what, _ in threads if what == "LOOK-UP"]) == 3, "again after the refused key"
+    assert {thread for _, thread in threads} == {"MainThread"}
+
+
 START_OF_PACE = """
 import time
 from reducto_provider.hooks import reducto
@@ -266,7 +305,7 @@ reserve, begun = reducto._Pace.reserve, set()
 def noted(pace, per_second):
     if per_second not in begun:
         begun.add(per_second)
-        print(f"PACE {per_second} FROM {time.monotonic()}")
+        print(f"PACE {per_second} FROM {time.monotonic()}\\n", end="")
     return reserve(pace, per_second)
 
 reducto._Pace.reserve = noted
@@ -321,7 +360,7 @@ def counted(body, query):
     ids.add(id(report))
     weakref.finalize(report, ids.discard, id(report))
     most[0] = max(most[0], len(ids))
-    print("REPORTS ALIVE", most[0])
+    print(f"REPORTS ALIVE {most[0]}\\n", end="")  # at once: lines are logged in another thread
     return report
 
 def failing(self, report, query, **options):
@@ -404,7 +443,7 @@ def test_organizations_by_template(fleet, simulator, arguments):
         ({"organizations": []}, ["organizations", "empty"]),
         ({"organizations": "org_a"}, ["organizations", "org_a", "tojson"]),
         ({"organizations": [{"id": "org_a"}]}, ["organizations", "org_id", "'id'"]),
-        ({"organizations": ["org_a", ""]}, ["org_id", "not empty"]),
+        ({"organizations": ["org_a", ""]}, ["organizations", "an element of it is empty"]),
         ({"group_by": ["product", "pages"]}, ["group_by", "pages", "api_key"]),
         ({"group_by": ["product", "feature"], "output_format": "focus_csv", "price_per_credit": "1"}, ["group_by"]),
         ({"concurrency": 0}, ["concurrency", "1 to 64"]),

@@ -15,7 +15,7 @@ from reducto_provider.operators.usage import ReductoUsageReconciliationOperator
 
 with DAG("reconcile", schedule=None):
     ReductoUsageReconciliationOperator(
-        task_id="reconcile", org_id="org_acme", retry_delay=timedelta(seconds=0), {arguments}
+        task_id="reconcile", retry_delay=timedelta(seconds=0), {arguments}
     )
 """
 
@@ -23,7 +23,8 @@ with DAG("reconcile", schedule=None):
 @pytest.fixture
 def reconcile(run_dag):
     def run(**arguments):
-        arguments = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31", **arguments}
+        days = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
+        arguments = {"org_id": "org_acme", **days, **arguments}
         return run_dag(DAG.format(arguments=", ".join(f"{name}={value!r}" for name, value in arguments.items())))
 
     return run
@@ -42,6 +43,13 @@ def test_what_agrees(reconcile, simulator):
     }
     dimensions = [dict(request.query)["groupBy"] for request in simulator.requests]
     assert dimensions == ["product", "feature", "api_key", "file_type"]
+
+
+def test_filters_that_nothing_matches_are_warned_of(reconcile):
+    result = reconcile(api_keys=["porduction"]).expect()
+
+    warned = result.log.count("matches api_keys=['porduction']: check the names")
+    assert warned == result.log.count("All dimensions agree") > 0, "once, as often as any line is in this log"
 
 
 def test_what_differs(reconcile, simulator):
@@ -64,4 +72,31 @@ def test_a_day_that_is_not_over_is_left_out(reconcile, simulator):
     simulator.clear()
     result = reconcile(usage_start_date=str(today), usage_end_date=str(today))
     assert result.tasks["reconcile"] == "skipped"
+    assert not simulator.requests
+
+
+def test_a_key_that_is_replaced_in_between_is_no_discrepancy(reconcile, simulator):
+    """The answers are of two organizations. A retry asks for one."""
+    simulator.faults.add(Altered({"orgId": "org_before"}))
+    result = reconcile(org_id=None, retries=1)
+
+    [error] = result.errors
+    assert error.type == "ReductoResponseError"
+    assert "not of one organization and the same days, but of 'org_acme' on " in error.message
+    assert "'org_before' on 2026-05-01 to 2026-05-31" in error.message
+    assert result.tasks["reconcile"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"usage_start_date": "{{ 'May' }}"}, "reconcile: usage_start_date"),
+        ({"lookback_days": 10**6}, "reconcile: "),
+    ],
+)
+def test_what_can_t_be_asked_is_one_of_this_package_s_errors(reconcile, simulator, arguments, said):
+    [error] = reconcile(retries=1, **arguments).errors
+
+    assert error.type == "ReductoConfigurationError"
+    assert error.message.startswith(said)
     assert not simulator.requests

@@ -112,7 +112,8 @@ def test_a_retry_and_a_run_that_is_cleared_days_later_ask_the_same(wait, simulat
     simulator.faults.add(status(500), times=5)
 
     for day in ("2027-01-01", "2027-01-09"):
-        result = wait("2026-12-31T23:59:59+00:00", *[f"{day}T00:00:00+00:00"] * 5, retries=1).expect()
+        moments = [f"{day}T00:00:00+00:00"] * 5
+        result = wait("2026-12-31T23:59:59+00:00", *moments, retries=1, max_failure_time=0).expect()
         assert result.xcom("wait")["value"] == 101
     assert result.task_instance("wait").try_number == 1
     assert [request.status for request in simulator.requests] == [500] * 5 + [200] * 2

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import time_machine
 from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowSensorTimeout,
@@ -19,13 +22,19 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from reducto_provider.exceptions import ReductoConfigurationError, ReductoPollError, ReductoTriggerEventError
-from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP
+from reducto_provider.exceptions import (
+    ReductoConfigurationError,
+    ReductoPollError,
+    ReductoServerError,
+    ReductoTriggerEventError,
+)
+from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP, ReductoHook
 from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from reducto_provider.usage.fields import REMEDIES
 from simulator import Altered, Stall, status
-from tests.airflows import new_in
+from tests.airflows import AirflowRescheduleException, new_in
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 
@@ -56,10 +65,11 @@ def deferred(sensor: ReductoUsageThresholdSensor) -> ReductoUsageThresholdTrigge
 
 
 def event_of(trigger: ReductoUsageThresholdTrigger) -> Any:
-    """The payload of a trigger's event."""
+    """The payload of a trigger's event, which is never far off here."""
 
     async def first() -> Any:
-        return await anext(trigger.run())
+        async with asyncio.timeout(60):
+            return await anext(trigger.run())
 
     return asyncio.run(first()).payload
 
@@ -69,6 +79,20 @@ def waited(sensor: ReductoUsageThresholdSensor) -> Any:
     if sensor.deferrable:
         return sensor.execute_complete({}, event_of(deferred(sensor)))
     return sensor.execute({})
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_wait_that_nothing_matches_says_so_once(sensor, simulator, monkeypatch, deferrable):
+    """In a worker, and again in the triggerer, which does not know of it."""
+    log = Mock()
+    for each in (ReductoUsageThresholdSensor, ReductoUsageThresholdTrigger):
+        monkeypatch.setattr(each, "log", log)
+    with pytest.raises(AirflowSensorTimeout):
+        waited(sensor(products=["pasre"], timeout=2.5, deferrable=deferrable))
+
+    said = [call.args[0] % call.args[1:] for call in log.warning.call_args_list]
+    assert sum("matches products=['pasre']: check the names" in text for text in said) == 1 + deferrable
+    assert len(simulator.requests) > 2
 
 
 def test_everything_is_handed_over(sensor, simulator):
@@ -92,6 +116,7 @@ def test_everything_is_handed_over(sensor, simulator):
             exponential_backoff=True,
             max_wait=timedelta(minutes=5),
             silent_fail=True,
+            max_failure_time=timedelta(hours=3),
             timeout=timedelta(hours=2),
             execution_timeout=timedelta(hours=1),
         ).execute({})
@@ -99,6 +124,7 @@ def test_everything_is_handed_over(sensor, simulator):
 
     assert began + 3600 <= handed_over.pop("deadline") <= time.time() + 3600
     assert began + 600 <= handed_over.pop("not_before") <= time.time() + 600
+    assert began <= handed_over.pop("failing_since") <= time.time()
     assert handed_over == {
         "threshold": "10.000000001",
         "metric": "requests",
@@ -119,6 +145,7 @@ def test_everything_is_handed_over(sensor, simulator):
         "silent_fail": True,
         "wait_when_closed": True,
         "failed_polls": 1,
+        "max_failure_time": 10800.0,
         "asks_first": False,
         "window": None,
         "grace": None,
@@ -143,7 +170,14 @@ def test_everything_is_handed_over(sensor, simulator):
         ("per_group", "{{ params.per_group }}"),
         ("projected", "False"),
         ("usage_end_date", None),
+        ("usage_end_date", "run"),
         ("group_by", "key"),
+        ("max_failure_time", -1),
+        ("max_failure_time", "{{ params.hours }}"),
+        ("max_failure_time", True),
+        ("max_failure_time", float("inf")),
+        ("max_failure_time", None),
+        ("api_keys", "prod,ci"),
     ],
 )
 def test_what_can_t_be_right_is_refused_when_parsed(sensor, name, value):
@@ -248,6 +282,39 @@ def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, argu
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize("nothing", ["{{ none }}", "{{ '' }}", " {{ ' ' }} ", "{# all #}"])
+@pytest.mark.parametrize("field", ReductoUsageThresholdSensor.template_fields)
+def test_what_came_out_as_nothing_in_the_triggerer_ends_without_a_question(sensor, began, simulator, field, nothing):
+    days = dict.fromkeys(MAY, "2028-02-01") if field in MAY else {}
+    event = event_of(began(**{**days, field: nothing}))
+
+    with pytest.raises(ReductoConfigurationError, match=f"^{field} is given but came out as '") as error:
+        sensor().execute_complete({}, event)
+    assert REMEDIES[field] in str(error.value)
+    assert not simulator.requests
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+def test_so_does_an_element_of_a_list_but_not_what_is_literal(sensor, began, simulator):
+    event = event_of(began(api_keys=["prod", "{{ none }}"]))
+    with pytest.raises(ReductoConfigurationError, match="api_keys is given but an element of it came out as 'None'"):
+        sensor().execute_complete({}, event)
+    assert not simulator.requests
+
+    names = ["None", "[legacy]", "(ci)", " a ", "a,b", "*", "a line's end\n"]
+    kept = began(api_keys=[*names, "{{ params.days }}"], products="{{ '*' }}").serialize()[1]
+    assert kept["api_keys"] == sorted([*names, "3"])
+    assert (kept["products"], kept["features"], kept["org_id"]) == (None, None, "org_acme")
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+@pytest.mark.parametrize("days", [dict.fromkeys(MAY, "run"), dict.fromkeys(MAY, "{{ 'run' }}")])
+def test_the_days_of_the_run_can_be_said_in_the_triggerer(began, days):
+    kept = began(**days).serialize()[1]
+    assert (kept["usage_start_date"], kept["usage_end_date"]) == ("2028-02-13", "2028-02-13")
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
 @pytest.mark.parametrize("days", [{}, MAY])
 def test_what_nobody_rendered_is_no_question(sensor, simulator, days):
     """The DAG lost its start_from_trigger meanwhile, and the triggerer was started anew."""
@@ -268,6 +335,21 @@ def test_to_begin_in_the_triggerer_is_the_matter_of_one_sensor(sensor):
 
     assert [each.start_trigger_args.trigger_kwargs["threshold"] for each in sensors] == [1, 2]
     assert (sensor().start_from_trigger, sensor().start_trigger_args) == (False, None)
+
+
+@new_in(3, 3, "waits that begin in the triggerer")
+def test_attributes_that_are_assigned_are_what_the_triggerer_asks_for(sensor):
+    made = sensor(start_from_trigger=True)
+    made.org_id, made.api_keys, made.settle_days = "org_globex", "{{ params.key }}", 2
+
+    for each in (made, copy.deepcopy(made), copy.copy(made)):
+        asked = each.start_trigger_args.trigger_kwargs
+        assert (asked["org_id"], asked["api_keys"], asked["settle_days"]) == ("org_globex", "{{ params.key }}", 2)
+    with pytest.raises(ValueError, match=r"^org_id can't be another task's output"):
+        made.org_id = object()
+    made.start_from_trigger = False
+    made.org_id = "org_acme"
+    assert not made.start_from_trigger
 
 
 def test_a_worker_defers_what_was_to_begin_in_the_triggerer(sensor):
@@ -357,13 +439,15 @@ def test_a_first_poll_that_outlasts_the_wait_is_the_last(sensor, simulator, conn
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_connection_that_is_mended_while_it_fails_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
     connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
-    sleep = time.sleep
+    get_usage = ReductoHook.get_usage
 
-    def mended(seconds):  # the first time before the first request, for which the connection has been read
-        connect(host=simulator.url, extra={"max_attempts": 1})
-        sleep(seconds)
+    def mended(hook, query):
+        try:
+            return get_usage(hook, query)
+        finally:
+            connect(host=simulator.url, extra={"max_attempts": 1})
 
-    monkeypatch.setattr(time, "sleep", mended)
+    monkeypatch.setattr(ReductoHook, "get_usage", mended)
     assert waited(sensor(deferrable=deferrable, threshold=0))["exceeded"]
 
 
@@ -449,11 +533,115 @@ def test_a_malformed_event_is_never_taken_for_an_outcome(sensor, event):
 @new_in(3, 0, "a task instance that knows its first start")
 def test_a_sensor_that_stays_while_the_service_fails_keeps_its_timeout(sensor, simulator):
     simulator.faults.add(status(500), times=None)
-    waiting = sensor(mode="reschedule", timeout=30, silent_fail=True)
+    waiting = sensor(mode="reschedule", timeout=30)
     with pytest.raises(AirflowSensorTimeout):
         waiting.execute(rescheduled(ago=60))
 
     assert len(simulator.requests) == 1
+
+
+REMEMBERS = new_in(3, 3, "a task's own state, which it has again when it is rescheduled")
+
+
+class Store:
+    """In the place of Airflow's task state store, which only a running task has."""
+
+    def __init__(self):
+        self.kept = {}
+        self.fails = set()
+
+    def get(self, key, default=None):
+        if "get" in self.fails:
+            raise OSError("no answer")
+        return json.loads(self.kept.get(key, "null")) or default
+
+    def set(self, key, value):
+        if "set" in self.fails:
+            raise OSError("no room")
+        self.kept[key] = json.dumps(value)
+
+
+@pytest.fixture
+def visit(sensor):
+    """Execute a sensor anew on a worker until it is rescheduled, and return how many failed polls it knows of."""
+
+    def run(store, number, try_id="first", **arguments):
+        waiting = sensor(mode="reschedule", **arguments)
+        ti = SimpleNamespace(get_first_reschedule_date=lambda context: None, id=try_id)
+        with pytest.raises(AirflowRescheduleException):
+            waiting.execute({"ti": ti, "task_state_store": store, "task_reschedule_count": number})
+        return waiting._failed_polls.count
+
+    return run
+
+
+@REMEMBERS
+def test_a_rescheduled_sensor_remembers_failed_polls(visit, simulator):
+    simulator.faults.add(status(500), times=4)
+    store = Store()
+
+    assert [visit(store, number, max_failure_time=0) for number in range(6)] == [1, 2, 3, 4, 0, 0]
+    simulator.faults.add(status(500), times=5)
+    assert [visit(store, number, max_failure_time=0) for number in range(6, 10)] == [1, 2, 3, 4]
+    with pytest.raises(ReductoServerError):
+        visit(store, 10, max_failure_time=0)
+
+
+@REMEMBERS
+def test_a_rescheduled_sensor_remembers_since_when_polls_fail(visit, simulator):
+    simulator.faults.add(status(500), times=None)
+    store = Store()
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC)) as clock:
+        for number in range(6):
+            assert visit(store, number) == number + 1
+            clock.shift(timedelta(hours=1))
+        with pytest.raises(ReductoServerError):
+            visit(store, 6)
+
+
+@REMEMBERS
+@pytest.mark.parametrize("later", [{"number": 3}, {"number": 0}, {"number": 2, "try_id": "second"}])
+def test_what_is_stored_holds_for_the_next_visit_only(visit, simulator, later):
+    """A poll in between did not fail, or the try is another one."""
+    simulator.faults.add(status(500), times=None)
+    store = Store()
+
+    assert [visit(store, number) for number in (0, 1)] == [1, 2]
+    assert visit(store, **later) == 1
+
+
+@REMEMBERS
+@pytest.mark.parametrize("stored", [3, [], {}, {"try": "first", "visit": 0, "count": "3", "since": 1.0}])
+def test_what_is_stored_by_somebody_else_is_not_taken_for_failures(visit, simulator, stored):
+    simulator.faults.add(status(500))
+    store = Store()
+    visit(store, 0)
+    store.kept = {key: json.dumps(stored) for key in store.kept}
+
+    simulator.faults.add(status(500))
+    assert visit(store, 1) == 1
+
+
+@REMEMBERS
+@pytest.mark.parametrize(("broken", "polls"), [("set", 4), ("get", 4)])
+def test_a_store_that_fails_keeps_the_sensor_on_its_worker(visit, simulator, broken, polls):
+    store = Store()
+    store.fails.add(broken)
+    simulator.faults.add(status(500), times=3)
+
+    assert visit(store, 1) == 0, "rescheduled by the poll that did not fail"
+    assert len(simulator.requests) == polls
+
+
+@new_in(3, 0, "a task instance that knows its first start")
+@pytest.mark.parametrize("silent_fail", [False, True])
+def test_without_a_store_it_stays_as_long_as_failures_count(sensor, simulator, silent_fail):
+    simulator.faults.add(status(500), times=2)
+    waiting = sensor(mode="reschedule", silent_fail=silent_fail)
+    with pytest.raises(AirflowRescheduleException):
+        waiting.execute({"ti": SimpleNamespace(get_first_reschedule_date=lambda context: None)})
+
+    assert len(simulator.requests) == (1 if silent_fail else 3)
 
 
 def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_timeout(sensor):

@@ -86,6 +86,7 @@ NO_DAY_ENDED = datetime(2026, 3, 29, 23, tzinfo=UTC)
 
 USED = Decimal(100)
 EXCEEDED, NOT_EXCEEDED = {"threshold": 50}, {"threshold": 1000}
+FIVE_END_IT = {**NOT_EXCEEDED, "max_failure_time": 0}
 TODAY = datetime.now(UTC).date()
 RUNNING = {"usage_start_date": str(TODAY - timedelta(days=3)), "usage_end_date": str(TODAY + timedelta(days=30))}
 NOT_BEGUN = {"usage_start_date": str(TODAY + timedelta(days=9)), "usage_end_date": str(TODAY + timedelta(days=30))}
@@ -106,7 +107,8 @@ class Case:
     Something that happens to a sensor at its first poll, or later: after one that found no usage at all.
 
     `faults` meet the polls in turn, the last one for ever if it `stays`. `lasts` are the options with which the time
-    alone ends the wait. `kind` begins the organization's id: the DAG or the service do something for it.
+    alone ends the wait. `kind` begins the organization's id: the DAG or the service do something for it. `counted`
+    tells whether the polls are the same in number, and do not depend on the time.
     """
 
     what: str
@@ -117,6 +119,7 @@ class Case:
     kind: str = "any"
     when: tuple[str, ...] = (FIRST, LATER)
     modes: tuple[str, ...] = tuple(MODES)
+    counted: bool = True
 
 
 CASES = (
@@ -147,8 +150,22 @@ CASES = (
     Case("an answer for another organization", faults=(Altered({"orgId": "org_other"}),), lasts=IF_SILENT),
     Case("an HTML page", faults=(html(),), lasts=IF_SILENT, when=(LATER,)),
     Case("half an answer", faults=(Reply(200, '{"orgId": '),), lasts=IF_SILENT, when=(FIRST,)),
-    Case("four passing faults", EXCEEDED, faults=(status(503), status(429), Reset(), status(500)), stays=False),
-    Case("passing faults that stay (500)", faults=(status(500),), lasts=IF_SILENT),
+    Case(
+        "four transient errors, `max_failure_time=0`",
+        {**EXCEEDED, "max_failure_time": 0},
+        faults=(status(503), status(429), Reset(), status(500)),
+        stays=False,
+    ),
+    Case("five transient errors, `max_failure_time=0`", FIVE_END_IT, faults=(status(500),), lasts=IF_SILENT),
+    Case("nine transient errors, within `max_failure_time`", EXCEEDED, faults=(status(503),) * 9, stays=False),
+    Case(
+        "an outage longer than `max_failure_time`",
+        {**NOT_EXCEEDED, "max_failure_time": SHORT},
+        faults=(status(503),),
+        lasts=IF_SILENT,
+        counted=False,
+    ),
+    Case("an outage longer than `timeout`", faults=(status(503),), lasts=ALWAYS, when=(LATER,)),
     Case("an exception that nobody foresaw", kind="bug", lasts=IF_SILENT),
     Case("the connection is missing", {**EXCEEDED, "reducto_conn_id": "missing"}, lasts=IF_SILENT, when=(FIRST,)),
     Case("the trigger's event is malformed (deferrable only)", kind="event", when=(LATER,), modes=("deferrable",)),
@@ -249,7 +266,7 @@ class World:
             result.task_instance(org).try_number,
             tuple(error.type for error in result.errors if error.task_id == org),
             xcom,
-            None if key.option in key.case.lasts or FORGETS_NO_DEFERRAL else polls,
+            polls if key.case.counted and key.option not in key.case.lasts and not FORGETS_NO_DEFERRAL else None,
         )
 
     def _connect(self, org: str, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from simulator import Simulator
-from tests.airflows import new_in
+from simulator import Simulator, status
+from tests.airflows import gone_in, new_in
 
 DAG = """
 from datetime import datetime, timedelta
@@ -124,6 +125,23 @@ def test_exceeded_while_waiting(wait, simulator):
     assert len(simulator.requests) == 3
     ends = {dict(request.query)["endDate"] for request in simulator.requests}
     assert ends <= {str(today()), str(today() - timedelta(days=1))}, "days to come are not asked for"
+
+
+@pytest.mark.parametrize(
+    "visits",
+    [
+        pytest.param(4, marks=new_in(3, 3, "a task's own state, which it has again when it is rescheduled")),
+        pytest.param(1, marks=gone_in(3, 3, "a rescheduled task that is told of no failures before")),
+    ],
+)
+def test_a_rescheduled_sensor_leaves_its_worker_while_the_service_fails(run_dag, simulator, visits):
+    """Where it can't remember since when, it stays. Either way the failures are counted."""
+    simulator.faults.add(status(500), times=3)
+    arguments = f"org_id='org_acme', threshold=100, mode='reschedule', poke_interval=1, **{MAY!r}"
+    result = run_dag(DAG.format(params={}, arguments=arguments), connection={"extra": {"max_attempts": 1}}).expect()
+
+    assert list(dict.fromkeys(re.findall(r"failed \(failure (\d+)", result.log))) == ["1", "2", "3"]
+    assert result.log.count("marking task as UP_FOR_RESCHEDULE") == visits - 1
 
 
 def test_per_group(run_dag, simulator):

@@ -593,6 +593,10 @@ class TestArguments:
             ({"org_id": ""}, "org_id"),
             ({"products": [""]}, "products"),
             ({"api_keys": "None"}, "api_keys"),
+            ({"api_keys": []}, "api_keys is given but empty"),
+            ({"reducto_conn_id": " "}, "reducto_conn_id is given but empty"),
+            ({"org_id": "{{ params.org }}"}, "org_id must be final"),
+            ({"products": ["parse", "{{ var.value.product }}"]}, "products must be final"),
         ],
         ids=str,
     )

@@ -424,7 +424,7 @@ def trouble(connect):
 
 
 CODES = {str(code): status(code) for code in range(300, 600)}
-PASSING_CODES = {"429", *map(str, range(500, 600))}
+PASSING_CODES = {"407", "408", "425", "429", *map(str, range(500, 600))}
 FAULTS = {
     "cut_short": CutShort(),
     "reset": Reset(),
@@ -442,7 +442,7 @@ FAULTS = {
     "in_a_circle": redirect("/api/v1/usage/export", 308),
 }
 # Nor the endless one, which is too long or too slow, whichever comes first.
-PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html_503"}
+PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html", "html_503"}
 
 
 def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
@@ -572,3 +572,22 @@ def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigg
     asyncio.run(wait(trigger))
     [gap] = [later.monotonic - earlier.monotonic for earlier, later in pairwise(service.requests)]
     assert gap > 2.5
+
+
+def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_over(service):
+    """A triggerer runs for months, and has ever new questions, which would be kept as long."""
+    _UsageTrigger._put_off.clear()
+    triggers = [threshold_trigger(org_id=org, asks_first=True) for org in ("org_acme", "org_globex", "org_umbra")]
+    first, second, third = (trigger._question() for trigger in triggers)
+
+    def refused(trigger, seconds):
+        service.faults.add(status(429, retry_after=seconds))
+        asyncio.run(trigger._ask_now())
+
+    refused(triggers[0], 1)
+    refused(triggers[1], 60)
+    assert _UsageTrigger._put_off.keys() == {first, second}
+    time.sleep(1.1)
+    refused(triggers[2], 60)
+    assert _UsageTrigger._put_off.keys() == {second, third}
+    _UsageTrigger._put_off.clear()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+import time_machine
 
-from reducto_provider.hooks import reducto
+from reducto_provider.exceptions import ReductoServerError
+from reducto_provider.hooks import transport
 from reducto_provider.triggers import usage as module
-from reducto_provider.triggers.polls import Poller
+from reducto_provider.triggers.polls import MAX_FAILURE_TIME, MIN_FAILED_POLLS, FailedPolls, Poller
 from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from simulator import Reset, Stall, redirect, status
@@ -86,6 +89,52 @@ def test_one_tcp_connection_serves_all_polls(service):
     assert len(peers) == 1
 
 
+# -- which failures are tolerated
+
+
+def failing(*, every, **options):
+    """How many polls fail, one each so many seconds, before the wait ends, and what the log says of the last."""
+    polls = FailedPolls(MAX_FAILURE_TIME.total_seconds(), **options)
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False) as clock:
+        while polls.tolerates(ReductoServerError("Reducto failed (503)")):
+            clock.shift(every)
+            assert polls.count < 1_000
+        return polls.count, str(polls)
+
+
+@pytest.mark.parametrize(
+    ("every", "count", "lasted"),
+    [
+        (timedelta(minutes=5), 73, "6:00:00"),
+        (timedelta(hours=1), 7, "6:00:00"),
+        (timedelta(hours=5), MIN_FAILED_POLLS, "20:00:00"),
+        (timedelta(days=1), MIN_FAILED_POLLS, "4 days, 0:00:00"),
+    ],
+)
+def test_transient_failures_end_a_wait_after_hours_and_polls(every, count, lasted):
+    said = f"failure {count}, for {lasted}; 5 failures over 6:00:00 end the wait"
+    assert failing(every=every) == (count, said)
+
+
+def test_an_outage_of_the_evening_is_forgotten_when_a_poll_succeeds():
+    polls = FailedPolls(MAX_FAILURE_TIME.total_seconds())
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False) as clock:
+        for _ in range(30):
+            for _ in range(70):
+                clock.shift(timedelta(minutes=5))
+                assert polls.tolerates(ReductoServerError("Reducto failed (503)"))
+            polls.reset()
+
+
+def test_a_clock_that_is_set_back_ends_no_wait():
+    polls = FailedPolls(1.0)
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False) as clock:
+        for _ in range(2 * MIN_FAILED_POLLS):
+            assert polls.tolerates(ReductoServerError("Reducto failed (503)"))
+            clock.shift(timedelta(hours=-1))
+        assert "for 0:00:00;" in str(polls)
+
+
 # -- what is left behind
 
 
@@ -120,13 +169,13 @@ async def until(condition):
 
 def test_the_session_of_a_poll_that_failed_is_closed_at_once(service, monkeypatch):
     service.faults.add(status(503), times=3)
-    opened, open_session = [], reducto._open_async_session
+    opened, open_session = [], transport._open_session
 
-    async def noted(settings):
-        opened.append(await open_session(settings))
+    def noted(settings, verify):
+        opened.append(open_session(settings, verify))
         return opened[-1]
 
-    monkeypatch.setattr(reducto, "_open_async_session", noted)
+    monkeypatch.setattr(transport, "_open_session", noted)
 
     async def scenario():
         async with Poller("reducto_default") as poller:
@@ -135,6 +184,25 @@ def test_the_session_of_a_poll_that_failed_is_closed_at_once(service, monkeypatc
             assert [session.closed for session in opened] == [True, True, True, False]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_fork_has_a_log_thread_of_its_own():
+    """The parent's is not there, and a line that waits for it would hold up its trigger for ever."""
+
+    async def logs():
+        await asyncio.wait_for(asyncio.shield(threshold_trigger()._alog("info", "a line")), 20)
+
+    asyncio.run(logs())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which is what this is about
+        child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            asyncio.run(logs())
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 async def first_of(events):

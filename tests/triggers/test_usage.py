@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -11,11 +12,11 @@ import pytest
 import time_machine
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
-from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
+from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, MIN_FAILED_POLLS, Poll
 from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
-from reducto_provider.usage.threshold import MAX_FAILED_POLLS, UsageThreshold
+from reducto_provider.usage.threshold import UsageThreshold
 from tests.airflows import new_in
 
 DAY = date(2026, 6, 1)
@@ -35,7 +36,8 @@ def trigger(query=None, threshold="10.000000001", metric="requests", per_group=T
 
 
 def test_nothing_is_lost_on_the_way_through_the_database():
-    original = trigger(settle_days=3, deadline=1.5, wait_when_closed=True, failed_polls=2, silent_fail=True)
+    failing = {"failed_polls": 2, "failing_since": 1.25, "max_failure_time": 60.0}
+    original = trigger(settle_days=3, deadline=1.5, wait_when_closed=True, silent_fail=True, **failing)
     path, arguments = original.serialize()
     again = ReductoUsageThresholdTrigger(**json.loads(json.dumps(arguments)))
 
@@ -48,7 +50,10 @@ def test_nothing_is_lost_on_the_way_through_the_database():
     assert (waited_for.query.org_id, waited_for.query.group_by) == ("org_a", "api_key")
 
 
-@pytest.mark.parametrize("same", [{"threshold": "99"}, {"metric": "credits"}, {"deadline": 5.0}, {"max_wait": 9.0}])
+@pytest.mark.parametrize(
+    "same",
+    [{"threshold": "99"}, {"metric": "credits"}, {"deadline": 5.0}, {"max_wait": 9.0}, {"max_failure_time": 9.0}],
+)
 def test_what_the_poll_does_not_depend_on_is_shared(same):
     assert trigger(**same).shared_stream_key() == trigger().shared_stream_key()
 
@@ -64,6 +69,15 @@ def test_what_the_poll_does_not_depend_on_is_shared(same):
 )
 def test_what_the_poll_depends_on_is_not(other):
     assert trigger(**other).shared_stream_key() != trigger().shared_stream_key()
+
+
+@pytest.mark.parametrize(
+    "empty", [{"products": []}, {"api_keys": ["a", ""]}, {"org_id": ""}, {"usage_start_date": " "}, {"threshold": ""}]
+)
+def test_what_is_given_but_empty_is_not_left_out(empty):
+    arguments = trigger().serialize()[1]
+    with pytest.raises(ValueError, match=f"^{next(iter(empty))} is given but .*empty"):
+        ReductoUsageThresholdTrigger(**{**arguments, **empty})
 
 
 def test_intervals():
@@ -97,13 +111,36 @@ def test_the_service_is_left_alone_until_a_moment_also_by_a_triggerer_that_start
     ],
 )
 def test_what_a_template_lacks_is_not_left_out(template, named):
+    event = event_of_template(template)
+    assert (event["error"], named in event["message"]) == ("ReductoConfigurationError", True)
+
+
+@new_in(3, 3, "arguments of triggers that are templates")
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        ("{{ params.budget * 1.1 }}", "TypeError"),
+        ("{{ 1 / params.zero }}", "ZeroDivisionError: division by zero"),
+        ("{{ params.zero.nothing() }}", "UndefinedError"),
+        ("{{ 'plenty'.index('z') }}", "ValueError"),
+        ("{{ params['a\0b'] }}", "UndefinedError"),
+    ],
+)
+def test_whatever_a_template_raises_becomes_the_event(template, named):
+    event = event_of_template(template)
+    assert event["error"] == "ReductoConfigurationError"
+    assert "a template can't be rendered in the triggerer: " in event["message"]
+    assert named in event["message"]
+    assert "\0" not in event["message"]
+
+
+def event_of_template(template):
     begins = ReductoUsageThresholdTrigger(reducto_conn_id="conn", threshold=template, window="month", asks_first=True)
     begins.template_fields = ("threshold",)
-    begins.render_template_fields({"params": {}})
+    begins.render_template_fields({"params": {"budget": None, "zero": 0}})
 
     assert begins.shared_stream_key() is None
-    event = asyncio.run(anext(begins.run())).payload
-    assert (event["error"], named in event["message"]) == ("ReductoConfigurationError", True)
+    return asyncio.run(anext(begins.run())).payload
 
 
 def used(requests, time=DURING):
@@ -142,12 +179,39 @@ def test_a_window_that_is_over():
     assert event_of([used(5, AFTER)], wait_when_closed=True) is None
 
 
-def test_passing_failures_are_counted_in_a_row():
-    most = MAX_FAILED_POLLS - 1
-    assert event_of([failed()] * most + [used(5)] + [failed()] * most) is None
-    assert event_of([failed()] * MAX_FAILED_POLLS)["error"] == "ReductoServerError"
-    assert event_of([failed()], failed_polls=most)["error"] == "ReductoServerError"
-    assert event_of([failed()] * 20, silent_fail=True) is None
+def test_transient_failures_are_counted_in_a_row():
+    most = [failed()] * (MIN_FAILED_POLLS - 1)
+    assert event_of([*most, used(5), *most], max_failure_time=0.0) is None
+    assert event_of([*most, failed()], max_failure_time=0.0)["error"] == "ReductoServerError"
+    assert event_of([*most, failed()], max_failure_time=3600.0) is None
+    assert event_of([failed()] * 20, max_failure_time=0.0, silent_fail=True) is None
+
+
+def test_failures_before_the_trigger_took_over_count():
+    most = MIN_FAILED_POLLS - 1
+    handed_over = {"failed_polls": most, "failing_since": time.time() - 30}
+    assert event_of([failed()], **handed_over, max_failure_time=29.0)["error"] == "ReductoServerError"
+    assert event_of([failed()], **handed_over, max_failure_time=3600.0) is None
+    assert event_of([used(5)] + [failed()] * most, **handed_over, max_failure_time=0.0) is None
+
+
+def test_a_trigger_that_is_started_again_knows_nothing_of_failures_before():
+    """What was handed over to it is as it was when the wait began: polls may have succeeded for weeks since."""
+    long_ago = {"failed_polls": MIN_FAILED_POLLS - 1, "failing_since": time.time() - 14 * 86_400}
+    assert event_of([failed()], **long_ago, max_failure_time=0.0) is None
+    assert event_of([failed()] * 20, **long_ago, max_failure_time=3600.0) is None
+    assert event_of([failed()] * MIN_FAILED_POLLS, **long_ago, max_failure_time=0.0)["error"] == "ReductoServerError"
+
+
+@pytest.mark.parametrize(
+    "error", [ReductoServerError("Reducto failed (503: a\0b)"), KeyError("a\0b"), ReductoAuthenticationError("\0")]
+)
+def test_no_nul_reaches_an_event(error):
+    """PostgreSQL keeps none in JSON: the event would end the triggerer."""
+    event = event_of([failed(error)] * MIN_FAILED_POLLS, max_failure_time=0.0)
+    assert event["status"] == "error"
+    assert "\0" not in str(event)
+    assert "\N{REPLACEMENT CHARACTER}" in event["message"] or "\\x00" in event["message"]
 
 
 def test_any_other_failure_ends_the_wait():

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pendulum
+from airflow.timetables import trigger as core_trigger
 from airflow.timetables.base import TimeRestriction
 
 from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run
+from tests.airflows import AIRFLOW, dag_author
 
 
 def utc(text: str) -> pendulum.DateTime:
@@ -38,6 +40,24 @@ def run_context(
         "dag": SimpleNamespace(timetable=timetable),
         "partition_date": partition_date,
     }
+
+
+def partition_runs(expression: str, start: Any, end: Any, **arguments: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """When each run is due that a partition timetable makes one after the other, and the contexts of their tasks."""
+    scheduler = core_trigger.CronPartitionTimetable(expression, **arguments)
+    timetable = dag_author.CronPartitionTimetable(expression, **arguments)
+    restriction = TimeRestriction(start, end, catchup=True)
+    found, info = [], None
+    while info := scheduler.next_dagrun_info_v2(last_dagrun_info=info, restriction=restriction):
+        context = run_context(
+            timetable,
+            None,
+            partition_key=info.partition_key,
+            partition_date=info.partition_date if AIRFLOW >= (3, 3) else None,  # which a task is not told before
+            run_after=info.run_after,
+        )
+        found.append((info.run_after, context))
+    return found
 
 
 def covered_by(scheduler: Any, timetable: Any, start: str, end: str) -> list[tuple[pendulum.DateTime, DayRange]]:

@@ -8,7 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal, parse_day, parse_query
+from reducto_provider.usage.fields import (
+    GIVEN,
+    QUERY_FIELDS,
+    REMEDIES,
+    check_given,
+    check_literals,
+    check_not_empty,
+    is_literal,
+    is_run_days,
+    outline,
+    parse_day,
+    parse_query,
+    restore_literals,
+)
 from reducto_provider.usage.query import UsageQuery
 
 DAY = date(2026, 6, 18)
@@ -59,7 +72,8 @@ def test_what_is_no_day_is_refused(value):
     assert "usage_end_date" in said
     assert repr(value) in said
     assert "yyyy-mm-dd" in said
-    assert "data_interval_start | ds" in said
+    assert "leave both days out for the run's own" in said
+    assert "data_interval_start" not in said, "the day that begins, under Airflow 3's @daily"
 
 
 def test_a_query_from_rendered_fields():
@@ -133,6 +147,7 @@ def test_literals(value):
         "{{ ds }}",
         "org_{{ params.org }}",
         "{% if params.all %}a{% endif %}",
+        "{# all of them #}",
         ["a", "{{ b }}"],
         ("a", ["{{ b }}"]),
         {"{{ a }}"},
@@ -158,8 +173,11 @@ def test_templates_and_other_tasks_results_are_no_literals(value):
         {"group_by": "{{ params.group_by }}"},
         {"org_id": "{{ params.org }}", "products": "{{ params.products }}"},
         {"products": ["parse", "{{ params.other }}"]},
-        {"api_keys": []},
         {"org_id": OTHER_TASK},
+        {"usage_start_date": "run", "usage_end_date": "run"},
+        {"usage_start_date": "run", "usage_end_date": "{{ params.end }}"},
+        {"api_keys": ["[legacy]", "(ci)", "None", " a ", "a,b", "*"]},
+        {"products": "*"},
     ],
     ids=str,
 )
@@ -183,8 +201,116 @@ def test_what_may_be_right_passes_when_the_dag_is_parsed(fields):
         pytest.param({"products": ["parse", ""]}, "products", id="empty product"),
         pytest.param({"features": "['ocr']"}, "features", id="list as text"),
         pytest.param({"api_keys": 7}, "api_keys", id="number for a filter"),
+        pytest.param({"api_keys": "prod, ci"}, "give a list, such as \\['prod', 'ci'\\]", id="a comma"),
+        pytest.param({"usage_start_date": "run", "usage_end_date": DAY}, "'run' together", id="start of the run"),
+        pytest.param({"usage_start_date": DAY, "usage_end_date": "run"}, "'run' together", id="end of the run"),
     ],
 )
 def test_what_can_not_be_right_is_refused_when_the_dag_is_parsed(fields, said):
     with pytest.raises(ValueError, match=said):
         check_literals({**NOTHING, **fields})
+
+
+NAMES = ["[legacy]", "None", "7"]
+
+
+@pytest.mark.parametrize(
+    ("written", "outlined"),
+    [
+        ("parse", "parse"),
+        ("{{ ds }}", GIVEN),
+        (OTHER_TASK, GIVEN),
+        (NAMES, NAMES),
+        (["parse", "{{ ds }}"], ["parse", GIVEN]),
+        (("{{ ds }}", ["a", OTHER_TASK]), [GIVEN, ["a", GIVEN]]),
+        ({"{{ ds }}"}, GIVEN),
+        ([{"org_id": "a", "reducto_conn_id": OTHER_TASK}], [{"org_id": "a", "reducto_conn_id": GIVEN}]),
+        (None, None),
+        (DAY, DAY),
+    ],
+    ids=str,
+)
+def test_an_outline_has_what_is_literal(written, outlined):
+    assert outline(written) == outlined
+
+
+@pytest.mark.parametrize(
+    ("written", "rendered", "restored"),
+    [
+        ("7", 7, "7"),
+        ("a\n", "a", "a\n"),
+        (NAMES, ["[legacy]", None, 7], NAMES),
+        ([*NAMES, "{{ x }}"], ["[legacy]", None, 7, 8], [*NAMES, 8]),
+        (("7", OTHER_TASK), (7, [1]), ["7", [1]]),
+        ("{{ x }}", [7], [7]),
+        (
+            [{"org_id": "7", "reducto_conn_id": "{{ x }}"}],
+            [{"org_id": 7, "reducto_conn_id": "c"}],
+            [{"org_id": "7", "reducto_conn_id": "c"}],
+        ),
+        ({"7", "8"}, {7, 8}, {"7", "8"}),
+        (DAY, DAY, DAY),
+    ],
+)
+def test_rendering_changes_nothing_literal(written, rendered, restored):
+    assert restore_literals(outline(written), rendered) == restored
+
+
+@pytest.mark.parametrize("lost", [None, "", " \n", "None", " None ", [], (), {}, set()], ids=repr)
+def test_what_was_given_and_is_lost_is_named_with_a_remedy(lost):
+    for name, remedy in REMEDIES.items():
+        with pytest.raises(ValueError) as error:
+            check_given(name, GIVEN, lost)
+        assert str(error.value) == f"{name} is given but came out as {lost!r}: {remedy}"
+    for outlined, value in [(GIVEN, ["a", lost]), (["a", GIVEN], ["a", lost]), ([{"b": GIVEN}], [{"b": lost}])]:
+        with pytest.raises(ValueError) as error:
+            check_given("organizations", outlined, value)
+        assert "organizations is given but an element of it came out as " + repr(lost) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("outlined", "value"),
+    [
+        (None, "assigned"),
+        ("a", "a"),
+        (NAMES, NAMES),
+        ([*NAMES, GIVEN], [*NAMES, "a"]),
+        (GIVEN, 0),
+        (GIVEN, False),
+        (GIVEN, ["[legacy]", "a,b"]),
+        (GIVEN, DAY),
+        (GIVEN, "none"),
+        (["a", GIVEN], "assigned"),
+    ],
+    ids=str,
+)
+def test_what_is_literal_or_came_out_as_something_is_not_lost(outlined, value):
+    check_given("api_keys", outlined, value)
+
+
+def test_a_list_that_an_element_of_a_list_renders_to_as_text_is_no_name():
+    with pytest.raises(ValueError, match="api_keys is a list written as text"):
+        check_given("api_keys", ["a", GIVEN], ["a", "['b', 'c']"])
+
+
+@pytest.mark.parametrize(
+    ("said", "empty"),
+    [
+        *(("empty, ", value) for value in ("", " \n", [], (), set())),
+        *(
+            ("an element of it is empty, ", value)
+            for value in (["a", ""], ["{{ x }}", " "], ["a", None], [["a"], []], [{"org_id": ""}])
+        ),
+    ],
+    ids=str,
+)
+def test_a_literal_that_is_empty_is_not_left_out(said, empty):
+    with pytest.raises(ValueError) as error:
+        check_not_empty({"org_id": None, "products": empty})
+    assert str(error.value) == f"products is given but {said}{empty!r}: {REMEDIES['products']}"
+
+
+def test_whose_days_are_those_of_the_run():
+    assert is_run_days({"usage_start_date": "run", "usage_end_date": "run"})
+    assert not is_run_days({"usage_start_date": DAY, "usage_end_date": DAY})
+    assert not is_run_days({"usage_start_date": None, "usage_end_date": None})

@@ -8,13 +8,30 @@ from urllib.parse import parse_qsl, urlsplit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducto_provider.hooks.reducto import ENDPOINT, _url
+from reducto_provider.hooks.reducto import ENDPOINT
 from reducto_provider.hooks.settings import ReductoSettings
+from reducto_provider.hooks.transport import url_of
 from reducto_provider.usage.fields import check_literals, parse_query
 from reducto_provider.usage.query import DIMENSIONS, FILTER_PARAMETERS, UsageQuery
 
 ODD = st.sampled_from(
-    ["&orgId=other", "a=b", "%26", "+", " a ", "#", "?", "/../", "\r\nHost: other", "é", "\ud800", "None"]
+    [
+        "*",
+        "a,b",
+        "[a]",
+        "&orgId=other",
+        "a=b",
+        "%26",
+        "+",
+        " a ",
+        "#",
+        "?",
+        "/../",
+        "\r\nHost: other",
+        "é",
+        "\ud800",
+        "None",
+    ]
 )
 TEXT = st.one_of(ODD, st.text(max_size=8))
 DATES = st.dates()
@@ -48,13 +65,13 @@ def test_the_service_reads_what_was_meant(days, group_by, org_id, filters):
     try:
         query = UsageQuery(start=min(days), end=max(days), group_by=group_by, org_id=org_id, **filters)
     except ValueError:
-        texts = [
-            org_id,
-            *(text for given in filters.values() for text in ([given] if isinstance(given, str) else given)),
-        ]
-        assert any(text is not None and not can_be_meant(text) for text in texts)
+        assert (
+            not (org_id is None or can_be_meant(org_id))
+            or any(isinstance(given, str) and not can_be_one(given) for given in filters.values())
+            or any(not is_name(text) for given in filters.values() for text in given if not isinstance(given, str))
+        )
         return
-    url = urlsplit(_url(query, SETTINGS))
+    url = urlsplit(url_of(SETTINGS, ENDPOINT, query.params()))
 
     assert (url.scheme, url.netloc, url.path, url.fragment) == ("https", "studio.reducto.ai", f"/prefix{ENDPOINT}", "")
     assert url.query.isascii()
@@ -62,15 +79,22 @@ def test_the_service_reads_what_was_meant(days, group_by, org_id, filters):
     asked = [("startDate", str(min(days))), ("endDate", str(max(days))), ("groupBy", group_by)]
     asked += [("orgId", org_id)] if org_id is not None else []
     for name, values in sorted(filters.items(), key=lambda pair: list(FILTER_PARAMETERS).index(pair[0])):
-        texts = [values] if isinstance(values, str) else values
+        texts = {"*": []}.get(values, [values]) if isinstance(values, str) else values
         asked += [(FILTER_PARAMETERS[name], text) for text in dict.fromkeys(texts)]
     assert sent == asked
 
 
+def is_name(text):
+    return bool(text.strip()) and not any("\ud800" <= each <= "\udfff" for each in text)
+
+
 def can_be_meant(text):
     bare = text.strip()
-    brackets = bool(bare) and bare[0] + bare[-1] in ("[]", "()", "{}")
-    return bool(bare) and bare != "None" and not brackets and not any("\ud800" <= each <= "\udfff" for each in text)
+    return is_name(text) and bare != "None" and bare[0] + bare[-1] not in ("[]", "()", "{}")
+
+
+def can_be_one(text):
+    return can_be_meant(text) and "," not in text and text == text.strip()
 
 
 @given(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 
@@ -10,19 +12,23 @@ import pytest
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from dateutil.relativedelta import relativedelta
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reducto_provider.usage.window import (
     CALENDAR_WINDOWS,
+    DayNotOverError,
     DayRange,
+    NoDayEndedError,
     calendar_window,
+    check_days_over,
     days_of_run,
     days_of_window,
     least_days,
+    warn_of_early_run,
 )
-from tests.airflows import dag_author, new_in
-from tests.usage.runs import breaks, covered_by, run_context, too_early
+from tests.airflows import PARTITIONS, dag_author, new_in
+from tests.usage.runs import breaks, covered_by, partition_runs, run_context, too_early
 
 MOST_RUNS = 25
 
@@ -44,6 +50,7 @@ TIMES = st.one_of(
 )
 CRONS = st.tuples(TIMES, DAYS_AND_MONTHS).map(lambda parts: f"{parts[0][0]} {parts[0][1]} {parts[1]}")
 ZONES = st.sampled_from([zone for zone in sorted(pendulum.timezones()) if "/" in zone or zone == "UTC"])
+KEY_FORMATS = st.sampled_from(["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%Y%m%d", "%d.%m.%Y"])
 STARTS = st.datetimes(datetime(2000, 1, 1), datetime(2035, 1, 1))
 FIXED_DELTAS = st.integers(24 * 60, 40 * 24 * 60).map(lambda minutes: timedelta(minutes=minutes))
 MONTHS_AND_DAYS = st.builds(
@@ -58,6 +65,26 @@ def covered_from(scheduler, timetable, start):
         if len(covered) > 3:
             break
     return covered[:MOST_RUNS]
+
+
+def runs_by_partition(expression, start, **arguments):
+    """As `covered_from`, of a partition timetable."""
+    for length in (45, 400, 4000):
+        runs = partition_runs(
+            expression,
+            pendulum.instance(start, tz="UTC"),
+            pendulum.instance(start, tz="UTC").add(days=length),
+            **arguments,
+        )
+        if len(runs) > 3:
+            break
+    return runs[:MOST_RUNS]
+
+
+def no_time_is_left_out(runs):
+    """Whether Airflow makes a run for each partition: else two have a key, which the runs before warned of."""
+    keys = [context["dag_run"].partition_key for _, context in runs]
+    return len(keys) == len(set(keys))
 
 
 def assert_every_day_once(covered):
@@ -125,6 +152,49 @@ class TestConsecutiveRuns:
         last_of = {days.first: end for end, days in covered}
         for day in sorted(last_of)[:-1]:
             assert last_of[day].in_timezone("UTC").date() > day, "a run came after the day was over"
+
+
+@PARTITIONS
+class TestPartitions:
+    @given(expression=CRONS, zone=ZONES, start=STARTS, key_format=KEY_FORMATS)
+    def test_every_day_is_covered_once(self, expression, zone, start, key_format):
+        runs = runs_by_partition(expression, start, timezone=zone, run_offset=-1, key_format=key_format)
+        assume(no_time_is_left_out(runs))
+        covered = []
+        for _, context in runs:
+            with suppress(NoDayEndedError):  # before Airflow 3.3, which spells keys in UTC
+                covered.append((context, days_of_run(context)))
+
+        assert breaks(covered) == []
+        for context, days in covered[:3]:
+            assert days_of_window("day", context) == DayRange(days.last, days.last)
+            check_days_over(context, days.last + timedelta(days=1))
+            with pytest.raises(DayNotOverError):
+                check_days_over(context, days.last)
+
+    @given(expression=CRONS, zone=ZONES, start=STARTS, offset=st.integers(-3, 1), settle_days=st.integers(0, 9))
+    def test_what_is_advised_is_never_too_early(self, expression, zone, start, offset, settle_days):
+        arguments = {"timezone": zone, "run_offset": offset}
+        [(due, context), *_] = runs_by_partition(expression, start, **arguments)
+        advice = warn_of_early_run(context, due.date(), settle_days)
+        if advice is None:
+            return self.assert_never_too_early(expression, start, settle_days, **arguments)
+
+        if found := re.search(r"run_offset=(-\d+)(?: and|$)", advice):
+            arguments["run_offset"] = int(found[1])
+        if found := re.search(r"a time of day such as 0?(\d+):0?(\d+)", advice):
+            hour, minute = found.groups()
+            self.assert_never_too_early(expression, start, settle_days, **{**arguments, "timezone": "UTC"})
+            expression = " ".join([minute, hour, *expression.split()[2:]])
+        return self.assert_never_too_early(expression, start, settle_days, **arguments)
+
+    @staticmethod
+    def assert_never_too_early(expression, start, settle_days, **arguments):
+        [(first, context), *_] = runs = runs_by_partition(expression, start, **arguments)[:10]
+        assert warn_of_early_run(context, first.date(), settle_days) is None
+        for due, each in runs:
+            if due < first.add(years=1):  # as far as it is foreseen
+                check_days_over(each, due.date(), settle_days)
 
 
 class TestWindows:

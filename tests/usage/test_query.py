@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from reducto_provider.usage.query import DIMENSIONS, FILTER_PARAMETERS, UsageQuery
+from reducto_provider.usage.query import DIMENSIONS, FILTER_PARAMETERS, UsageQuery, unmatched_filters
 
 DAY = date(2026, 6, 18)
 
@@ -71,6 +71,12 @@ def test_filters_are_spelled_in_camel_case(field, parameter):
         pytest.param(("parse", "split"), ("parse", "split"), id="a tuple"),
         pytest.param({"parse"}, ("parse",), id="a set"),
         pytest.param([], (), id="none"),
+        pytest.param("*", (), id="all"),
+        pytest.param(["*"], ("*",), id="a star among several is a name"),
+        pytest.param(
+            ["[legacy]", "(ci)", "None", "['a', 'b']"], ("[legacy]", "(ci)", "None", "['a', 'b']"), id="names in a list"
+        ),
+        pytest.param([" a ", "a,b"], (" a ", "a,b"), id="blanks and commas in a list"),
         pytest.param("[draft", ("[draft",), id="a bracket is no list"),
         pytest.param(["Parse", "parse"], ("Parse", "parse"), id="upper and lower case are two"),
         pytest.param("a b/c&d=e\N{SNOWMAN}", ("a b/c&d=e\N{SNOWMAN}",), id="whatever the text"),
@@ -102,6 +108,7 @@ def test_a_generator_is_kept():
         pytest.param({"group_by": ""}, ["group_by", "''", "product"], id="no dimension"),
         pytest.param({"group_by": None}, ["group_by", "None", "product"], id="None for a dimension"),
         pytest.param({"group_by": ["product"]}, ["group_by", "['product']"], id="a list of dimensions"),
+        pytest.param({"products": {"parse": 1}}, ["products", "{'parse': 1}", "text or several"], id="a dict"),
         pytest.param({"org_id": ""}, ["org_id", "''", "leave it out"], id="empty organization"),
         pytest.param({"org_id": " \n"}, ["org_id", "' \\n'", "leave it out"], id="blank organization"),
         pytest.param({"org_id": 5}, ["org_id", "5"], id="a number for an organization"),
@@ -123,7 +130,12 @@ def test_what_can_not_be_asked_is_refused(fields, said):
         pytest.param(["parse", "  "], ["'  '", "leave it out"], id="one of them blank"),
         pytest.param([None], ["None"], id="None among them"),
         pytest.param([["parse"]], ["['parse']"], id="a list in a list"),
-        pytest.param(5, ["5"], id="a number"),
+        pytest.param(5, ["text, not 5", "'{{ params.name }}'"], id="a number"),
+        pytest.param(["parse", 5.0], ["text, not 5.0", "'{{ params.name }}'"], id="a number among them"),
+        pytest.param(" parse", ["' parse'", "['parse']"], id="a blank before"),
+        pytest.param("parse\n", ["'parse\\n'", "['parse']"], id="a line's end behind"),
+        pytest.param("parse, edit,", ["'parse, edit,'", "['parse', 'edit']"], id="several as one text"),
+        pytest.param("None", ["'None'", "a template rendered None"], id="the text None"),
         pytest.param(None, ["None"], id="None"),
         pytest.param(["\udfff"], ["Unicode"], id="not encodable"),
         pytest.param(
@@ -156,6 +168,16 @@ def test_filters_do_not_depend_on_how_they_were_given():
 
     assert one.filters() == other.filters() == {"products": ["a", "b"], "file_types": ["pdf"]}
     assert UsageQuery(start=DAY, end=DAY).filters() == {}
+
+
+def test_an_answer_without_any_row_is_told_with_the_filters_that_nothing_matches():
+    query = UsageQuery(start=DAY, end=DAY, org_id="org_a", products="pasre", api_keys=["b\n", "a"])
+
+    warning = unmatched_filters(query, 0)
+    assert "org_a, 2026-06-18" in warning
+    assert "products=['pasre'], api_keys=['a', 'b\\n']: check the names" in warning
+    assert unmatched_filters(query, 1) is None
+    assert unmatched_filters(UsageQuery(start=DAY, end=DAY), 0) is None
 
 
 def test_early_years_keep_four_digits():

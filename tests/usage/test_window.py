@@ -11,7 +11,6 @@ import time_machine
 from airflow.providers.common.compat.sdk import Asset
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
-from airflow.timetables.base import TimeRestriction
 from dateutil.relativedelta import relativedelta
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,15 +19,18 @@ from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.threshold import UsageThreshold
 from reducto_provider.usage.window import (
+    DayNotOverError,
     DayRange,
+    check_days_over,
     check_window,
     days_of_run,
     days_of_window,
     moment_of_run,
     today,
+    warn_of_early_run,
 )
 from tests.airflows import PARTITIONS, dag_author, new_in
-from tests.usage.runs import breaks, covered_by, run_context, too_early, utc
+from tests.usage.runs import breaks, covered_by, partition_runs, run_context, too_early, utc
 
 ASSET = Asset("usage")
 ZONED_KEYS = new_in(3, 3, "partition keys spelled in the zone of their timetable")
@@ -288,9 +290,6 @@ class TestPartitions:
         [
             ("2026-06-18", days("2026-06-18")),
             ("2026-06-18T00:00:00", days("2026-06-18")),
-            ("2026-06-18T23:59:59", days("2026-06-18")),
-            ("2026-06-18 13:00", days("2026-06-18")),
-            ("2026-06-18T13", days("2026-06-18")),
             ("2028-02-29", days("2028-02-29")),
             ("2026-06", days("2026-06-01", "2026-06-30")),
             ("2026-12", days("2026-12-01", "2026-12-31")),
@@ -312,6 +311,20 @@ class TestPartitions:
             partition_date=partition_date,
             run_after=utc("2026-06-19"),
         )
+
+        assert days_of_run(context) == expected
+
+    @pytest.mark.parametrize("key", ["2026-06-18T23:59:59", "2026-06-18 13:00", "2026-06-18T13", "2026-06-18T00"])
+    @pytest.mark.parametrize(
+        ("moment", "expected"),
+        [
+            (None, days("2026-06-18")),
+            ("2026-06-18T04:00", days("2026-06-18")),
+            ("2026-06-17T22:00", days("2026-06-17")),
+        ],
+    )
+    def test_an_hour_s_key_names_the_day_in_utc_that_the_hour_lies_in(self, key, moment, expected):
+        context = run_context(object(), None, partition_key=key, partition_date=moment and utc(moment))
 
         assert days_of_run(context) == expected
 
@@ -369,7 +382,7 @@ class TestPartitions:
     def test_a_day_on_which_no_period_begins_is_that_day(self):
         assert days_of_run(run_context(cron("0 0 * * 1"), None, partition_key="2026-06-17")) == days("2026-06-17")
 
-    @PARTITIONS
+    @ZONED_KEYS  # before that a task is told the key alone, and refuses it
     def test_a_coarse_key_is_covered_whole_where_its_timetable_spells_it(self):
         context = self.scheduled("0 0 * * 1", timezone="UTC", key_format="%Y-W%W")
 
@@ -387,20 +400,220 @@ class TestPartitions:
             return
         assert len(covered) == length
 
+    @PARTITIONS
+    @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+    @pytest.mark.parametrize("key_format", ["%Y-%m-%d", "%d.%m.%Y"])
+    def test_a_week_that_is_run_by_hand_is_covered_whole(self, zone, key_format):
+        timetable = dag_author.CronPartitionTimetable("0 6 * * 1", timezone=zone, key_format=key_format)
+        # Airflow reads the key, which has no time of day; before 3.3 the task is told the key alone.
+        midnight = pendulum.datetime(2026, 6, 15, tz=zone)
+        for moment in (None, midnight):
+            key = midnight.strftime(key_format)
+            context = run_context(timetable, None, partition_key=key, partition_date=moment)
+            assert days_of_run(context) == days("2026-06-15", "2026-06-21")
+
+    @PARTITIONS
+    @pytest.mark.parametrize(
+        ("expression", "zone", "start"),
+        [
+            ("0 0 * * 5", "Africa/Cairo", "2026-04-10"),  # a midnight that a change of the clock leaves out
+            ("30 2 * * 0", "Europe/Berlin", "2026-03-15"),
+            ("30 2 * * 0", "Europe/Berlin", "2026-10-11"),  # a time that it brings twice
+        ],
+    )
+    def test_weeks_that_begin_when_the_clock_changes(self, expression, zone, start):
+        begin = utc(start)
+        runs = partition_runs(expression, begin, begin.add(weeks=5), timezone=zone)
+
+        covered = [(due, days_of_run(context)) for due, context in runs]
+        assert len(covered) == 5
+        assert breaks(covered) == []
+        assert all(week.length == 7 for _, week in covered)
+
+    @PARTITIONS
+    @pytest.mark.parametrize(
+        ("expression", "zone", "key", "expected"),
+        [
+            ("0 0 * * *", "Asia/Tokyo", "2026-11-20T15:00:00", days("2026-11-20")),
+            ("0 0 * * 1", "Asia/Tokyo", "2026-11-22T15:00:00", days("2026-11-22", "2026-11-28")),
+            ("0 6 * * 1", "UTC", "2026-11-23T06:00:00", days("2026-11-23", "2026-11-29")),
+            ("0 0 * * *", "Europe/London", "2026-10-24T23:00:00", days("2026-10-24", "2026-10-25")),
+        ],
+    )
+    def test_without_its_date_a_key_is_spelled_in_utc(self, expression, zone, key, expected):
+        timetable = dag_author.CronPartitionTimetable(expression, timezone=zone, run_offset=-1)
+
+        assert days_of_run(run_context(timetable, None, partition_key=key)) == expected
+
+    @PARTITIONS
+    @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Tokyo", "America/New_York", "Asia/Kathmandu"])
+    def test_hours_cover_every_day_of_utc_to_its_end(self, zone):
+        runs = partition_runs("0 * * * *", utc("2026-06-01"), utc("2026-06-05"), timezone=zone, run_offset=-1)
+
+        last_of = {days_of_run(context): due for due, context in runs}
+        assert all(covered.length == 1 for covered in last_of)
+        assert {covered.first.isoformat() for covered in last_of} >= {"2026-06-01", "2026-06-02", "2026-06-03"}
+        for covered in list(last_of)[:-1]:
+            assert last_of[covered] >= utc(str(covered.last + timedelta(days=1)))
+
     @staticmethod
     def scheduled(expression, **arguments):
         """The first run after 18 June 2026 for the partition that ended then."""
-        timetable = core_trigger.CronPartitionTimetable(expression, run_offset=-1, **arguments)
-        run = timetable.next_dagrun_info_v2(
-            last_dagrun_info=None, restriction=TimeRestriction(utc("2026-06-18T20:00"), None, catchup=True)
+        [(_, context), *_] = partition_runs(
+            expression, utc("2026-06-18T20:00"), utc("2026-08-18"), run_offset=-1, **arguments
         )
-        return run_context(
-            dag_author.CronPartitionTimetable(expression, run_offset=-1, **arguments),
-            None,
-            partition_key=run.partition_key,
-            partition_date=run.partition_date,
-            run_after=run.run_after,
+        return context
+
+
+@PARTITIONS
+class TestPartitionsThatAreNotOver:
+    """A partition of a day or longer is asked for once its last UTC day is over, and has settled."""
+
+    @staticmethod
+    def run(expression, zone, due, **arguments):
+        """The run that is due then, for the partition before."""
+        [(_, context)] = partition_runs(
+            expression, utc(due), utc(due), timezone=zone, **{"run_offset": -1, **arguments}
         )
+        return context
+
+    @ZONED_KEYS
+    @pytest.mark.parametrize(
+        ("expression", "zone", "due", "last", "remedy"),
+        [
+            ("0 0 * * *", "Europe/Berlin", "2026-11-21T23:00", "2026-11-21", "a time of day such as 03:00"),
+            ("0 0 * * *", "Europe/Berlin", "2026-06-21T22:00", "2026-06-21", "a time of day such as 03:00"),
+            ("0 0 * * *", "Europe/London", "2026-06-21T23:00", "2026-06-21", "a time of day such as 02:00"),
+            ("0 0 * * *", "Asia/Tokyo", "2026-11-21T15:00", "2026-11-21", "a time of day such as 09:00"),
+            ("0 6 * * *", "Asia/Tokyo", "2026-11-21T21:00", "2026-11-21", "a time of day such as 09:00"),
+            ("30 5 * * *", "Asia/Kathmandu", "2026-11-21T23:45", "2026-11-21", "a time of day such as 05:45"),
+            ("0 0 * * 1", "Asia/Tokyo", "2026-11-22T15:00", "2026-11-22", "a time of day such as 09:00"),
+            ("0 0 1 * *", "Asia/Tokyo", "2026-10-31T15:00", "2026-10-31", "a time of day such as 09:00"),
+        ],
+    )
+    @pytest.mark.parametrize("key_format", ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%d.%m.%Y", "month"])
+    def test_east_of_utc(self, expression, zone, due, last, remedy, key_format):
+        if key_format == "month":
+            key_format = "%Y-%m" if expression == "0 0 1 * *" else "%Y-%m-%d"
+        context = self.run(expression, zone, due, key_format=key_format)
+        assert str(days_of_run(context).last) == last
+
+        with pytest.raises(DayNotOverError) as error:
+            check_days_over(context, utc(due).date())
+
+        over = date.fromisoformat(last) + timedelta(days=1)
+        assert str(error.value) == (
+            f"the last day of the run's partition, {last}, is not over before {over} 00:00 UTC: retry after that. "
+            f"CronPartitionTimetable({expression!r}, timezone={zone!r}, run_offset=-1) is due too early: give it "
+            f"either timezone='UTC' or {remedy}"
+        )
+        check_days_over(context, over)
+
+    @ZONED_KEYS
+    @pytest.mark.parametrize(
+        ("expression", "zone", "due"),
+        [
+            ("0 0 * * *", "UTC", "2026-11-22T00:00"),
+            ("0 3 * * *", "Europe/Berlin", "2026-06-22T01:00"),
+            ("0 9 * * *", "Asia/Tokyo", "2026-11-22T00:00"),
+            ("0 0 * * *", "America/New_York", "2026-11-22T05:00"),
+            ("0 9 1 * *", "Asia/Tokyo", "2026-11-01T00:00"),
+        ],
+    )
+    def test_what_is_due_later_is_over(self, expression, zone, due):
+        context = self.run(expression, zone, due)
+
+        check_days_over(context, utc(due).date())
+        assert warn_of_early_run(context, utc(due).date()) is None
+
+    def test_the_day_that_begins(self):
+        context = self.run("0 0 * * *", "UTC", "2026-11-21T00:00", run_offset=0)
+
+        with pytest.raises(DayNotOverError, match=r"2026-11-22 00:00 UTC.* give it run_offset=-1$"):
+            check_days_over(context, date(2026, 11, 21))
+
+    @pytest.mark.parametrize(
+        ("expression", "offset"), [("0 0 * * *", -4), ("0 0 * * 1", -2), ("0 0 1 * *", -2), ("0 0 * * 1-5", -4)]
+    )
+    def test_until_it_has_settled(self, expression, offset):
+        context = self.run(expression, "UTC", "2026-06-01T00:00")
+        with pytest.raises(DayNotOverError) as error:
+            check_days_over(context, date(2026, 6, 3), settle_days=3)
+
+        assert "2026-05-31, is not settled before 2026-06-04 00:00 UTC, with settle_days=3: retry" in str(error.value)
+        assert f"give it run_offset={offset}" in str(error.value)
+        check_days_over(context, date(2026, 6, 4), settle_days=3)
+        later = self.run(expression, "UTC", "2026-06-01T00:00", run_offset=offset)
+        check_days_over(later, date(2026, 6, 1), settle_days=3)
+        assert warn_of_early_run(later, date(2026, 6, 1), settle_days=3) is None
+
+    @ZONED_KEYS
+    def test_a_change_of_the_clock_that_will_make_it_early_is_told_before(self):
+        context = self.run("0 0 * * *", "Europe/London", "2026-11-21T00:00")
+
+        check_days_over(context, date(2026, 11, 21))
+        assert warn_of_early_run(context, date(2026, 11, 21)) == (
+            "CronPartitionTimetable('0 0 * * *', timezone='Europe/London', run_offset=-1) will be due too early at "
+            "2027-03-28 23:00 UTC, and that run will fail, since 2027-03-28 will not be over then: give it either "
+            "timezone='UTC' or a time of day such as 02:00"
+        )
+
+    @ZONED_KEYS
+    def test_the_next_run_that_will_be_too_early_is_the_first_one_told(self):
+        context = self.run("0 0 * * *", "Europe/Berlin", "2026-11-20T23:00")
+
+        warning = warn_of_early_run(context, date(2026, 11, 21))
+        assert "too early at 2026-11-21 23:00 UTC, and that run will fail, since 2026-11-21 will not be over" in warning
+
+    @ZONED_KEYS
+    @pytest.mark.parametrize("offset", [-1, -2, -3])
+    def test_a_time_that_a_change_of_the_clock_leaves_out(self, offset):
+        """Airflow does not get back beyond it: the runs from then on are for the partition that begins, not before."""
+        begin = utc("2026-03-28T01:30")
+        runs = partition_runs("30 2 * * *", begin, begin.add(days=4), timezone="Europe/Berlin", run_offset=offset)
+        too_early = [due for due, context in runs if due.date() <= days_of_run(context).last]
+
+        assert too_early == [utc("2026-03-29T01:30")]
+        warning = warn_of_early_run(runs[0][1], date(2026, 3, 28))
+        assert "will be due too early at 2026-03-29 01:30 UTC, and that run will fail, since 2026-03-29" in warning
+        assert warning.endswith("give it either timezone='UTC' or a time of day such as 03:00")
+        with pytest.raises(DayNotOverError, match="2026-03-29, is not over before 2026-03-30 00:00 UTC"):
+            check_days_over(runs[1][1], date(2026, 3, 29))
+
+    def test_a_month_s_key_is_over_with_the_month(self):
+        context = self.run("0 0 15 * *", "Asia/Tokyo", "2026-07-14T15:00", key_format="%Y-%m")
+
+        assert warn_of_early_run(context, date(2026, 7, 14)) is None
+        check_days_over(context, date(2026, 7, 14))
+
+    def test_hours_are_never_too_early(self):
+        context = self.run("0 * * * *", "UTC", "2026-11-21T05:00")
+
+        check_days_over(context, date(2026, 11, 21))
+        assert warn_of_early_run(context, date(2026, 11, 21), settle_days=2) is None
+
+    @pytest.mark.parametrize(
+        ("key", "last"),
+        [("2026-11-21", "2026-11-21"), ("2026-11-21T00:00:00", "2026-11-21"), ("2026-11", "2026-11-30")],
+    )
+    def test_the_key_of_another_dag_s_partition(self, key, last):
+        context = run_context(object(), None, partition_key=key)
+        over = date.fromisoformat(last) + timedelta(days=1)
+
+        with pytest.raises(DayNotOverError, match=f"{last}, is not over before {over} 00:00 UTC: retry after that$"):
+            check_days_over(context, date.fromisoformat(last))
+        check_days_over(context, over)
+        assert warn_of_early_run(context, over) is None
+
+    @pytest.mark.parametrize("key", ["2026-11-21T05:00:00", "2026-11-21T00", "2026-11-21 23"])
+    def test_the_key_of_another_dag_s_hour(self, key):
+        check_days_over(run_context(object(), None, partition_key=key), date(2026, 11, 21))
+
+    def test_runs_by_interval_are_not_looked_at(self):
+        context = run_context(cron("@daily"), utc("2026-11-21"))
+
+        check_days_over(context, date(2026, 11, 1), settle_days=9)
+        assert warn_of_early_run(context, date(2026, 11, 1), settle_days=9) is None
 
 
 SCHEDULES = [
@@ -551,6 +764,33 @@ class TestDaysOfWindow:
         context = run_context(None, utc("2026-06-30T00:00"), utc("2026-07-01T00:00"), run_after=utc("2026-09-09"))
 
         assert days_of_window(window, context) == expected
+
+    @PARTITIONS
+    @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Tokyo", "America/New_York"])
+    @pytest.mark.parametrize("window", ["month", "week", "day", 7, "run"])
+    def test_a_partition_s_moment_is_its_last_day_scheduled_or_backfilled(self, window, zone):
+        for due, context in partition_runs(
+            "0 0 * * *", utc("2026-10-29"), utc("2026-11-04"), timezone=zone, run_offset=-1
+        ):
+            scheduled = days_of_window(window, context)
+            # A backfill's run is not due after its partition, but when that begins.
+            context["dag_run"].run_after = context["partition_date"] or due.subtract(days=1)
+            assert days_of_window(window, context) == scheduled
+            assert scheduled.first <= days_of_run(context).last <= scheduled.last
+
+    @pytest.mark.parametrize(
+        ("key", "expected"),
+        [("2026-05-31", days("2026-05-01", "2026-05-31")), ("2026-04", days("2026-04-01", "2026-04-30"))],
+    )
+    def test_the_key_of_another_dag_s_partition_too(self, key, expected):
+        context = run_context(object(), None, partition_key=key, run_after=utc("2026-06-01"))
+
+        assert days_of_window("month", context) == expected
+
+    def test_a_key_that_names_no_day_leaves_the_moment_to_run_after(self):
+        context = run_context(object(), None, partition_key="eu-west", run_after=utc("2026-06-01"))
+
+        assert days_of_window("month", context) == days("2026-06-01", "2026-06-30")
 
     def test_without_an_interval_the_moment_is_run_after(self):
         context = run_context(None, None, run_after=utc("2026-06-18T12:30"))

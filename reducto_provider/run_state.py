@@ -1,0 +1,32 @@
+"""What a task holds while it runs, and what its copies and pickles leave out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+Copied = TypeVar("Copied", bound="DropsRunState")
+
+
+class DropsRunState:
+    """
+    Copy and pickle a task as if it had never run.
+
+    What it holds while it runs (a hook with the key and open sessions, threads, an event loop) belongs to one run in
+    one process, and could not be copied. Each name has a default in the class, or is a cached property.
+    """
+
+    run_state: ClassVar[tuple[str, ...]] = ("hook",)
+    """Names of the attributes that are left out."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {name: value for name, value in state.items() if name not in self.run_state}
+
+    def __deepcopy__(self: Copied, memo: dict[int, Any]) -> Copied:
+        # Airflow's own copies each attribute that is there, and has no other way to leave one out.
+        held = {name: vars(self).pop(name) for name in self.run_state if name in vars(self)}
+        try:
+            copied: Copied = super().__deepcopy__(memo)  # type: ignore[misc]
+        finally:
+            vars(self).update(held)
+        return copied

@@ -1,0 +1,1085 @@
+"""One request on loopback: what the hook makes of every answer, and how long it takes at the most."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reducto_provider.exceptions import (
+    ReductoAuthenticationError,
+    ReductoError,
+    ReductoGatewayError,
+    ReductoPermissionError,
+    ReductoRateLimitError,
+    ReductoRequestError,
+    ReductoResponseError,
+    ReductoServerError,
+    ReductoTransportError,
+)
+from reducto_provider.hooks import transport
+from reducto_provider.hooks.reducto import ReductoHook
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.usage.query import UsageQuery
+from simulator import (
+    Altered,
+    CutShort,
+    Endless,
+    Fault,
+    Gzip,
+    Reply,
+    Reset,
+    Simulator,
+    Stall,
+    Trickle,
+    html,
+    redirect,
+    status,
+)
+from tests.hooks.questions import (
+    ATTEMPTS,
+    FIRST,
+    KEY,
+    LAST,
+    PATH,
+    QUESTION,
+    Ask,
+    Connect,
+    Noted,
+    chunked,
+    figures,
+    truth,
+)
+
+# What comes of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """The next requests meet these faults, `times` each; with three attempts, this comes of it."""
+
+    faults: tuple[Fault, ...]
+    times: int | None = 1
+    error: type[ReductoError] | None = None
+    requests: int = 1
+    says: tuple[str, ...] = ()
+    key: str = KEY
+    query: UsageQuery = field(default=QUESTION)
+    timeout: float = 10
+    limit: int | None = None
+
+
+def contract(*faults: Fault, says: tuple[str, ...] = (), **options: Any) -> Scenario:
+    """An answer that is never taken for data, nor asked for again."""
+    return Scenario(faults=faults, error=ReductoResponseError, says=says, **options)
+
+
+def refused(code: int, *says: str, error: type[ReductoError] = ReductoRequestError) -> Scenario:
+    """A status that asking again can't change."""
+    return Scenario(faults=(status(code),), error=error, says=(str(code), *says))
+
+
+def passing(fault: Fault, error: type[ReductoError] = ReductoServerError, **options: Any) -> dict[str, Scenario]:
+    """A fault that may pass: survived when it does, and its error when it never does."""
+    says = options.pop("says", ())
+    return {
+        "once": Scenario(faults=(fault,), requests=2, **options),
+        "twice": Scenario(faults=(fault,), times=2, requests=3, **options),
+        "always": Scenario(faults=(fault,), times=None, error=error, says=says, requests=ATTEMPTS, **options),
+    }
+
+
+NO_ANSWER = {"error": ReductoTransportError, "says": ("no answer from http://127.0.0.1",)}
+TIMED_OUT = {"error": ReductoTransportError, "says": ("no answer from http://127.0.0.1", "0.2"), "timeout": 0.2}
+DEEP = b"[" * 2000
+
+SCENARIOS = {
+    "proper": Scenario(faults=()),
+    "401": Scenario(
+        faults=(),
+        key="sim-key-wrong",
+        error=ReductoAuthenticationError,
+        says=("'reducto_default'", "personal key", "Reducto Studio", "REDUCTO_API_KEY", "platform.reducto.ai"),
+    ),
+    "403": Scenario(
+        faults=(),
+        key="sim-key-globex",
+        error=ReductoPermissionError,
+        says=("'org_acme'", "'reducto_default'", "member"),
+    ),
+    "400": refused(400, "startDate=2026-06-01", "groupBy=product"),
+    "404": refused(404),
+    "418": refused(418),
+    "an error deeply nested, 400": Scenario(faults=(Reply(400, DEEP),), error=ReductoRequestError),
+    "an error that shows the key": Scenario(
+        faults=(Reply(400, json.dumps({"error": f"the key {KEY} is odd"})),),
+        error=ReductoRequestError,
+        says=("the key *** is odd",),
+    ),
+    "an error that is long": Scenario(
+        faults=(Reply(400, json.dumps({"error": "x" * 1900})),), error=ReductoRequestError, says=("x" * 200,)
+    ),
+    **{
+        f"{code}, {how}": scenario
+        for code in (500, 502, 503, 504, 520)
+        for how, scenario in passing(status(code), says=(str(code),)).items()
+    },
+    **{
+        f"429, {how}": scenario
+        for how, scenario in passing(
+            status(429), ReductoRateLimitError, says=("429", "requests_per_second", "'reducto_default'")
+        ).items()
+    },
+    **{f"an error deeply nested, {how}": scenario for how, scenario in passing(Reply(503, DEEP)).items()},
+    **{
+        f"HTML, {code}, {how}": scenario
+        for code in (200, 302, 401, 403, 404, 407, 429, 502)
+        for how, scenario in passing(
+            html(code), ReductoGatewayError, says=("an HTML page came with status", str(code), "proxy", "login")
+        ).items()
+    },
+    **{
+        f"{code}, {how}": scenario
+        for code in (408, 425)
+        for how, scenario in passing(status(code), says=(str(code),)).items()
+    },
+    **{
+        f"407, {how}": scenario
+        for how, scenario in passing(status(407), ReductoGatewayError, says=("407", "'proxy'")).items()
+    },
+    **{f"reset, {how}": scenario for how, scenario in passing(Reset(), **NO_ANSWER).items()},
+    **{f"cut short, {how}": scenario for how, scenario in passing(CutShort(), **NO_ANSWER).items()},
+    **{
+        f"cut short in a chunk, {how}": scenario
+        for how, scenario in passing(CutShort(chunked=True), **NO_ANSWER).items()
+    },
+    "one fault after another": Scenario(faults=(Reset(), status(429)), requests=3),
+    "a passing fault, then a lasting one": Scenario(
+        faults=(status(503), status(400)), error=ReductoRequestError, requests=2
+    ),
+    "a stall in the headers": passing(Stall(30), **TIMED_OUT)["always"],
+    "a stall in the body": passing(Stall(30, "body"), **TIMED_OUT)["always"],
+    "a stall, once": passing(Stall(30), **TIMED_OUT)["once"],
+    "a trickle": passing(Trickle(0.05), **TIMED_OUT)["always"],
+    "HTML in disguise": passing(
+        Reply(401, b"\xef\xbb\xbf \n<!DOCTYPE html>", {"Content-Type": "application/json"}), ReductoGatewayError
+    )["always"],
+    "HTML in some other encoding": passing(
+        Reply(200, "<html>".encode("utf-16"), {"Content-Type": "text/html; charset=utf-16"}), ReductoGatewayError
+    )["always"],
+    "HTML that says what it is": passing(
+        Reply(403, f"<title>\n No {KEY} here </title>", {"Content-Type": "text/html"}),
+        ReductoGatewayError,
+        says=("an HTML page (No *** here) came with status 403",),
+    )["always"],
+    "HTML and a redirect": passing(
+        Reply(302, "<html>moved</html>", {"Location": "https://login.example/?from=usage"}),
+        ReductoGatewayError,
+        says=("an HTML page and a redirect to login.example came with status 302",),
+    )["always"],
+    "HTML packed by gzip": passing(
+        Reply(403, gzip.compress(b"<html>"), {"Content-Encoding": "gzip"}), ReductoGatewayError
+    )["always"],
+    "an empty 401": Scenario(faults=(Reply(401),), error=ReductoAuthenticationError),
+    "an empty 401, labelled HTML": Scenario(
+        faults=(Reply(401, headers={"Content-Type": "text/html"}),), error=ReductoAuthenticationError
+    ),
+    "a JSON 401, labelled HTML": Scenario(
+        faults=(Reply(401, '{"error": "no"}', {"Content-Type": "text/html"}),),
+        error=ReductoAuthenticationError,
+        says=("(401: no)",),
+    ),
+    "an empty 403": Scenario(faults=(Reply(403),), error=ReductoPermissionError),
+    "204": contract(Reply(204), says=("204",)),
+    "206": contract(Reply(206, "{}"), says=("206",)),
+    "304": contract(Reply(304), says=("304",)),
+    "another encoding": contract(Reply(200, "{}", {"Content-Encoding": "br"}), says=("packed as br",)),
+    "a redirect to nowhere": contract(redirect("http://[oops/"), says=("302", "'reducto_default'")),
+    "a redirect that shows the key": contract(redirect(f"http://{KEY}.example/{KEY}"), says=("302", "redirects")),
+    "wrong organization": contract(Altered({"orgId": "org_other"}), says=("orgId", "'org_other'", "'org_acme'")),
+    "wrong first day": contract(Altered({"startDate": "2026-06-02"}), says=("startDate", "2026-06-02", "2026-06-01")),
+    "wrong last day": contract(Altered({"endDate": "2026-06-06"}), says=("endDate", "2026-06-06", "2026-06-07")),
+    "wrong dimension": contract(Altered({"groupBy": "feature"}), says=("groupBy", "'feature'", "'product'")),
+    "an echo that shows the key": contract(Altered({"orgId": KEY}), says=("orgId", "***")),
+    "no organization in the echo": contract(
+        Altered({"orgId": ""}), says=("names no organization",), query=UsageQuery(start=FIRST, end=LAST)
+    ),
+    "a day outside": contract(
+        Altered({"data": [{"date": "2026-06-08", "group": "parse", "credits": 1, "requestCount": 1}]}),
+        says=("2026-06-08", "2026-06-07"),
+    ),
+    # Pythons differ in how deep is too deep.
+    "nested without end": contract(Reply(200, b'{"a":' * 3000), says=("can't be used",)),
+    "an empty body": contract(Reply(200), says=("not JSON",)),
+    "an endless body": contract(Endless(), says=("longer than 1 MiB", "fewer days"), limit=2**20),
+    "gzip": Scenario(faults=(Gzip(),)),
+    "gzip undeclared": contract(Gzip(declared=False), says=("not JSON",)),
+    "declared gzip that is none": passing(
+        Reply(200, "{}", {"Content-Encoding": "gzip"}), **NO_ANSWER
+    )["always"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
+def test_scenario(
+    ask: Ask,
+    simulator: Simulator,
+    connect: Connect,
+    logged: Any,
+    conceals: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: Scenario,
+) -> None:
+    if scenario.limit:
+        monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", scenario.limit)
+    simulator.faults.add(*scenario.faults, times=scenario.times)
+    connect(host=simulator.url, password=scenario.key, extra={"max_attempts": ATTEMPTS, "timeout": scenario.timeout})
+    error = None
+    if scenario.error is None:
+        assert figures(ask(ReductoHook(), scenario.query)) == truth(simulator, scenario.query)
+    else:
+        with pytest.raises(ReductoError) as caught:
+            ask(ReductoHook(), scenario.query)
+        error = caught.value
+        assert type(error) is scenario.error
+        assert [words for words in scenario.says if words not in str(error)] == []
+        assert len(str(error)) < 700
+    assert len(simulator.requests) == scenario.requests
+    assert len(logged.retries) == scenario.requests - 1
+    conceals(error, scenario.key)
+
+
+REASONS = {
+    "error": ({"error": "too old"}, "too old"),
+    "message": ({"message": "too old"}, "too old"),
+    "detail": ({"detail": "too old"}, "too old"),
+    "an error with a message": ({"error": {"message": "too old", "code": 7}}, "too old"),
+    "a detail with several": (
+        {"detail": [{"loc": ["query", "startDate"], "msg": "too old", "type": "x"}, {"msg": "too long"}]},
+        "too old; too long",
+    ),
+    "errors with details": ({"errors": [{"title": "Bad", "detail": "too old"}]}, "too old; Bad"),
+    "a message of several": (
+        {"statusCode": 400, "message": ["too old", "too long"], "error": "Bad"},
+        "Bad; too old; too long",
+    ),
+    "the same twice": ({"error": "too old", "message": "too old"}, "too old"),
+    "a list": ([{"msg": "too old"}], "too old"),
+    "a text": ("too old", "too old"),
+    "deep inside": ({"error": {"errors": [{"detail": {"message": "too old"}}]}}, "too old"),
+    "an error beside it that is none": ({"error": True, "message": "too old"}, "too old"),
+    "on several lines": ({"error": " too\n\told\x00\x1b "}, "too old"),
+}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/problem+json"])
+@pytest.mark.parametrize("reason", REASONS)
+def test_the_reason_of_the_service_is_told(
+    ask: Ask, simulator: Simulator, connect: Connect, reason: str, kind: str
+) -> None:
+    body, told = REASONS[reason]
+    simulator.faults.add(Reply(422, json.dumps(body), {"Content-Type": kind}))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoRequestError, match=rf"^Reducto refused the request \(422: {told}\): startDate="):
+        ask(ReductoHook(), QUESTION)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=utf-8", None])
+def test_a_reason_as_text_is_told(listen: Callable[..., Any], ask: Ask, connect: Connect, kind: str | None) -> None:
+    head = f"Content-Type: {kind}\r\n" if kind else ""
+    listener = listen(
+        lambda request, proper: [
+            f"HTTP/1.1 400 No\r\n{head}Connection: close\r\n\r\nat most\n365 {KEY}\xfc".encode("latin1")
+        ]
+    )
+    connect(host=listener.url)
+    with pytest.raises(ReductoRequestError, match=r"\(400: at most 365 \*\*\*\ufffd\)"):
+        ask(ReductoHook(), QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("{}", "application/json"),
+        ("[]", "application/json"),
+        ("7", "text/plain"),
+        ('{"error": {"code": 7, "token": "t-1"}}', "application/json"),
+        ('{"error": ', "application/json"),
+        ("\x00\x01", "application/octet-stream"),
+        ("not for people", "application/octet-stream"),
+    ],
+)
+def test_what_is_no_reason_is_not_told(ask: Ask, simulator: Simulator, connect: Connect, body: str, kind: str) -> None:
+    simulator.faults.add(Reply(400, body, {"Content-Type": kind}))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoRequestError, match=r"request \(400\): "):
+        ask(ReductoHook(), QUESTION)
+
+
+def test_a_reason_is_short_and_without_secrets(
+    ask: Ask, simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+) -> None:
+    around = ["x" * 190, f"{KEY} https://me:pass-1@host/", "y" * 60_000]
+    simulator.faults.add(Reply(400, json.dumps({"detail": [{"msg": text, "input": "z-1"} for text in around]})))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoRequestError, match=r"\(400: x{190}; \*\*\* ht") as caught:
+        ask(ReductoHook(), QUESTION)
+    assert len(str(caught.value)) < 400
+    conceals(caught.value, KEY, "pass-1", "z-1")
+
+
+def test_html_that_says_when_to_come_back(ask: Ask, simulator: Simulator, connect: Connect, clock: Any) -> None:
+    page = {"Content-Type": "text/html", "Retry-After": "70"}
+    simulator.faults.add(Reply(403, "<html>Maintenance</html>", page))
+    connect(host=simulator.url)
+    assert ask(ReductoHook(), QUESTION).rows
+    assert [70 <= wait <= 71 for wait in clock.waits] == [True]
+
+
+def test_html_is_no_refusal_of_the_key(ask: Ask, simulator: Simulator, connect: Connect, logged: Any) -> None:
+    simulator.faults.add(html(401))
+    connect(host=simulator.url)
+    hook = ReductoHook()
+    _ = hook.settings
+    connect(host="http://127.0.0.1:1")
+    assert ask(hook, QUESTION).rows
+
+
+# How answers are packed
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "two members": lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:]),
+    "zeros at the end": lambda body: gzip.compress(body) + bytes(600),
+    "zeros between": lambda body: gzip.compress(body[:9]) + bytes(3) + gzip.compress(body[9:]) + bytes(1),
+    "an empty member": lambda body: gzip.compress(b"") + gzip.compress(body) + gzip.compress(b""),
+    "thousands of members": lambda body: b"".join(gzip.compress(body[at : at + 1]) for at in range(len(body))),
+    "hardly smaller": lambda body: gzip.compress(body, 0),
+    "as much as one piece": lambda body: gzip.compress(body + b" " * (transport._PIECE_BYTES - len(body))),
+    "as much as two pieces": lambda body: gzip.compress(body + b" " * (2 * transport._PIECE_BYTES - len(body))),
+}
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "cut short": lambda body: gzip.compress(body)[:-1],
+    "cut short in its head": lambda body: gzip.compress(body)[:5],
+    "cut short in the second member": lambda body: gzip.compress(body) + gzip.compress(b" ")[:-3],
+    "with something else behind": lambda body: gzip.compress(body) + b"more",
+    "altered": lambda body: gzip.compress(body, 0).replace(b"org_acme", b"org_none"),
+}
+
+
+def packed(pack: Callable[[bytes], bytes], name: str, piece: int) -> Callable[[bytes, bytes], Iterator[bytes]]:
+    def answer(request: bytes, proper: bytes) -> Iterator[bytes]:
+        body = pack(proper.split(b"\r\n\r\n", 1)[1])
+        yield f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        for at in range(0, len(body), piece):
+            yield body[at : at + piece]
+
+    return answer
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZip"])
+@pytest.mark.parametrize("piece", [2**20, 7])
+@pytest.mark.parametrize("how", PACKED)
+def test_gzip(ask: Ask, listen: Callable[..., Any], connect: Connect, how: str, piece: int, name: str) -> None:
+    connect(host=listen(packed(PACKED[how], name, piece)).url, extra={"max_attempts": 1})
+    assert ask(ReductoHook(), QUESTION).rows == ()
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_gzip_that_is_broken(ask: Ask, listen: Callable[..., Any], connect: Connect, how: str) -> None:
+    listener = listen(packed(BROKEN[how], "gzip", 2**20))
+    connect(host=listener.url, extra={"max_attempts": 2})
+    with pytest.raises(ReductoTransportError, match="no answer from"):
+        ask(ReductoHook(), QUESTION)
+    assert len(listener.requests) == 2
+
+
+# What comes before the body
+
+
+@pytest.mark.parametrize("length", [9_000, 65_000])
+def test_a_long_header(ask: Ask, listen: Callable[..., Any], connect: Connect, length: int) -> None:
+    more = b"\r\nContent-Security-Policy: " + b"a" * length + b"\r\n\r\n"
+    connect(host=listen(lambda request, proper: [proper.replace(b"\r\n\r\n", more)]).url, extra={"max_attempts": 1})
+    assert ask(ReductoHook(), QUESTION).rows == ()
+
+
+RAW = {
+    "a header that is too long": b"HTTP/1.1 200 OK\r\nX-Long: RAW" + b"x" * 70_000 + b"RAW\r\n\r\n",
+    "a name that is too long": b"HTTP/1.1 200 OK\r\nRAW" + b"x" * 70_000 + b": RAW\r\n\r\n",
+    "a status line that is too long": b"HTTP/1.1 200 RAW" + b"x" * 70_000 + b"RAW\r\n\r\n",
+    "a bad status line": b"HTTP/1.1 2x0 RAW\r\n\r\n",
+    "another protocol": b"RAW-2.0-OpenSSH\r\n",
+    "a bad header": b"HTTP/1.1 200 OK\r\nX-Raw RAW\r\n\r\n",
+    "a NUL in a header": b"HTTP/1.1 200 OK\r\nX-Raw: RAW\0RAW\r\n\r\n",
+    "headers that are cut short": b"HTTP/1.1 200 OK\r\nX-Raw: RAW\r\nX-Raw-2: RAW",
+    "a bad length": b"HTTP/1.1 200 OK\r\nContent-Length: RAW\r\n\r\n",
+    "a bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nRAW\r\n",
+    "a bad trailer": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nRAW RAW\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("how", RAW)
+def test_raw_bytes_are_not_shown(
+    listen: Callable[..., Any], connect: Connect, conceals: Callable[..., None], how: str
+) -> None:
+    connect(host=listen(lambda request, proper: [RAW[how]]).url, extra={"max_attempts": 2})
+    with pytest.raises(ReductoError) as caught:
+        asyncio.run(ReductoHook().aget_usage(QUESTION))
+    assert len(str(caught.value)) < 200
+    conceals(caught.value, "RAW", "xxxx")
+
+
+def test_a_403_without_an_organization_names_none(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+    simulator.faults.add(status(403))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoPermissionError) as caught:
+        ask(ReductoHook(), UsageQuery(start=FIRST, end=LAST))
+    assert "None" not in str(caught.value)
+
+
+def test_refused_connections(ask: Ask, connect: Connect, logged: Any, conceals: Callable[..., None]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and doesn't listen
+        connect(host=f"http://127.0.0.1:{taken.getsockname()[1]}", extra={"max_attempts": ATTEMPTS})
+        with pytest.raises(ReductoTransportError, match=r"no answer from http://127\.0\.0\.1") as caught:
+            ask(ReductoHook(), QUESTION)
+    assert [text.split(":")[0] for text in logged.retries] == ["Attempt 1 of 3 failed", "Attempt 2 of 3 failed"]
+    conceals(caught.value, KEY)
+
+
+def test_a_host_that_is_not_found(ask: Ask, connect: Connect, logged: Any, mocker: Any) -> None:
+    mocker.patch("socket.getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known"))
+    connect(host="studio.example", extra={"max_attempts": 2})
+    with pytest.raises(ReductoTransportError, match=r"no answer from https://studio\.example"):
+        ask(ReductoHook(), QUESTION)
+    assert len(logged.retries) == 1
+
+
+def test_a_connection_that_closes_without_an_answer(
+    ask: Ask, listen: Callable[..., Any], connect: Connect, logged: Any
+) -> None:
+    listener = listen(lambda request, proper: [])
+    connect(host=listener.url, extra={"max_attempts": ATTEMPTS})
+    with pytest.raises(ReductoTransportError):
+        ask(ReductoHook(), QUESTION)
+    assert (len(listener.requests), len(logged.retries)) == (ATTEMPTS, ATTEMPTS - 1)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 2x0 OK\r\n\r\n", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"],
+    ids=["a bad status", "no HTTP", "a long header"],
+)
+def test_an_answer_that_is_not_http(
+    ask: Ask,
+    listen: Callable[..., Any],
+    connect: Connect,
+    conceals: Callable[..., None],
+    head: bytes,
+) -> None:
+    listener = listen(lambda request, proper: [head])
+    connect(host=listener.url, extra={"max_attempts": ATTEMPTS})
+    with pytest.raises(ReductoTransportError) as caught:
+        ask(ReductoHook(), QUESTION)
+    assert len(listener.requests) == ATTEMPTS
+    conceals(caught.value, KEY)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(
+    ask: Ask, simulator: Simulator, connect: Connect, conceals: Callable[..., None], code: int
+) -> None:
+    with Simulator() as other:
+        simulator.faults.add(redirect(f"{other.url}{PATH}", code))
+        connect(host=simulator.url)
+        with pytest.raises(ReductoResponseError, match=rf"redirects to 127\.0\.0\.1:{other.port} \({code}") as caught:
+            ask(ReductoHook(), QUESTION)
+        assert other.requests == []
+    assert len(simulator.requests) == 1
+    conceals(caught.value, KEY)
+
+
+def test_300_000_rows(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+    rows = ",".join(
+        f'{{"date":"2026-06-0{day}","group":"key-{number:05}","credits":0.1,"requestCount":2}}'
+        for day in range(1, 7)
+        for number in range(50_000)
+    )
+    echo = '"orgId":"org_acme","startDate":"2026-06-01","endDate":"2026-06-07","groupBy":"api_key"'
+    simulator.faults.add(Reply(200, f'{{{echo},"data":[{rows}]}}'))
+    connect(host=simulator.url)
+    report = ask(ReductoHook(), UsageQuery(start=FIRST, end=LAST, group_by="api_key"))
+    assert (len(report.rows), report.credits, report.request_count) == (300_000, 30_000, 600_000)
+
+
+@pytest.mark.parametrize("code", [200, 500])
+def test_a_gzip_bomb_is_not_unpacked(
+    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", 2**16)
+    unpacked = 2**26
+    bomb = gzip.compress(b" " * unpacked)
+    simulator.faults.add(Reply(code, bomb, {"Content-Encoding": "gzip"}))
+    connect(host=simulator.url, extra={"max_attempts": 1})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ReductoResponseError if code == 200 else ReductoServerError):
+            ask(ReductoHook(), QUESTION)
+        assert tracemalloc.get_traced_memory()[1] < unpacked / 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_answer_of_exactly_the_limit(
+    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(host=simulator.url)
+    length = len(ask(ReductoHook(), QUESTION).body)
+    monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", length)
+    assert len(ask(ReductoHook(), QUESTION).body) == length
+    monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", length - 1)
+    with pytest.raises(ReductoResponseError, match="longer than"):
+        ask(ReductoHook(), QUESTION)
+
+
+def test_an_endless_error_page(ask: Ask, listen: Callable[..., Any], connect: Connect) -> None:
+    def page(request: bytes, proper: bytes) -> Iterator[bytes]:
+        yield b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n\r\n"
+        while True:
+            yield b"<p>" * 20_000
+
+    listener = listen(page)
+    connect(host=listener.url, extra={"max_attempts": 1})
+    with pytest.raises(ReductoGatewayError, match="400"):
+        ask(ReductoHook(), QUESTION)
+    assert len(listener.requests) == 1
+
+
+def test_a_redirect_to_the_same_host_is_not_followed_either(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+    simulator.faults.add(redirect(PATH))
+    connect(host=simulator.url)
+    with pytest.raises(ReductoResponseError, match="not followed"):
+        ask(ReductoHook(), QUESTION)
+    assert len(simulator.requests) == 1
+
+
+def test_cookies_are_not_sent_back(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+    simulator.faults.add(status(503, headers={"Set-Cookie": "session=1; Path=/"}))
+    connect(host=simulator.url)
+    ask(ReductoHook(), QUESTION)
+    assert ["Cookie" in request.headers for request in simulator.requests] == [False, False]
+
+
+# How long an attempt may take: each of these answers is proper in the end, but comes too late
+
+
+def in_the_status_line(head: bytes, body: bytes) -> tuple[bytes, bytes, bytes]:
+    return b"HTTP/1.1 200 ", b"O", head.removeprefix(b"HTTP/1.1 200 ") + b"\r\n\r\n" + body
+
+
+def in_a_header(head: bytes, body: bytes) -> tuple[bytes, bytes, bytes]:
+    return head + b"\r\nX-Slow: ", b"x", b"\r\n\r\n" + body
+
+
+def in_interim_answers(head: bytes, body: bytes) -> tuple[bytes, bytes, bytes]:
+    return b"", b"HTTP/1.1 100 Continue\r\n\r\n", head + b"\r\n\r\n" + body
+
+
+def in_a_chunk_s_size(head: bytes, body: bytes) -> tuple[bytes, bytes, bytes]:
+    return chunked(head) + b"%x;" % len(body), b"x", b"\r\n" + body + b"\r\n0\r\n\r\n"
+
+
+def in_the_trailer(head: bytes, body: bytes) -> tuple[bytes, bytes, bytes]:
+    return chunked(head) + b"%x\r\n%s\r\n0\r\n" % (len(body), body), b"X-Slow: x\r\n", b"\r\n"
+
+
+def in_empty_blocks_of_gzip(head: bytes, body: bytes) -> tuple[bytes, bytes, bytes]:
+    packed = gzip.compress(body, mtime=0)
+    head = chunked(head).replace(b"Transfer-Encoding: chunked", b"Content-Encoding: gzip")
+    return head + packed[:10], b"\x00\x00\x00\xff\xff", packed[10:]
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        in_the_status_line,
+        in_a_header,
+        in_interim_answers,
+        in_a_chunk_s_size,
+        in_the_trailer,
+        in_empty_blocks_of_gzip,
+    ],
+)
+@pytest.mark.parametrize("timeout", [10, 0.2])
+def test_a_trickle_anywhere_is_bounded(
+    ask: Ask, listen: Callable[..., Any], connect: Connect, slow: Callable[..., Any], timeout: float
+) -> None:
+    sent_to_its_end = []
+
+    def answer(request: bytes, proper: bytes) -> Iterator[bytes]:
+        before, piece, after = slow(*proper.split(b"\r\n\r\n", 1))
+        yield before
+        for _ in range(16):
+            time.sleep(0.05 if timeout < 1 else 0)
+            yield piece
+        sent_to_its_end.append(request)
+        yield after
+
+    listener = listen(answer)
+    connect(host=listener.url, extra={"max_attempts": 1, "timeout": timeout})
+    if timeout > 1:  # the answer is a proper one
+        assert ask(ReductoHook(), QUESTION).rows == ()
+    else:
+        with pytest.raises(ReductoTransportError):
+            ask(ReductoHook(), QUESTION)
+        assert not sent_to_its_end  # by then the hook had given up
+    assert len(listener.requests) == 1
+
+
+def test_the_timeout_is_for_the_whole_attempt(ask: Ask, listen: Callable[..., Any], connect: Connect) -> None:
+    def answer(request: bytes, proper: bytes) -> Iterator[bytes]:
+        head, body = proper.split(b"\r\n\r\n", 1)
+        time.sleep(0.3)
+        yield head + b"\r\n\r\n" + body[:5]
+        time.sleep(0.3)
+        yield body[5:]
+
+    connect(host=listen(answer).url, extra={"max_attempts": 1, "timeout": 0.45})
+    with pytest.raises(ReductoTransportError, match=r"0\.45"):
+        ask(ReductoHook(), QUESTION)
+
+
+# Proxies and certificates
+
+
+@pytest.mark.parametrize("lower", [True, False], ids=["http_proxy", "HTTP_PROXY"])
+def test_the_environment_s_proxy_is_used(
+    ask: Ask,
+    simulator: Simulator,
+    listen: Callable[..., Any],
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    lower: bool,
+) -> None:
+    proxy = listen()
+    monkeypatch.setenv("http_proxy" if lower else "HTTP_PROXY", proxy.url)
+    connect(host=simulator.url)
+    ask(ReductoHook(), QUESTION)
+    assert simulator.requests == []
+    assert [text.split(b"?")[0] for text in proxy.requests] == [f"GET {simulator.url}{PATH}".encode()]
+
+
+def test_a_proxy_without_a_scheme(
+    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = listen()
+    monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
+    connect(host=simulator.url)
+    ask(ReductoHook(), QUESTION)
+    assert (len(proxy.requests), simulator.requests) == (1, [])
+
+
+def test_no_proxy_is_honoured(
+    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = listen()
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "example.com,127.0.0.1")
+    connect(host=simulator.url)
+    ask(ReductoHook(), QUESTION)
+    assert (proxy.requests, len(simulator.requests)) == ([], 1)
+
+
+def test_the_connection_s_proxy_comes_first(
+    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, other = listen(), listen()
+    monkeypatch.setenv("http_proxy", other.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    connect(host=simulator.url, extra={"proxy": proxy.url.replace("//", "//me:pass%40word@")})
+    ask(ReductoHook(), QUESTION)
+    assert (len(proxy.requests), other.requests, simulator.requests) == (1, [], [])
+    assert proxy.headers("Proxy-Authorization") == ["Basic bWU6cGFzc0B3b3Jk"]
+
+
+def test_a_proxy_of_another_kind_is_not_taken_for_an_http_proxy(
+    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = listen()
+    monkeypatch.setenv("all_proxy", f"socks5://127.0.0.1:{proxy.port}")
+    connect(host=simulator.url, extra={"max_attempts": 1})
+    with pytest.raises(ReductoError, match=r"(?i)socks"):
+        ask(ReductoHook(), QUESTION)
+    assert (proxy.requests, simulator.requests) == ([], [])
+
+
+@pytest.mark.parametrize("address", ["[bad:1", "127.0.0.1:99999", "127.0.0.1:port"])
+def test_a_proxy_that_is_no_url(
+    ask: Ask,
+    simulator: Simulator,
+    connect: Connect,
+    conceals: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://me:proxy-password@{address}")
+    connect(host=simulator.url, extra={"max_attempts": 1})
+    with pytest.raises(ReductoError) as caught:
+        ask(ReductoHook(), QUESTION)
+    assert simulator.requests == []
+    conceals(caught.value, "proxy-password", KEY)
+
+
+@pytest.mark.parametrize("where", ["environment", "connection"])
+def test_a_proxy_learns_neither_the_key_nor_tells_its_password(
+    ask: Ask,
+    listen: Callable[..., Any],
+    connect: Connect,
+    conceals: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    proxy = listen(lambda request, proper: [b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"])
+    url = proxy.url.replace("//", "//me:proxy-pass%40word@")
+    if where == "environment":
+        monkeypatch.setenv("https_proxy", url)
+    connect(host="https://studio.example", extra={"max_attempts": 1, "proxy": url if where == "connection" else ""})
+    with pytest.raises(ReductoTransportError, match="407") as caught:
+        ask(ReductoHook(), QUESTION)
+    (request,) = proxy.requests
+    assert request.startswith(b"CONNECT studio.example:443 ")
+    assert KEY.encode() not in request
+    conceals(caught.value, KEY, "proxy-pass", "bWU6cHJveHktcGFzc0B3b3Jk")
+
+
+def test_an_unknown_certificate_is_refused_before_the_key_is_sent(
+    ask: Ask, listen: Callable[..., Any], connect: Connect, certificate: Any, logged: Any, conceals: Callable[..., None]
+) -> None:
+    listener = listen(tls=certificate.tls)
+    connect(host=listener.url, extra={"max_attempts": 2})
+    with pytest.raises(ReductoTransportError, match=r"(?i)certificate") as caught:
+        ask(ReductoHook(), QUESTION)
+    assert listener.requests == []
+    conceals(caught.value, KEY)
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+@pytest.mark.parametrize("trust", ["a bundle", "a folder", "anyone", "as text", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_a_certificate_that_is_trusted(
+    ask: Ask,
+    listen: Callable[..., Any],
+    connect: Connect,
+    certificate: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trust: str,
+) -> None:
+    extra: dict[str, Any] = {"max_attempts": 1}
+    if trust == "a bundle":
+        extra["verify"] = str(certificate.bundle)
+    elif trust == "a folder":
+        # OpenSSL looks names up by the hash of the issuer.
+        import subprocess
+
+        hashed = subprocess.check_output(["openssl", "x509", "-hash", "-noout", "-in", certificate.bundle], text=True)
+        (tmp_path / f"{hashed.strip()}.0").write_bytes(certificate.bundle.read_bytes())
+        extra["verify"] = str(tmp_path)
+    elif trust == "anyone":
+        extra["verify"] = False
+    elif trust == "as text":
+        extra["verify"] = "False"
+    else:
+        monkeypatch.setenv(trust, str(certificate.bundle))
+    listener = listen(tls=certificate.tls)
+    connect(host=listener.url, extra=extra)
+    ask(ReductoHook(), QUESTION)
+    assert listener.headers("Authorization") == [f"Bearer {KEY}"]
+
+
+def test_verify_comes_before_the_environment(
+    ask: Ask,
+    listen: Callable[..., Any],
+    connect: Connect,
+    certificate: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "absent.pem"))
+    connect(host=listen(tls=certificate.tls).url, extra={"verify": str(certificate.bundle)})
+    ask(ReductoHook(), QUESTION)
+
+
+@pytest.mark.parametrize("bundle", ["absent", "no certificate"])
+@pytest.mark.parametrize("where", ["environment", "connection"])
+def test_a_bundle_that_can_t_be_used(
+    ask: Ask,
+    listen: Callable[..., Any],
+    connect: Connect,
+    certificate: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bundle: str,
+    where: str,
+) -> None:
+    path = tmp_path / "bundle.pem"
+    if bundle == "no certificate":
+        path.write_text("nothing of the kind")
+    if where == "environment":
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    listener = listen(tls=certificate.tls)
+    connect(host=listener.url, extra={"max_attempts": 1, "verify": str(path) if where == "connection" else None})
+    with pytest.raises(ReductoError):
+        ask(ReductoHook(), QUESTION)
+    assert listener.requests == []
+
+
+# Hosts
+
+
+@pytest.mark.parametrize("prefix", ["/reducto", "/pä th", "/a%20b"])
+def test_a_path_in_the_host(ask: Ask, listen: Callable[..., Any], connect: Connect, prefix: str) -> None:
+    listener = listen()
+    connect(host=f"{listener.url}{prefix}/")
+    ask(ReductoHook(), QUESTION)
+    sent = {"/reducto": "/reducto", "/pä th": "/p%C3%A4%20th", "/a%20b": "/a%20b"}[prefix]
+    assert [text.split(b"?")[0] for text in listener.requests] == [f"GET {sent}{PATH}".encode()]
+
+
+# What is never given away
+
+
+def test_netrc_does_not_replace_the_key(
+    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password mine\ndefault login me password mine\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    connect(host=simulator.url)
+    ask(ReductoHook(), QUESTION)
+    assert [request.headers.getall("Authorization") for request in simulator.requests] == [[f"Bearer {KEY}"]]
+
+
+# Cancellations that aiohttp loses
+
+
+def test_a_question_that_is_cancelled_closes_its_session(
+    simulator: Simulator, connect: Connect, all_is_closed: Callable[[], None]
+) -> None:
+    arrived = threading.Event()
+    simulator.faults.add(Noted(lambda _: arrived.set(), Stall(30)))
+    connect(host=simulator.url)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        assert await asyncio.to_thread(arrived.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    all_is_closed()
+
+
+def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simulator, connect: Connect) -> None:
+    """Both in one turn of the loop, as on a busy machine. A cancellation that is lost is not said again."""
+    arrived = threading.Event()
+    simulator.faults.add(Noted(lambda _: arrived.set(), Stall(30)), times=None)
+    connect(host=simulator.url, extra={"timeout": 1, "max_attempts": 1})
+
+    async def cancel() -> asyncio.Task[Any]:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        assert await asyncio.to_thread(arrived.wait, 10)
+        await asyncio.sleep(0.3)
+
+        async def cancel_first() -> None:
+            await asyncio.sleep(begun + 0.9 - loop.time())
+            task.cancel()
+
+        canceller = asyncio.create_task(cancel_first())
+        loop.call_at(begun + 0.8, lambda: time.sleep(0.8))  # and both timers are due
+        await asyncio.wait([task, canceller])
+        return task
+
+    assert asyncio.run(cancel()).cancelled()
+
+
+def test_a_question_over_tls_closes_its_session(
+    listen: Callable[..., Any], connect: Connect, certificate: Any, all_is_closed: Callable[[], None]
+) -> None:
+    connect(host=listen(tls=certificate.tls).url, extra={"verify": str(certificate.bundle)})
+    asyncio.run(ReductoHook().aget_usage(QUESTION))
+    all_is_closed()
+
+
+def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, all_is_closed: Callable[[], None]
+) -> None:
+    """What aiohttp connects by then waits for the loser, and loses the cancellation."""
+    simulator.faults.add(Stall(30), times=None)
+    connect(host=simulator.url.replace("127.0.0.1", "localhost"), extra={"max_attempts": 1})
+
+    def two_addresses(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+
+    async def cancelled() -> bool:
+        loop = asyncio.get_running_loop()
+        sock_connect = loop.sock_connect
+
+        async def slowly(sock: socket.socket, address: Any) -> None:
+            if address[0] == "127.0.0.1":
+                await asyncio.sleep(0.5)  # the other one is tried meanwhile
+                return await sock_connect(sock, address)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                task.cancel()
+
+        loop.sock_connect = slowly  # type: ignore[method-assign,assignment]
+        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        await asyncio.wait([task], timeout=10)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return task.cancelled()
+
+    assert asyncio.run(cancelled())
+    all_is_closed()
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_request_that_loses_a_cancellation_is_cancelled_again(cancelled: bool) -> None:
+    async def loses_one() -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    async def ends() -> None:
+        task = asyncio.create_task(transport.within(30 if cancelled else 0.1, loses_one()))
+        await asyncio.sleep(0.1)
+        if cancelled:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if cancelled else TimeoutError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(ends())
+
+
+# A resolver that hangs, which no thread can be made to stop
+
+
+class Hanging:
+    """Looks names up without end, until the test is over."""
+
+    def __init__(self) -> None:
+        self.asked, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked.set()
+        self.may_end.wait(60)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    hanging = Hanging()
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    yield hanging
+    assert not hanging.may_end.is_set(), "nobody has waited for it"
+    hanging.may_end.set()
+
+
+@pytest.mark.parametrize("way", ["get_usage", "aget_usage", "through a proxy"])
+def test_a_resolver_that_hangs_holds_no_question_longer_than_its_time(
+    hanging: Hanging, connect: Connect, way: str
+) -> None:
+    extra = {"timeout": 0.2, "max_attempts": 2}
+    connect(
+        host="https://studio.example", extra={**extra, **({"proxy": "http://proxy.example"} if "proxy" in way else {})}
+    )
+    hook = ReductoHook()
+    with pytest.raises(ReductoTransportError, match=r"no whole answer within 0\.2 s"):
+        asyncio.run(hook.aget_usage(QUESTION)) if way == "aget_usage" else hook.get_usage(QUESTION)
+    assert hanging.asked.is_set()
+
+
+@pytest.mark.parametrize("how", ["on_kill", "an exception"])
+def test_a_task_that_is_killed_does_not_wait_for_a_resolver_that_hangs(
+    hanging: Hanging, connect: Connect, how: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def on_signal(*_: Any) -> None:
+        assert hanging.asked.wait(10)
+        if how != "on_kill":
+            raise Killed
+        ReductoUsageExportOperator(task_id="export").on_kill()
+
+    connect(host="https://studio.example")
+    before = signal.signal(signal.SIGALRM, on_signal)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(asyncio.CancelledError if how == "on_kill" else Killed):
+            ReductoHook().get_usage(QUESTION)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_process_ends_while_a_resolver_hangs() -> None:
+    script = """
+import asyncio, datetime as dt, os, socket, time
+socket.getaddrinfo = lambda *args, **kwargs: time.sleep(3600)
+from reducto_provider.hooks.reducto import ReductoHook
+from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.usage.query import UsageQuery
+
+query = UsageQuery(start=dt.date(2026, 6, 1), end=dt.date(2026, 6, 1), org_id="org_acme")
+for ask in (ReductoHook().get_usage, lambda query: asyncio.run(ReductoHook().aget_usage(query))):
+    try:
+        ask(query)
+    except Exception as error:
+        print(type(error).__name__)
+"""
+    connection = {"conn_type": "reducto", "password": KEY, "extra": {"timeout": 0.2, "max_attempts": 1}}
+    environment = {**os.environ, "AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines().count("ReductoTransportError") == 2, done.stderr
+
+
+def test_names_are_looked_up_as_before(simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses of both kinds, of which the first refuses."""
+    asked = []
+
+    def both(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        asked.append((host, port))
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    connect(host=f"http://studio.localhost:{simulator.port}", extra={"max_attempts": 1})
+    assert ReductoHook().get_usage(QUESTION).rows
+    assert asked == [("studio.localhost", simulator.port)]
+    assert simulator.requests[0].headers["Host"] == f"studio.localhost:{simulator.port}"
