@@ -1,4 +1,4 @@
-# Everything runs in an environment of its own, .venv, made from pinned versions on the first call.
+# All targets run in the environment .venv, which the first call makes from pinned versions.
 # PYTHON=python3.12 make test picks another interpreter.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -12,9 +12,9 @@ BIN := .venv/bin
 PINNED := .venv/.pinned
 READY := .venv/.ready
 
-# The official FOCUS validator wants numpy<2, for which there are wheels up to Python 3.12, and itself 3.12 or newer.
+# The official FOCUS validator needs numpy<2, which has wheels up to Python 3.12, and itself needs 3.12 or newer.
 FOCUS_VALIDATOR := .cache/$(subst ==,-,$(shell grep -m1 '^focus-validator==' requirements/focus-validator.txt))
-# The judge of FOCUS files runs on Python 3.12 alone: on PATH, or beside the other one, as version managers have it.
+# So it runs on Python 3.12 only: from PATH, or from the folder next to the other Python, where version managers put it.
 FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(shell $(PYTHON) -c \
  'import sys; print(sys.base_prefix)')/../3.12*/bin/python),$(shell \
   $(python) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && echo $(python))))
@@ -22,12 +22,14 @@ FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(s
 AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
-WAITING := tests/test_waiting_processes.py
+# Tests that run Airflow processes or a browser. Those of the second list are sensitive to load, so they run one by one.
+AIRFLOW_TESTS := tests/browser tests/sensors/test_parity.py tests/test_example_dags.py tests/test_real_processes.py
+AIRFLOW_TESTS_ALONE := tests/test_changes_processes.py tests/test_waiting_processes.py
 E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11-python-3.11)
 
-.PHONY: help demo e2e e2e-short test test-waiting test-harness fuzz soak oldest matrix plain azure focus focus-validator \
+.PHONY: help demo e2e e2e-short test test-airflow test-harness fuzz soak oldest matrix plain azure focus focus-validator \
   lint types docs dist bench pins clean
 
 help: ## show this list
@@ -47,22 +49,24 @@ $(READY): $(PINNED) pyproject.toml
 demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simulator or (with a key) the live service
 	@$(BIN)/python -m demo
 
-test: $(READY) ## run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --ignore=$(HARNESS) --ignore=$(WAITING) --ignore=$(E2E) $(ARGS)
+test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (five minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope \
+	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
-test-waiting: $(READY) ## waits and budgets on real Airflow, whose processes are killed meanwhile (some minutes)
-	@$(BIN)/python -m pytest $(WAITING) $(ARGS)
+test-airflow: $(READY) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope $(AIRFLOW_TESTS) $(ARGS)
+	@$(BIN)/python -m pytest $(AIRFLOW_TESTS_ALONE) $(ARGS)
 
-test-harness: $(READY) ## test what the tests run Airflow with
+test-harness: $(READY) ## test the harness with which the tests run Airflow
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)
 
-e2e: $(READY) .cache/e2e/.ready ## thirty days on the services of docker-compose.yaml, run natively, under faults (needs Debian's postgresql, redis-server)
+e2e: $(READY) .cache/e2e/.ready ## run thirty days on the services of docker-compose.yaml, natively, under faults (needs Debian's postgresql, redis-server)
 	@$(BIN)/python -m pytest $(E2E) --days 30 --faults --figures docs/deployment.md $(ARGS)
 
-e2e-short: $(READY) .cache/e2e/.ready ## the same for three days and without faults
+e2e-short: $(READY) .cache/e2e/.ready ## run three days of the same, without faults
 	@$(BIN)/python -m pytest $(E2E)/test_deployment.py --days 3 $(ARGS)
 
-# What docker-compose.yaml builds its image of, with the provider as users get it.
+# The pinned packages of the image of docker-compose.yaml, with the provider installed as a wheel.
 .cache/e2e/.pinned: requirements/e2e.txt
 	@echo "==> making $(@D) (once; a minute or two)"
 	@$(PYTHON) -m venv --clear $(@D)
@@ -75,27 +79,27 @@ e2e-short: $(READY) .cache/e2e/.ready ## the same for three days and without fau
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(@D)/wheel/*.whl
 	@touch $@
 
-.env: ## what docker-compose.yaml needs to know, with new secrets; one that exists stays as it is
+.env: ## write the settings of docker-compose.yaml, with new secrets; an existing file is kept
 	@$(PYTHON) -m deployment.env $@
 
-fuzz: $(READY) ## look for answers, schedules and exports that break things, new ones each time (an hour)
+fuzz: $(READY) ## fuzz responses, schedules and exports with new examples each time (an hour)
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/usage/test_fuzz.py tests/usage/test_fuzz_window.py tests/usage/test_fuzz_query.py tests/export/test_fuzz_dataset.py $(ARGS)
 
-soak: $(READY) ## hundreds of runs in processes that live on, and what those hold meanwhile; told in docs/ (half an hour)
+soak: $(READY) ## measure the growth of long-lived processes over hundreds of runs, and write docs/soak.md (half an hour)
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 oldest: $(READY) ## run the suite on the oldest supported Airflow
 	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
 
-matrix: $(READY) ## run the suite on every supported Airflow and Python, and tell in docs/ and README (hours)
+matrix: $(READY) ## run the suite on every supported Airflow and Python, and write docs/matrix.md and README (hours)
 	@rm -rf .cache/matrix
-	@$(BIN)/nox --session suite -- $(ARGS) || true # what failed is told
+	@$(BIN)/nox --session suite -- $(ARGS) || true # the page lists the failures
 	@$(BIN)/python -m tests.matrix
 
-plain: $(READY) ## run example DAGs on the built wheel, in a plain environment of each supported Airflow
+plain: $(READY) ## run example DAGs with the built wheel, in a minimal environment of each supported Airflow
 	@$(BIN)/nox --session plain
 
-focus: $(READY) focus-validator ## hold FOCUS files against the official validator
+focus: $(READY) focus-validator ## check FOCUS files with the official validator
 	@$(BIN)/python -m pytest tests/export/test_focus.py tests/operators/test_focus.py $(ARGS)
 
 focus-validator: $(FOCUS_VALIDATOR)/.ready
@@ -107,46 +111,46 @@ $(FOCUS_VALIDATOR)/.ready: requirements/focus-validator.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/focus-validator.txt
 	@touch $@
 
-azure: $(READY) $(AZURITE) .cache/azure/.ready ## exports to Azure Blob Storage, against Azurite (needs npm)
+azure: $(READY) $(AZURITE) .cache/azure/.ready ## test exports to Azure Blob Storage, against Azurite (needs npm)
 	@AZURITE=$(abspath $(AZURITE)) .cache/azure/bin/python -m pytest tests/object_storage/test_azure.py $(ARGS)
 
 $(AZURITE):
 	@npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.35.0
 
-# An environment of its own: the Azure provider and what it brings are of no use to the other tests.
+# A separate environment, since no other tests need the Azure provider and its dependencies.
 .cache/azure/.ready: requirements/dev.txt
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt \
 	  apache-airflow-providers-microsoft-azure==15.2.1
 	@touch $@
 
-lint: $(READY) ## ruff: style and format
+lint: $(READY) ## check style and format with ruff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(READY) ## mypy
+types: $(READY) ## check types with mypy
 	@$(BIN)/mypy
 
-# What only these targets need comes on top of .venv, in versions that leave the rest as it is.
+# Packages that only some targets need are added to .venv, in versions that do not change the others.
 .venv/.with-%: requirements/%.txt $(PINNED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-docs: $(READY) .venv/.with-docs ## build the documentation, in build/docs; a warning is an error
+docs: $(READY) .venv/.with-docs ## build the documentation in build/docs; warnings are errors
 	@$(BIN)/python -m sphinx -q -W -E --keep-going -d build/doctrees -b html docs build/docs
 	@$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -b coverage docs build/coverage
 	@echo "build/docs/index.html"
 
-dist: $(READY) .venv/.with-dist ## build wheel and source distribution, in dist, and check them
+dist: $(READY) .venv/.with-dist ## build wheel and source distribution in dist, and check them
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation
 	@$(BIN)/python -m twine check --strict dist/*
 
-# Small enough for a first look: make bench ROUNDS=1 SMALL=1. One part alone: make bench ARGS="--only files".
-bench: $(READY) .venv/.with-bench ## measure beside what users would write instead, and tell in docs/ (a quarter of an hour)
+# For a quick check: make bench ROUNDS=1 SMALL=1. For one part: make bench ARGS="--only files".
+bench: $(READY) .venv/.with-bench ## compare with what users would write instead, and write docs/benchmarks.md (a quarter of an hour)
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(SMALL),--small) $(ARGS)
 
-pins: ## renew the pinned versions in requirements/ (needs uv)
+pins: ## update the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
@@ -163,5 +167,5 @@ pins: ## renew the pinned versions in requirements/ (needs uv)
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 
-clean: ## remove everything that the targets above made
+clean: ## remove everything that the other targets made
 	rm -rf .venv .cache .demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

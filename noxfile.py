@@ -1,7 +1,7 @@
-"""The suite, and example DAGs on the built wheel, on every supported Airflow, each in an environment of its own.
-``make matrix`` and ``make plain`` run all, ``nox -l`` lists.
+"""Run the suite, and example DAGs with the built wheel, on every supported Airflow, each in a separate environment.
 
-What is pinned for an Airflow, and why, is in ``requirements/airflow-*.in``; the newest is that of ``dev.txt``.
+``make matrix`` and ``make plain`` run all sessions, ``nox -l`` lists them. ``requirements/airflow-*.in`` has the pinned
+versions for an Airflow and the reasons; the newest Airflow uses ``dev.txt``.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ PYTHONS = {
     "3.2": ("3.11", "3.12", "3.13"),
     "3.3": ("3.11", "3.12", "3.13"),
 }
-"""The supported Airflows, and which of our Pythons each has."""
+"""The supported versions of Airflow, and the Pythons that each supports."""
 
 NEWEST = list(PYTHONS)[-1]
 RESULTS = Path(".cache/matrix").absolute()
 
-# What knows nothing of Airflow, or is asked of files that are the same bytes on each: `make test` runs it. What the
-# newest Airflow alone can do has a target of its own.
+# Tests that do not depend on the version of Airflow, which `make test` runs, and those that need the newest, which
+# `make test-airflow` runs.
 ELSEWHERE = (
     "tests/simulator",
     "tests/e2e",
     "tests/engines",
     "tests/real_airflow/test_harness.py",
     "tests/test_benchmarks.py",
+    "tests/test_changes_processes.py",
     "tests/test_waiting_processes.py",
 )
 
@@ -49,7 +50,7 @@ nox.options.error_on_missing_interpreters = False
 
 
 def interpreter(version: str) -> str:
-    """A Python of this version: on PATH, or beside the one that runs this, as version managers have it."""
+    """Return a Python of this version, from PATH or from the folder next to this one, as version managers have it."""
     beside = sorted(Path(sys.base_prefix).parent.glob(f"{version}*/bin/python"), reverse=True)
     for candidate in (shutil.which(f"python{version}"), sys.executable, *map(str, beside)):
         if candidate and _version(candidate) == version:
@@ -73,7 +74,7 @@ def _version(python: str) -> str:
     ],
 )
 def suite(session: nox.Session, airflow: str) -> None:
-    """Run the suite; what is given after ``--`` is for pytest."""
+    """Run the suite. Arguments after ``--`` go to pytest."""
     pins = "dev" if airflow == NEWEST else f"airflow-{airflow}"
     session.install("-r", f"requirements/{pins}.txt")
     session.install("--no-deps", "--no-build-isolation", "-e", ".")
@@ -97,7 +98,7 @@ def suite(session: nox.Session, airflow: str) -> None:
     ],
 )
 def plain(session: nox.Session, airflow: str) -> None:
-    """Install the wheel into an environment with Airflow and nothing else, and run example DAGs there."""
+    """Install the wheel into an environment with only Airflow, and run example DAGs there."""
     pins = "dev" if airflow == NEWEST else f"airflow-{airflow}"
     wheels = Path(session.create_tmp()).absolute() / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)

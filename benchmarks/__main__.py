@@ -16,7 +16,7 @@ from benchmarks.page import PAGE, Result, Section, document, table
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """The size of a measurement."""
 
     rounds: int
     days: int = 365
@@ -29,7 +29,7 @@ class Size:
 
 
 def small(rounds: int) -> Size:
-    """Enough to see that it works."""
+    """Return a size that shows quickly whether everything works."""
     return Size(rounds, days=5, organizations=20, sensors=40, questions=4, interval=3.0, small=True)
 
 
@@ -71,7 +71,7 @@ def files(size: Size) -> Section:
     inexact_parquet, inexact_decoding = (
         answer_to_file.compare(name, inexact, size.rounds) for name in ("parquet", "decode")
     )
-    typed = "each row becomes an object, its date and decimal two more, and each rule of the contract is looked at"
+    typed = "each row becomes an object, its date and decimal two more, and each rule of the contract is checked"
     what = f"answer to checked rows to Parquet, {rows}"
     bare, exact = "`requests`, `pandas` `to_parquet`", "the same with decimals and checks"
 
@@ -126,19 +126,19 @@ def files(size: Size) -> Section:
 NOISE: Final = ", credits with noise"
 
 FILES: Final = """
-{rows} in {bytes}, as of a thousand API keys in a year, at the prices of the service's documentation. *Credits with
-noise* are of an answer in which a quarter of the keys has a price of 0.1, so that the service's sums of binary floats
-come as `230.10000000000002` and have to be rounded. Each run is a process of its own, with all imported and tried
-once on a small answer. What is timed begins with the body in memory and ends with the file in place. The ratio is of
-the processor's time, since other work of the machine falls into the clock's. Memory is the peak beyond what was
-resident before, the body included in neither.
+{rows} in {bytes}, as for a thousand API keys in a year, at the prices of the service's documentation. *Credits with
+noise* come from a response in which a quarter of the keys has a price of 0.1, so that the service's sums of binary
+floats are `230.10000000000002` and have to be rounded. Each run is a separate process that has imported everything and
+warmed up on a small response. The measurement starts with the body in memory and ends with the file in place. The ratio
+is of CPU time, since wall-clock time includes other work of the machine. Memory is the peak beyond the resident memory
+before, without the body.
 
-Ours is what an export does: decode into typed rows with decimals, check them against the contract, sort them, write
-the file and replace the old one at once. Theirs is `pandas.DataFrame(response.json()["data"])`, `pandas.to_datetime`
-for Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. *With decimals and checks* it reads
-numbers as `Decimal`, looks at the echo, the days, duplicates and signs with pandas' own means, sorts, and writes dates
-and decimals as such. All files are read back and held against the exact figures: those with decimals against the
-credits that were meant, the others against the floats that were sent.
+Ours is what an export does: decode into typed rows with decimals, check them against the contract, sort them, write the
+file and replace the old one atomically. Theirs is `pandas.DataFrame(response.json()["data"])`, `pandas.to_datetime` for
+Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. *With decimals and checks* it reads
+numbers as `Decimal`, checks the echo, the days, duplicates and signs with pandas, sorts, and writes dates and decimals
+as such. All files are read back and compared with the exact figures: those with decimals with the exact credits, the
+others with the floats that were sent.
 """
 
 
@@ -170,26 +170,26 @@ def airflow(size: Size) -> Section:
                 what=what,
                 against=against,
                 aim="no slower",
-                ours=f"{seconds(rounds.our('wall'))} (processor: {seconds(rounds.our('cpu'))})",
-                theirs=f"{seconds(rounds.their('wall'))} (processor: {seconds(rounds.their('cpu'))})",
+                ours=f"{seconds(rounds.our('wall'))} (CPU: {seconds(rounds.our('cpu'))})",
+                theirs=f"{seconds(rounds.their('wall'))} (CPU: {seconds(rounds.their('cpu'))})",
                 value=rounds.ratio("wall"),
                 limit=1.0,
                 at_least=True,
                 unit="{:.2f} times as fast",
             ),
-            count("requests", "requests", "Both ask once, which is the least that there is."),
+            count("requests", "requests", "Both make one request, which is the minimum."),
             count("xcom", "bytes of XCom", ""),
         ],
     )
 
 
 AIRFLOW: Final = """
-A DAG run by `DAG.test` on a real Airflow, in a process that has it loaded, from the parsing of the file to the end of
-the run, against the simulator: a year of one organization by feature, {rows:,} rows, into one Parquet file with zstd.
-Ours is one `ReductoUsageExportOperator` with `partitioned=False`; theirs an `HttpOperator` and a `@task` that makes a
-`pandas.DataFrame` of its XCom and writes it. `DAG.test` runs tasks in line: in real processes the second task would
-cost theirs another start of a worker. Requests are counted in the simulator's log, XComs in the database. Both files
-are held against the simulator's figures.
+`DAG.test` runs a DAG on a real Airflow, in a process that has loaded Airflow, from the parsing of the file to the end
+of the run, against the simulator: a year of one organization by feature, {rows:,} rows, into one Parquet file with
+zstd. Ours is one `ReductoUsageExportOperator` with `partitioned=False`; theirs an `HttpOperator` and a `@task` that
+makes a `pandas.DataFrame` of its XCom and writes it. `DAG.test` runs tasks inline: in real processes theirs would start
+a second worker process. Requests are counted in the simulator's log, XComs in the database. Both files are compared
+with the simulator's figures.
 """
 
 
@@ -218,9 +218,9 @@ def organizations(size: Size) -> Section:
 
 FLEET: Final = """
 One `ReductoUsageFleetExportOperator` for {organizations:,} organizations, seven days of each, against the simulator,
-with `requests_per_second` of the connection at 10 and everything else as it comes; measured once, since it is the clock
-that sets the pace. What counts is the whole `DAG.test` run. No request may reach the simulator before its time, each
-organization is asked for exactly once, and all files are held against the simulator's figures.
+with `requests_per_second` of the connection at 10 and default settings otherwise; measured once, since the limit
+determines the time. The figure is the whole `DAG.test` run. No request may reach the simulator too early, each
+organization is queried exactly once, and all files are compared with the simulator's figures.
 """
 
 
@@ -258,17 +258,17 @@ def waits(size: Size) -> Section:
                 unit="{:.0f} ms",
             ),
             Result(
-                what=f"{what}: time of the processor",
+                what=f"{what}: CPU time",
                 against=against,
                 aim="a tenth",
                 ours=seconds(extra["ours"]),
                 theirs=seconds(extra["theirs"]),
                 value=extra["ours"] / extra["theirs"],
                 limit=0.1,
-                why=f"Airflow takes {seconds(extra['nothing'])} for as many triggers that only sleep. It hands each of "
-                "the polls to every trigger that shares it, and each of them logs its line, in a thread, so that a log "
-                "without room never holds up the event loop. Before that thread, in samples of the process, two fifths "
-                "of its time were Airflow's logging, a sixth the requests.",
+                why=f"Airflow takes {seconds(extra['nothing'])} for as many triggers that only sleep. It passes each "
+                "poll to every trigger that shares it, and each of them logs a line, in a thread, so that a blocked "
+                "log never stalls the event loop. Before that thread, in samples of the process, two fifths of its "
+                "time were Airflow's logging, a sixth the requests.",
             ),
             Result(
                 what=f"{what}: memory",
@@ -279,9 +279,9 @@ def waits(size: Size) -> Section:
                 value=ours["memory"] / theirs["memory"],
                 limit=0.1,
                 why=f"As many triggers that do nothing but sleep take {mib(nothing['memory'])} already, which is what "
-                "Airflow keeps for each. Further ones take less, as the table below shows, since the code that asks "
+                "Airflow keeps for each. Further ones take less, as the table below shows, since the HTTP code "
                 "(`aiohttp`, `requests` and the HTTP provider, some 18 MiB on either side) is loaded once. A third "
-                "of what one of ours takes beyond a sleeping one is the queue that Airflow hands it polls by.",
+                "of the difference between ours and a sleeping one is the queue through which Airflow passes polls.",
             ),
         ],
         after=MEMORY.format(
@@ -295,23 +295,22 @@ def waits(size: Size) -> Section:
 MEMORY: Final = """
 | memory | sleeping triggers | ours | theirs |
 | --- | ---: | ---: | ---: |
-| the first {sensors:,}, with the code that is loaded once | {first} |
+| the first {sensors:,}, with code that is loaded once | {first} |
 | {sensors:,} more | {further} |
 """
 
 
 WAITING: Final = """
-{sensors:,} triggers, as deferred sensors leave them to the triggerer, in the process that Airflow's triggerer runs
-them in, fed by Airflow's own supervisor with triggers from memory in place of the database. {questions} organizations
-are asked for, each by as many sensors, ours each with a threshold of its own, every {interval:g} seconds. Measured
-once, after one and a half intervals: time of the processor in one interval, beyond that of the same process without
-the triggers; memory that has come since; requests in the simulator's log, half of those in two intervals; and in the
-second one stalls: how long one more trigger, which sleeps for 5 ms again and again, was kept from its turn, less the
-time in which other processes had the processor.
+{sensors:,} triggers of deferred sensors run in the process in which Airflow's triggerer runs triggers. Airflow's own
+supervisor feeds it with triggers from memory instead of the database. {questions} organizations are queried, each by as
+many sensors, ours with different thresholds, every {interval:g} seconds. Measured once, after one and a half intervals:
+CPU time in one interval, beyond that of the same process without the triggers; added memory; requests in the
+simulator's log, half of those in two intervals; and stalls in the second interval: the delay of an additional trigger
+that repeatedly sleeps for 5 ms, minus the time in which other processes had the CPU.
 
-`HttpSensor` can't look into an answer while it is deferred: it waits for an answer other than 404, so that is what
-the simulator answers its requests; ours gets a month of usage to read each time. Then as many more begin to wait, for
-what they add to memory. In the end usage comes in (and theirs gets its answer): exactly those fire whose threshold is
+`HttpSensor` cannot inspect a response while it is deferred: it waits for a status other than 404, so the simulator
+answers its requests with 404; ours reads a month of usage each time. Then as many more start to wait, to measure their
+additional memory. At the end usage increases (and theirs gets its response): exactly those fire whose threshold is
 exceeded, with the simulator's figures.
 """
 
@@ -341,20 +340,20 @@ def importing(size: Size) -> Section:
 
 
 IMPORTS: Final = """
-In fresh processes, the time that `from airflow.sdk import DAG, BaseOperator, BaseSensorOperator` takes, and what
-`import reducto_provider.operators.usage`, `.sensors.usage` and `.triggers.usage` takes on top, in the same process.
-They load {modules} further modules; the benchmark fails when one of these is among them: {heavy}.
+The time that `from airflow.sdk import DAG, BaseOperator, BaseSensorOperator` takes in fresh processes, and the
+additional time for the modules of operators, sensor and triggers in the same process. They load {modules} further
+modules; the benchmark fails if one of these is among them: {heavy}.
 """
 
 
 def growing(size: Size) -> Section:
     """Curves."""
-    rounds = min(size.rounds, growth.MOST_ROUNDS)
+    rounds = min(size.rounds, growth.MAX_ROUNDS)
     found = growth.curves(growth.SMALL_SIZES if size.small else growth.SIZES, rounds)
     if not size.small:
         growth.draw(found)
     lines = [
-        "| what | how many | time of each | by the clock | peak memory |",
+        "| what | number | CPU time each | wall-clock time each | peak memory |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for axis, curve in found.items():
@@ -377,20 +376,19 @@ def growing(size: Size) -> Section:
 
 GROWTH: Final = """
 ```{{image}} {picture}
-:alt: Time for each row, organization and day, and peak memory, against how many there are.
+:alt: Time per row, organization and day, and peak memory, by their number.
 :width: 100%
 ```
 
-The whole `execute` of an operator, from the question to the files in place, in a process of its own against the
-simulator, medians of {rounds} rounds. *Rows* are those of one answer into one Parquet file, *rows in parts* those of a
-`ReductoUsageFleetExportOperator` for one organization with {a_day:,} rows a day, which asks for {part} days at a time,
+The whole `execute` of an operator, from the query to the files in place, in a separate process against the simulator,
+medians of {rounds} rounds. *Rows* are those of one response into one Parquet file, *rows in parts* those of a
+`ReductoUsageFleetExportOperator` for one organization with {a_day:,} rows a day, which queries {part} days at a time,
 *organizations* those of one with a day of each, and *days* those of one answer with {groups} rows a day. All but the
-first write a file and a manifest a day, each of which reaches the disk before the next (`fsync`: most of the clock's
-time). Memory is the peak beyond what was resident before. All files are held against the exact figures.
+first write a file and a manifest a day, each synced to disk before the next (`fsync`: most of the wall-clock
+time). Memory is the peak beyond the resident memory before. All files are compared with the exact figures.
 
-An answer is in memory as a whole, so memory grows with the rows of one answer, up to the 128 MiB at which one is
-refused. It does not grow with the number of parts that are asked for, nor with that of organizations, but for some
-2 KiB that are kept of what became of each.
+A response is held in memory as a whole, so memory grows with the rows of one response, up to the limit of 128 MiB. It
+does not grow with the number of parts, and with the number of organizations only by some 2 KiB for the outcome of each.
 """
 
 
@@ -406,9 +404,9 @@ PARTS: Final[dict[str, Callable[[Size], Section]]] = {
 
 def measure(names: Sequence[str], size: Size) -> list[Section]:
     """
-    The named parts, one after the other, each told on the terminal as it comes.
+    Measure the named parts in order, and print each when it is done.
 
-    :raises WrongOutputError: when what came out is wrong.
+    :raises WrongOutputError: if an output is wrong.
     """
     sections = []
     for name in names:
@@ -421,10 +419,10 @@ def measure(names: Sequence[str], size: Size) -> list[Section]:
 
 
 def main() -> int:
-    """Measure all or some; only a whole run at full size is stored."""
+    """Measure all or some parts; store only a whole run at full size."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured (%(default)s)")
-    parser.add_argument("--small", action="store_true", help="only see that it works; nothing is stored")
+    parser.add_argument("--small", action="store_true", help="a quick check; nothing is stored")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; nothing is stored")
     options = parser.parse_args()
     size = small(options.rounds) if options.small else Size(options.rounds)

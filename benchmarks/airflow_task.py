@@ -1,4 +1,4 @@
-"""One export in Airflow, end to end: one task of ours, or HttpOperator and a task that writes the file."""
+"""Measure an export in Airflow end to end: one task of ours, or HttpOperator and a task that writes the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP_BY: Final = "feature"
 OURS: Final = f"""
 from datetime import datetime
 from airflow.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 
 with DAG("export", schedule=None, start_date=datetime(2026, 1, 1)):
     ReductoUsageExportOperator(
@@ -70,18 +70,18 @@ with DAG("nothing", schedule=None, start_date=datetime(2026, 1, 1)):
 
 @contextmanager
 def airflow() -> Iterator[DagRunner]:
-    """A process with Airflow loaded, which forks for every run of a DAG."""
+    """Yield a process that has loaded Airflow and forks for every DAG run."""
     with tempfile.TemporaryDirectory(prefix="reducto-bench-") as home:
         runner = DagRunner(Path(home), {"PYTHONPATH": str(PROJECT)})
         try:
-            runner.run(NOTHING, timeout=120).expect()  # which waits until it is ready
+            runner.run(NOTHING, timeout=120).expect()  # waits until it is ready
             yield runner
         finally:
             runner.close()
 
 
 def connections(url: str, **extra: Any) -> dict[str, str]:
-    """Both sides' connection to the simulator, for the environment."""
+    """Return both sides' connections to the simulator as environment variables."""
     ours = {"conn_type": "reducto", "host": url, "password": "sim-key-all", "extra": extra}
     theirs = {"conn_type": "http", "host": url, "extra": {"Authorization": "Bearer sim-key-all"}}
     return {
@@ -92,9 +92,9 @@ def connections(url: str, **extra: Any) -> dict[str, str]:
 
 def compare(rounds: int) -> Rounds:
     """
-    Run both DAGs in turns: the time of the run, the requests that it took and the bytes of its XComs.
+    Run both DAGs in turns, and measure time, requests and bytes of XCom.
 
-    :raises WrongOutputError: when a file does not hold the simulator's figures.
+    :raises WrongOutputError: if a file does not have the simulator's figures.
     """
     with Simulator() as simulator, airflow() as runner:
         truth = simulator.truth(ORG, FIRST, LAST, GROUP_BY)
@@ -110,7 +110,7 @@ def compare(rounds: int) -> Rounds:
                 wall, cpu = time.perf_counter() - wall, _cpu_of_forks(worker) - cpu
                 found = _rows(path)
             expected = [(row.date, row.group, credits_of(row.credits), row.requests) for row in truth]
-            if credits_of is float:  # what the service made of sums is not ours to blame them for
+            if credits_of is float:  # the service's sums have noise
                 found = [(day, group, round(credits, 9), count) for day, group, credits, count in found]
             check_equal(found, expected, "the file")
             return {
@@ -125,7 +125,7 @@ def compare(rounds: int) -> Rounds:
 
 
 def _cpu_of_forks(worker: psutil.Process) -> float:
-    """Seconds of the processor that the worker's forks took, those that have ended."""
+    """Return the CPU seconds of the worker's finished forks."""
     times = worker.cpu_times()
     return float(times.children_user + times.children_system)
 

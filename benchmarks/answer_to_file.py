@@ -1,8 +1,9 @@
-"""From the bytes of an answer to a file, and to checked rows alone: in a process each, ours and theirs in turns.
+"""Measure the way from a response body to a file, and to checked rows alone, alternating between ours and theirs.
 
-What is timed begins with the body in memory, everything imported and tried once on a small answer, and ends with the
-file in its place. Ours decodes into typed rows, holds them against the contract and replaces the file at once, as an
-export does. Theirs is what users write: a table of what ``json`` makes of the body, with neither checks nor decimals.
+Each measurement is a separate process. It starts with the body in memory, after all imports and a warm-up on a small
+response, and ends with the file in place. Ours decodes into typed rows, checks them against the contract and replaces
+the file atomically, as an export does. Theirs is what users write: a table of the body as ``json`` decodes it, with
+neither checks nor decimals.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ WARM_UP_ROWS: Final = 500
 
 
 def export(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
-    """Ours: what an export does between the answer and the file."""
+    """Ours: do what an export does between the response and the file."""
     from reducto_provider.export.formats import check_format
     from reducto_provider.export.storage import open_storage
-    from reducto_provider.usage.report import UsageReport
+    from reducto_provider.usage.wire import decode_report
 
-    report = UsageReport.decode(body, query)
+    report = decode_report(body, query)
     file_format = check_format(name.removeprefix("exact "))
     content = file_format.encode(file_format.rows(report), {})
     open_storage(str(folder)).replace(f"usage.{file_format.extension}", content)
 
 
 def decode(body: bytes, query: UsageQuery, folder: Path, name: str) -> Any:
-    """Ours: typed rows, checked."""
-    from reducto_provider.usage.report import UsageReport
+    """Ours: decode and check typed rows."""
+    from reducto_provider.usage.wire import decode_report
 
-    return UsageReport.decode(body, query)
+    return decode_report(body, query)
 
 
 def parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
-    """Theirs: the answer of ``requests`` as a table, with dates as such."""
+    """Theirs: make a table of the response of ``requests``, with dates as such."""
     import pandas
     import requests
 
@@ -56,7 +57,7 @@ def parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -
 
 
 def exact_parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
-    """Theirs, when they want what an export of ours is: decimals, dates, and the contract's rules."""
+    """Theirs, equivalent to our export: decimals, dates, and the contract's rules."""
     import pandas
     import pyarrow as pa
 
@@ -81,7 +82,7 @@ def exact_parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: 
 
 
 def lines_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
-    """Theirs: dates stay the text that they came as, which is what JSON wants."""
+    """Theirs: dates remain text, as in JSON."""
     import pandas
 
     frame = pandas.DataFrame(json.loads(body)["data"]).rename(columns={"requestCount": "request_count"})
@@ -97,7 +98,7 @@ def csv_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> No
 
 
 def loads(body: bytes, query: UsageQuery, folder: Path, name: str) -> Any:
-    """Theirs: as fast as JSON is read into Python, no types, no checks."""
+    """Theirs: the fastest way to read JSON into Python, no types, no checks."""
     import orjson
 
     return orjson.loads(body)
@@ -114,9 +115,9 @@ SIDES: Final[dict[str, tuple[Callable[..., Any], Callable[..., Any]]]] = {
 
 def compare(name: str, answer: Answer, rounds: int) -> Rounds:
     """
-    Take the time of both sides, in turns, and see after each that what they made is right.
+    Measure both sides in turns, and check the output of each.
 
-    :raises WrongOutputError: when it is not.
+    :raises WrongOutputError: if it is wrong.
     """
     with tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
         body = Path(folder, "answer.json")
@@ -132,7 +133,7 @@ def compare(name: str, answer: Answer, rounds: int) -> Rounds:
 
 
 def main(name: str, side: str, folder: Path) -> None:
-    """One side, once: prints what it took."""
+    """Run one side once, and print the measurement."""
     function = SIDES[name][int(side)]
     small = make_answer(1, WARM_UP_ROWS)
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -148,7 +149,7 @@ def main(name: str, side: str, folder: Path) -> None:
 
 
 def keep_rows(result: Any, folder: Path) -> None:
-    """Leave what was decoded to be looked at."""
+    """Store the decoded rows, to be checked."""
     if isinstance(result, dict):
         rows = [(row["date"], row["group"], row["credits"], row["requestCount"]) for row in result["data"]]
     else:
@@ -156,16 +157,16 @@ def keep_rows(result: Any, folder: Path) -> None:
     (folder / "rows").write_bytes(pickle.dumps(rows))
 
 
-# -- what must have come out
+# -- the expected output
 
 
 def exactly(answer: Answer) -> list[tuple[date, str, Decimal, int]]:
-    """The rows as we have them: dates, and the credits that were meant."""
+    """Return the rows as ours has them: dates, and exact credits."""
     return [row[:4] for row in answer.rows]
 
 
 def as_sent(answer: Answer) -> list[tuple[str, str, float, int]]:
-    """The rows as the service sent them, binary floats and all."""
+    """Return the rows as the service sent them, with binary floats."""
     return [(row.date.isoformat(), row.group, row.sent, row.request_count) for row in answer.rows]
 
 

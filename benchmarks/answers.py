@@ -1,4 +1,4 @@
-"""Answers of any size, and what is true of them."""
+"""Responses of any size, and their exact figures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FIRST: Final = date(2016, 1, 1)
 ORG: Final = "org_large"
 
 DOCUMENTED: Final = ("1", "2", "0.5")
-"""What a page costs by the service's documentation, in credits."""
+"""The prices of a page in the service's documentation, in credits."""
 WITH_TENTHS: Final = (*DOCUMENTED, "0.1")
-"""With a price that binary floats can't hold: their sums come as 230.10000000000002."""
+"""Prices with one that binary floats cannot represent: sums are 230.10000000000002."""
 
 
 class TrueRow(NamedTuple):
@@ -30,7 +30,7 @@ class TrueRow(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer, the question, and the exact figures."""
+    """A response, its query, and the exact figures."""
 
     query: UsageQuery
     body: bytes
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 def make_answer(days: int, groups: int, prices: Sequence[str] = WITH_TENTHS, first: date = FIRST) -> Answer:
-    """So many days with a row for each of so many API keys, each key's pages at one of the prices."""
+    """Return a response of ``days`` with a row per API key, each key's pages at one of the prices."""
     query = UsageQuery(start=first, end=first + timedelta(days=days - 1), group_by="api_key", org_id=ORG)
     exact = [Decimal(price) for price in prices]
     binary = [float(price) for price in prices]

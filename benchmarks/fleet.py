@@ -1,4 +1,4 @@
-"""A thousand organizations through one connection that allows ten requests a second: how near to that limit."""
+"""Measure how close a thousand organizations on a connection of ten requests a second come to that limit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.real_airflow.dagtest import DagRunner
 PER_SECOND: Final = 10
 FIRST, LAST = date(2026, 6, 1), date(2026, 6, 7)
 LATENESS: Final = 0.5
-"""Seconds that a request may take to the simulator's log on a busy machine, before it counts as too early after all."""
+"""Seconds by which a request may seem early on a busy machine, since the simulator logs others late."""
 
 DAG: Final = f"""
 from datetime import datetime
 from airflow.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageFleetExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 
 with DAG("fleet", schedule=None, start_date=datetime(2026, 1, 1)):
     ReductoUsageFleetExportOperator(
@@ -35,7 +35,7 @@ with DAG("fleet", schedule=None, start_date=datetime(2026, 1, 1)):
 
 
 def organizations(count: int) -> list[Organization]:
-    """So many, no two alike."""
+    """Return ``count`` different organizations."""
     return [
         Organization(
             f"org_{number:04}",
@@ -52,9 +52,9 @@ def organizations(count: int) -> list[Organization]:
 
 def run(count: int) -> Sample:
     """
-    Export so many organizations.
+    Export ``count`` organizations.
 
-    :raises WrongOutputError: when a file does not hold the simulator's figures, or a request came too early.
+    :raises WrongOutputError: if a file does not have the simulator's figures, or a request came too early.
     """
     fleet = organizations(count)
     with Simulator(fleet) as simulator, airflow() as runner:
@@ -83,7 +83,7 @@ def _take(simulator: Simulator, runner: DagRunner, organizations: list[str]) -> 
 
 
 def _rows(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """By organization, what its files hold, in the order of the days."""
+    """Return the rows of the files by organization, in the order of the days."""
     found = defaultdict(list)
     for path in sorted((folder / "data").glob("org_id=*/group_by=product/dt=*/usage.jsonl")):
         org, day = path.parts[-4].removeprefix("org_id="), date.fromisoformat(path.parts[-2].removeprefix("dt="))

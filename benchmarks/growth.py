@@ -1,8 +1,8 @@
 """
-How time and memory grow with the rows, the organizations and the days of an export.
+Measure how time and memory grow with the rows, the organizations and the days of an export.
 
-Each point is an operator's ``execute`` in a process of its own, against the simulator over a socket, tried once on
-something small before.
+Each point is an operator's ``execute`` in a separate process, against the simulator over a socket, after a small
+warm-up.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SMALL_SIZES: Final[Mapping[str, Sequence[int]]] = {
     "organizations": (1, 5),
     "days": (1, 10),
 }
-MOST_ROUNDS: Final = 2
+MAX_ROUNDS: Final = 2
 GROUPS_A_DAY: Final = 10
 DAYS_OF_ROWS: Final = 100
 ROWS_A_DAY: Final = 1_000
@@ -51,14 +51,14 @@ DAYS_A_PART: Final = 31
 FLEET_DAY: Final = date(2026, 6, 3)
 
 Curve = list[tuple[int, Sample]]
-"""Sizes, and the medians of what they took."""
+"""Sizes and the medians of their measurements."""
 
 
 def curves(sizes: Mapping[str, Sequence[int]], rounds: int) -> dict[str, Curve]:
     """
-    Each axis by its name.
+    Return the curve of each axis by its name.
 
-    :raises WrongOutputError: when a file does not hold the exact figures.
+    :raises WrongOutputError: if a file does not have the exact figures.
     """
     found: dict[str, dict[int, list[Sample]]] = {axis: {size: [] for size in of_it} for axis, of_it in sizes.items()}
     for _ in range(rounds):
@@ -74,7 +74,7 @@ def curves(sizes: Mapping[str, Sequence[int]], rounds: int) -> dict[str, Curve]:
 
 
 def take_rows(count: int) -> Sample:
-    """One answer of so many rows into one Parquet file."""
+    """Export one response with ``count`` rows into one Parquet file."""
     import pyarrow.parquet as pq
 
     answer = make_answer(min(count, DAYS_OF_ROWS), max(1, count // DAYS_OF_ROWS))
@@ -91,7 +91,7 @@ def take_rows(count: int) -> Sample:
 
 @dataclass(frozen=True)
 class Prepared(Fault):
-    """Answers by the first day that is asked for."""
+    """Responses by the first day of the query."""
 
     bodies: Mapping[str, bytes]
 
@@ -100,7 +100,7 @@ class Prepared(Fault):
 
 
 def take_parts(count: int) -> Sample:
-    """So many rows of one organization, asked for in parts, with a Parquet file and a manifest for each day."""
+    """Export ``count`` rows of one organization in parts, with a Parquet file and a manifest per day."""
     import pyarrow.parquet as pq
 
     days = max(1, count // ROWS_A_DAY)
@@ -124,7 +124,7 @@ def take_parts(count: int) -> Sample:
 
 
 def take_days(count: int) -> Sample:
-    """One answer of so many days, with a file and a manifest for each."""
+    """Export one response with ``count`` days, with a file and a manifest for each."""
     answer = make_answer(count, GROUPS_A_DAY)
     with Simulator() as simulator, tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
         simulator.faults.add(Reply(200, answer.body), times=None)
@@ -144,7 +144,7 @@ def take_days(count: int) -> Sample:
 
 
 def take_organizations(count: int) -> Sample:
-    """So many organizations, a day of each, as many at a time as is the default."""
+    """Export a day of ``count`` organizations with the default concurrency."""
     fleet = organizations(count)
     with Simulator(fleet) as simulator, tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
         names = [each.id for each in fleet]
@@ -184,8 +184,9 @@ def _execute(url: str, path: Path, first: str, last: str, output_format: str, **
 
 
 def main(arguments: dict[str, Any]) -> None:
-    """Execute an operator, and print what it took."""
-    from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
+    """Execute an operator, and print the measurement."""
+    from reducto_provider.operators.export import ReductoUsageExportOperator
+    from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 
     ti = SimpleNamespace(dag_id="growth", run_id="run", task_id="export", map_index=-1, max_tries=0, try_number=1)
     context: Any = {"ti": ti, "dag_run": SimpleNamespace(clear_number=0)}
@@ -208,7 +209,7 @@ def main(arguments: dict[str, Any]) -> None:
 
 
 def draw(found: Mapping[str, Curve]) -> None:
-    """The curves as a picture in the documentation."""
+    """Draw the curves for the documentation."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -243,7 +244,7 @@ LABELS: Final = {
     "days": ("one answer, a file a day", 1e3, "ms a day"),
 }
 LEAST_MIB_SHOWN: Final = 100
-"""So that a MiB more or less does not look like growth."""
+"""Keeps a MiB more or less from looking like growth."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Times, peak memory, processes that are measured, and rounds that alternate between two sides."""
+"""Measure times and peak memory in processes, in rounds that alternate between two sides."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Sample = dict[str, float]
 
 
 class WrongOutputError(Exception):
-    """What was measured is not what was asked for: its time says nothing."""
+    """The output of a benchmark is wrong, so its time means nothing."""
 
 
 def check(condition: bool, what: str) -> None:
     """
-    Hold an output against the truth.
+    Check an output.
 
     :raises WrongOutputError: naming what is wrong.
     """
@@ -37,7 +37,7 @@ def check(condition: bool, what: str) -> None:
 
 def check_equal(found: Any, expected: Any, what: str) -> None:
     """
-    Exact equality, of long sequences too.
+    Check exact equality, also of long sequences.
 
     :raises WrongOutputError: with the first difference.
     """
@@ -53,11 +53,11 @@ def check_equal(found: Any, expected: Any, what: str) -> None:
 @contextmanager
 def measured(sample: Sample) -> Iterator[None]:
     """
-    Add what the block takes to ``sample``: ``wall`` and ``cpu`` in seconds, ``peak`` in bytes of this process, and
-    ``added``, the peak beyond what was resident before the block.
+    Add the measurement of the block to ``sample``: ``wall`` and ``cpu`` in seconds, ``peak`` in bytes of this process,
+    and ``added``, the peak beyond the resident memory before the block.
     """
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the resident memory
     before = memory("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
     yield
@@ -67,16 +67,16 @@ def measured(sample: Sample) -> Iterator[None]:
 
 
 def memory(name: str, pid: int | str = "self") -> int:
-    """A figure of a process's memory in bytes: ``VmRSS`` now, ``VmHWM`` at the most."""
+    """Return the memory of a process in bytes: ``VmRSS`` now, ``VmHWM`` at its peak."""
     [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1]) * 1024
 
 
 def in_a_process(module: str, *arguments: object, env: Mapping[str, str] | None = None) -> Any:
     """
-    What ``python -m module arguments`` prints last, as JSON.
+    Return the last line that ``python -m module arguments`` prints, from JSON.
 
-    :raises WrongOutputError: when it fails, with the end of what it said.
+    :raises WrongOutputError: if it fails, with the end of its errors.
     """
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-m", module, *map(str, arguments)]
@@ -89,7 +89,7 @@ def in_a_process(module: str, *arguments: object, env: Mapping[str, str] | None 
 
 
 class Rounds:
-    """The samples of two sides, ours and theirs, taken in turns: what else the machine does meets both alike."""
+    """Samples of ours and theirs, taken in turns so that other load of the machine affects both alike."""
 
     def __init__(self, count: int, ours: Callable[[], Sample], theirs: Callable[[], Sample]) -> None:
         self.ours: list[Sample] = []
@@ -100,13 +100,13 @@ class Rounds:
                 samples.append(take())
 
     def our(self, name: str) -> float:
-        """The median of one of our figures."""
+        """Return the median of one of our figures."""
         return median(sample[name] for sample in self.ours)
 
     def their(self, name: str) -> float:
-        """The median of one of theirs."""
+        """Return the median of one of theirs."""
         return median(sample[name] for sample in self.theirs)
 
     def ratio(self, name: str) -> float:
-        """How many times ours theirs is: the median of the rounds' ratios."""
+        """Return theirs divided by ours, as the median of the rounds' ratios."""
         return median(theirs[name] / max(ours[name], 1e-9) for ours, theirs in zip(self.ours, self.theirs, strict=True))

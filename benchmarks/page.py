@@ -23,21 +23,21 @@ PACKAGES: Final = (
 INTRODUCTION: Final = """\
 # Benchmarks
 
-Written by `make bench`, which measures each line side by side in one run: ours and what a user would write or install
-instead, in turns, each time in a process of its own. What comes out is held against the exact figures in the same run:
-a benchmark whose output is wrong fails, and no page is written.
+`make bench` writes this page. It measures each line in one run, alternating between this package and what a user would
+write or install instead, each time in a separate process. The output is compared with the exact figures in the same
+run: a benchmark with wrong output fails, and no page is written.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """
-    One aim, and what came of it.
+    A target and the measured value.
 
-    :param ours: our figure in words; likewise ``theirs``.
-    :param value: what is held against ``limit``: at the least that, or at the most.
-    :param unit: how a value is said, ``{}`` standing for it.
-    :param why: what keeps it from the aim, in case that it is short of it.
+    :param ours: our figure as text; likewise ``theirs``.
+    :param value: the value compared with ``limit``, an upper or (``at_least``) a lower bound.
+    :param unit: the format of the value.
+    :param why: the reason why the target is missed, if it is.
     """
 
     what: str
@@ -57,7 +57,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Whether the aim is met, or how much is missing in percent of it."""
+        """Return whether the target is met, or by how much of it it is missed."""
         if self.met:
             return "met"
         return f"short by {abs(self.value - self.limit) / self.limit:.0%}" if self.limit else "short"
@@ -69,24 +69,24 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A benchmark: its results, and how they were measured."""
+    """The results of a benchmark, and how they were measured."""
 
     title: str
     how: str
     results: Sequence[Result]
     after: str = ""
-    """What else to say, in Markdown."""
+    """Further Markdown."""
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """A line for each aim."""
+    """Return the lines of a table with a row for each target."""
     header = ["what", "against", "aim", "measured", "ours", "theirs", ""]
     rows = [[r.what, r.against, r.aim, r.measured, r.ours, r.theirs, r.verdict] for r in results]
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 def machine() -> str:
-    """What it ran on."""
+    """Return a description of the machine."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -100,7 +100,7 @@ def machine() -> str:
 
 
 def document(sections: Sequence[Section], rounds: int) -> Iterator[str]:
-    """The page, line by line."""
+    """Yield the lines of the page."""
     yield INTRODUCTION
     results = [result for section in sections for result in section.results]
     short = [result for result in results if not result.met]
@@ -109,7 +109,7 @@ def document(sections: Sequence[Section], rounds: int) -> Iterator[str]:
     yield f"of {rounds} rounds, and a ratio is the median of the rounds' ratios."
     yield ""
     if short:
-        yield from ("## What is short of its aim, and why", "")
+        yield from ("## Missed targets, and why", "")
         yield from (f"- **{each.what}** ({each.aim}): {each.measured}, {each.verdict}. {each.why}" for each in short)
         yield ""
     for section in sections:

@@ -1,9 +1,9 @@
 """
-A thousand waits with fifty questions among them, in the process that Airflow's triggerer runs triggers in.
+Measure a thousand waits with fifty queries in the process in which Airflow's triggerer runs triggers.
 
-The supervisor here is Airflow's own, fed with triggers from memory in place of the database; the process that it
-starts, which runs the triggers and is measured, is Airflow's as it is. Among them is one trigger that only looks at the
-clock, for what holds the loop up.
+The supervisor is Airflow's own, fed with triggers from memory instead of the database. The process that it starts,
+which runs the triggers and is measured, is Airflow's unchanged. One of the triggers only reads the clock, to find
+stalls of the loop.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from benchmarks.measuring import Sample, check_equal, in_a_process, memory
 
 FIRST, LAST = date(2026, 6, 1), date(2026, 6, 30)
 ADDED: Final = Decimal("10.5")
-"""Credits that come in at the end: who waits for less fires, who waits for more does not."""
+"""Credits that are added at the end: sensors with a lower threshold fire, those with a higher one do not."""
 PAUSE: Final = 0.005
 WORTH_NOTING: Final = 0.002
 STARTING: Final = 3.0
-"""Seconds until nothing of the process's start is under way any more."""
+"""Seconds until the process has finished starting."""
 
 
 class StallProbe(BaseTrigger):
     """
-    Notes how long the loop was kept from its next turn, when, in a file: from when there is a file to start it.
+    Writes stalls of the event loop to a file, once a second file exists.
 
-    Not what the clock alone says: of the time in which the processor was with other processes nothing is counted.
+    Time in which other processes had the CPU does not count.
     """
 
     def __init__(self, folder: str) -> None:
@@ -63,7 +63,7 @@ class StallProbe(BaseTrigger):
 
 
 class Sleeper(BaseTrigger):
-    """Does nothing: what a waiting trigger costs Airflow itself."""
+    """Only sleeps, to measure what a waiting trigger costs Airflow itself."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -79,12 +79,12 @@ class Sleeper(BaseTrigger):
 
 
 def _seconds_waited() -> float:
-    """Seconds for which this thread wanted to run and others had the processor."""
+    """Return the seconds for which this thread was runnable while others had the CPU."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
 def questions(count: int) -> list[dict[str, str]]:
-    """The query parameters, a different organization each."""
+    """Return the parameters of ``count`` queries, each for a different organization."""
     days = {"startDate": str(FIRST), "endDate": str(LAST), "groupBy": "product"}
     return [{**days, "orgId": f"org_{number:04}"} for number in range(count)]
 
@@ -92,7 +92,7 @@ def questions(count: int) -> list[dict[str, str]]:
 def triggers(
     side: str, numbers: range, asked: list[dict[str, str]], used: list[str], interval: float
 ) -> list[BaseTrigger]:
-    """What so many deferred sensors leave to the triggerer, every question by as many of them."""
+    """Return the triggers of deferred sensors, with equally many for each query."""
     if side == "nothing":
         return [Sleeper() for _ in numbers]
     if side == "theirs":
@@ -107,7 +107,7 @@ def triggers(
             )
             for number in numbers
         ]
-    from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+    from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 
     return [
         ReductoUsageThresholdTrigger(
@@ -123,11 +123,11 @@ def triggers(
     ]
 
 
-# -- the measuring side: a process with Airflow's supervisor, whose child runs the triggers
+# -- the measured side: a process with Airflow's supervisor, whose child runs the triggers
 
 
 def main(options: dict[str, Any]) -> None:
-    """One side, once: prints what it took, and the events."""
+    """Run one side once, and print the measurement and the events."""
     import psutil
     from airflow.executors.workloads.trigger import RunTrigger
     from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
@@ -228,14 +228,14 @@ def _stalls(folder: Path) -> Iterable[tuple[float, float]]:
         yield float(at), float(stall)
 
 
-# -- the other side: the service, and whether all is right
+# -- the other side: the service, and the checks
 
 
 def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sample:
     """
-    Let so many wait, and measure one interval.
+    Let sensors wait, and measure one interval.
 
-    :raises WrongOutputError: when not exactly those fire that should, with the figures that they should have.
+    :raises WrongOutputError: unless exactly the right triggers fire, with the right figures.
     """
     from benchmarks.airflow_task import connections
     from benchmarks.fleet import organizations

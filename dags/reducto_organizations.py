@@ -1,4 +1,4 @@
-"""What the example DAGs share: the organizations, from the YAML file beside this one, and where usage is kept."""
+"""Shared settings of the example DAGs: the organizations, from the YAML file next to this one, and the output path."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """
 # Every organization's usage, every day
 
-One mapped task per organization exports the day that ended, as JSON lines, into one partitioned dataset, and takes
-the two days before along in case they were restated. The grid shows the organization's id instead of a number.
+One mapped task per organization exports the day that ended, as JSON lines, into one partitioned dataset. It also
+exports the two days before, in case they were restated. The grid shows the organization's id instead of a number.
 
-Needs the connections that `reducto_organizations.yaml` names. A failed organization holds up no other; clear its
-task to export it again, which replaces what it wrote.
+Needs the connections that `reducto_organizations.yaml` names. A failed organization does not affect the others; clear
+its task to export it again, which replaces its files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 
 with DAG(
     dag_id="reducto_usage_all_organizations",
@@ -45,7 +45,7 @@ with DAG(
                 f"{credits} credits, {export['request_count']:,} requests; changed: {', '.join(changed) or 'nothing'}"
             )
             requests[export["org_id"]] = export["request_count"]
-        # This task runs whatever the exports come to, and the run's state is that of its last task.
+        # This task runs even if exports fail, and the run's state is that of its last task.
         if missing := [each["id"] for each in ORGANIZATIONS if each["id"] not in requests]:
             raise RuntimeError(f"not exported: {', '.join(missing)}")
         return requests

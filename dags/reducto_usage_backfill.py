@@ -1,8 +1,8 @@
 """
 # Export a range of days again
 
-Trigger it with a first and a last day (both included, UTC) to fill a dataset from the start, or to take in days that
-were restated. Each organization is one request and one task, however long the range; days that are there already are
+Trigger it with a first and a last day (both included, UTC) to fill a dataset from the start, or to update restated
+days. Each organization is one request and one task, however long the range. Days that were exported before are
 replaced.
 """
 
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG, Param
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 
 with DAG(
     dag_id="reducto_usage_backfill",
@@ -27,7 +27,7 @@ with DAG(
             type="string",
             enum=["product", "feature", "api_key", "file_type"],
             title="Dimension",
-            description="The four are views of the same usage, and lie apart in the dataset.",
+            description="The four are views of the same usage, stored separately in the dataset.",
         ),
     },
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},

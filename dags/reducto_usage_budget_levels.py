@@ -1,11 +1,11 @@
 """
-# A DAG that runs when an organization passes a level of its budget
+# A DAG that runs when an organization exceeds a level of its budget
 
-Watchers in the triggerer read the month's usage of each organization once an hour. When half of the budget is passed,
-four fifths, and all of it, one fires an event, once for each level, month and organization, and this DAG runs. Levels
-that are passed at once share a run. No sensor waits, and no DAG run is open meanwhile.
+Watchers in the triggerer read the month's usage of each organization once an hour. When usage exceeds 50, 80 or 100
+percent of the budget, a watcher fires an event, once for each level, month and organization, and this DAG runs. Levels
+that are exceeded at the same time share a run. No sensor waits, and no DAG run is open meanwhile.
 
-Replace `act` by what your budgets call for: tell somebody, open a ticket, pause the DAGs that use Reducto.
+Replace `act` by your own action: notify somebody, open a ticket, pause the DAGs that use Reducto.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS
 
-from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
+from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 
 LEVELS = (50, 80, 100)  # percent of the budget
 
@@ -28,7 +28,7 @@ except ImportError:  # Airflow 2 has no watchers
 
 @task
 def act(*, triggering_asset_events: dict) -> list[str]:
-    """Say which organization passed which level of its budget. An event holds the level and the reading."""
+    """Print which organization exceeded which level of its budget. An event has the level and the reading."""
     messages = []
     for events in triggering_asset_events.values():
         for event in events:
@@ -43,7 +43,7 @@ def act(*, triggering_asset_events: dict) -> list[str]:
 
 
 if AssetWatcher is not None:
-    # An asset for each level: of one asset, an event that comes while another waits to be made a run of starts none.
+    # One asset per level: an event of an asset starts no run while another event of the same asset waits for its run.
     passed = [
         WatchedAsset(
             f"reducto_budget_{organization['id']}_{level}",

@@ -1,13 +1,14 @@
 """
-# A mail when a month is on its way past the budget
+# A mail when the month's projected usage exceeds the budget
 
-On the first of a month one sensor for each organization begins to wait in the triggerer, until the month's usage is
-projected to exceed the organization's budget: from the rate of its complete days, from the fourth day on. Its owners
-then get a mail, filled from the sensor's reading. A month that stays within its budget skips its sensor.
+On the first of a month one sensor for each organization starts to wait in the triggerer, until the month's projected
+usage exceeds the organization's budget. The projection uses the rate of the complete days, from the fourth day on. The
+owners then get a mail with the sensor's reading. If the month stays within its budget, the sensor is skipped.
 
-Needs the SMTP provider (`apache-airflow-providers-smtp`) and its connection `smtp_default`. For Slack take
-`SlackNotifier` of the Slack provider with `text=MESSAGE` instead, or any other notifier. One that fails is only logged,
-since the sensor has succeeded by then: where a message must not be lost, send it in a task that follows the sensor.
+Needs the SMTP provider (`apache-airflow-providers-smtp`) and its connection `smtp_default`. For Slack use
+`SlackNotifier` of the Slack provider with `text=MESSAGE` instead, or any other notifier. If a notifier fails, that is
+only logged, since the sensor has succeeded by then. If a message must not be lost, send it in a task that follows the
+sensor.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 from reducto_organizations import ORGANIZATIONS
 
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
-# A notifier's texts are templates, rendered once the sensor has ended; its XCom is the reading.
+# A notifier's texts are templates, rendered after the sensor has ended. The sensor's XCom is the reading.
 READING = "{% set reading = ti.xcom_pull(task_ids=ti.task_id) %}"
 SUBJECT = READING + "Reducto: {{ reading.org_id }} is on its way past its budget"
 MESSAGE = READING + (

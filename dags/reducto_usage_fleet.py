@@ -1,12 +1,13 @@
 """
 # A fleet's usage, every day
 
-One task exports the day that ended for every organization, by all four dimensions, into one partitioned dataset, and
-takes the two days before along in case they were restated. For hundreds of organizations it is lighter than a mapped
-task each.
+One task exports the day that ended for every organization, by all four dimensions, into one partitioned dataset. It
+also exports the two days before, in case they were restated. For hundreds of organizations it needs fewer resources
+than a mapped task for each.
 
-Needs the connections that `reducto_organizations.yaml` names. A failed organization holds up no other: the task's log
-has the outcome of each, and a retry asks only for those that failed. Clear the task to export all of them again.
+Needs the connections that `reducto_organizations.yaml` names. A failed organization does not affect the others: the
+task's log has the outcome of each, and a retry exports only those that failed. Clear the task to export all of them
+again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
-from reducto_provider.operators.usage import ReductoUsageFleetExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 
 with DAG(
     dag_id="reducto_usage_fleet",

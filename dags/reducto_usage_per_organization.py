@@ -2,9 +2,9 @@
 # A DAG for each organization: its month, and its budget
 
 For every entry of `reducto_organizations.yaml` there is a DAG `reducto_usage_<id>`. On the first of a month it exports
-the month that ended as one CSV file, and starts to watch the budget of the month that begins: the sensor waits in the
-triggerer, holding no worker, until the month's usage exceeds the budget, and its owners are told, once. When the month
-ends within its budget the sensor is skipped, and so is the message.
+the month that ended as one CSV file, and starts to watch the budget of the month that begins. The sensor waits in the
+triggerer, without a worker slot, until the month's usage exceeds the budget; its owners are then notified once. If the
+month ends within its budget, the sensor is skipped, and so is the message.
 
 To act on an exceeded budget, replace `tell_owners`, for instance by a notifier of the Slack or SMTP provider.
 """
@@ -16,13 +16,13 @@ from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
-from reducto_provider.operators.usage import ReductoUsageExportOperator
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 
 @task
 def tell_owners(reading: dict, owners: list[str]) -> str:
-    """Say who used how much. The reading is the sensor's XCom."""
+    """Print which organization used how much. The reading is the sensor's XCom."""
     message = (
         f"{reading['org_id']} used {reading['value']:,} {reading['metric']} from {reading['usage_start_date']} to "
         f"{reading['usage_end_date']}, more than its budget of {reading['threshold']:,}."
@@ -62,7 +62,7 @@ for organization in ORGANIZATIONS:
             deferrable=True,
             poke_interval=timedelta(hours=1),
             timeout=timedelta(days=32),
-            trigger_rule="all_done",  # the budget is watched whatever becomes of the export
+            trigger_rule="all_done",  # watch the budget even if the export fails
         )
 
         export_month >> budget_exceeded

@@ -2,8 +2,8 @@
 # Do the figures agree?
 
 Once a week, for every organization: the four dimensions are views of the same usage, so each day's credits and requests
-must come to the same by product, feature, API key and file type. A task that fails names the days and the figures that
-do not agree; the data of those days should not be billed on before it is known why.
+must be equal by product, feature, API key and file type. A failed task names the days and the figures that do not
+agree. Do not bill on those days before the reason is known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG
 from reducto_organizations import ORGANIZATIONS
 
-from reducto_provider.operators.usage import ReductoUsageReconciliationOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 
 with DAG(
     dag_id="reducto_usage_reconciliation",

@@ -1,8 +1,8 @@
 """
 # Yesterday's usage, in XCom
 
-The smallest DAG of this provider: it needs the connection `reducto_default` and nothing else. It asks for the usage of
-the key's own organization on the day before, and shows it in the log.
+The smallest DAG of this provider: it needs the connection `reducto_default` and nothing else. It exports the
+usage of the key's own organization on the day before, and shows it in the log.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from datetime import datetime
 
 from airflow.providers.common.compat.sdk import DAG, task
 
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 
 
 @task
 def show(usage: dict) -> None:
-    """Log the day's groups and what they come to."""
+    """Log the usage of each group of the day, and the totals."""
     for row in usage["rows"]:
         print(f"{row['group']!s:<16}{row['credits']!s:>10} credits{row['request_count']:>8} requests")
     print(f"{usage['org_id']}: {usage['credits']} credits, {usage['request_count']} requests")

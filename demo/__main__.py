@@ -1,11 +1,11 @@
-"""Run the example DAGs through Airflow itself and show what came of it.
+"""Run the example DAGs on an embedded Airflow and show the results.
 
-Airflow lives in `.demo/`, or the folder given as argument, with an SQLite database; nothing outside that folder is
-touched, and no process is left.
-Without a key the service is the simulator, on loopback; with one it is Reducto's own:
+Airflow's files are in `.demo/`, or the folder given as argument, with an SQLite database. Nothing outside of that
+folder is changed, and no process remains. Without a key the service is the simulator, on loopback; with a key it is
+Reducto's own:
 
     REDUCTO_API_KEY_STUDIO   the personal key from the API Keys page of Reducto Studio
-    REDUCTO_ORG_IDS          organizations to ask for, separated by commas; by default the key's own
+    REDUCTO_ORG_IDS          organizations to export, separated by commas; by default the key's own
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ USAGE = HOME / "reducto_usage"
 LOG = HOME / "demo.log"
 MARKER = HOME / ".reducto-demo"
 
-# All others are of one organization each. The demo has no watchers, and no mail server.
+# Every other DAG is for one organization. The demo has no watchers, and no mail server.
 OF_ALL = (
     "reducto_usage_all_organizations",
     "reducto_usage_backfill",
@@ -52,9 +52,9 @@ def main() -> int:
     with screen_and_log() as screen:
         try:
             demo(screen)
-        except Exception as error:  # noqa: BLE001  # a person sees what went wrong, and where the rest is told
+        except Exception as error:  # noqa: BLE001  # shown on the screen, with the path of the log
             traceback.print_exc()
-            print(f"\nfailed: {error}\nThe whole story is in {shown(LOG)}", file=screen)
+            print(f"\nfailed: {error}\nSee {shown(LOG)}", file=screen)
             return 1
     return 0
 
@@ -66,9 +66,9 @@ def demo(screen: TextIO) -> None:
         os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"] = json.dumps(
             {"conn_type": "reducto", "host": host, "password": key or "sim-key-all"}
         )
-        service = "the live service" if key else "a simulator; set REDUCTO_API_KEY_STUDIO to ask the live service"
+        service = "the live service" if key else "a simulator; set REDUCTO_API_KEY_STUDIO to use the live service"
         print(f"Service   {host}, {service}", file=screen)
-        print(f"Airflow   {airflow_version()}, in {shown(HOME)}; all that it logs: {shown(LOG)}\n", file=screen)
+        print(f"Airflow   {airflow_version()}, in {shown(HOME)}; log: {shown(LOG)}\n", file=screen)
         steps = Steps(screen)
 
         with steps("airflow db migrate"):
@@ -116,7 +116,7 @@ def demo(screen: TextIO) -> None:
 
 
 class Steps:
-    """Says what is being done, and, when it is done, how long it took."""
+    """Prints each step, and its duration when it is done."""
 
     def __init__(self, screen: TextIO) -> None:
         self._screen = screen
@@ -130,7 +130,7 @@ class Steps:
 
 
 class Run:
-    """What a DAG run came to: the states of its tasks and their XComs, mapped ones in order."""
+    """The result of a DAG run: the states of its tasks and their XComs, in the order of map indexes."""
 
     def __init__(self, dag_run: Any) -> None:
         from airflow.models.xcom import XComModel
@@ -183,17 +183,17 @@ def show_budgets(screen: TextIO, runs: dict[str, Run]) -> None:
             reading = readings[0]
             print(
                 f"  {org_id:<16}exceeded: {reading['value']:,} of {reading['threshold']:,} {reading['metric']}; "
-                "owners told",
+                "owners notified",
                 file=screen,
             )
         else:
-            print(f"  {org_id:<16}kept: sensor {run.states['budget_exceeded']}, nobody told", file=screen)
+            print(f"  {org_id:<16}kept: sensor {run.states['budget_exceeded']}, nobody notified", file=screen)
 
 
 def show_files(screen: TextIO) -> None:
     days = sorted((USAGE / "data").glob("*/*/*/*"))
-    months = sorted(HOME.glob("reducto_usage_monthly/*/*"))
-    print(f"  {shown(USAGE)}: {len(days)} files of a day, {len(months)} of a month beside it", file=screen)
+    months = sorted(HOME.glob("reducto_usage_monthly/*/[!.]*"))
+    print(f"  {shown(USAGE)}: {len(days)} daily files, {len(months)} monthly files next to it", file=screen)
     if days:
         print(f"  {shown(days[-1])}:", file=screen)
         for line in days[-1].read_text().splitlines()[:3]:
@@ -201,9 +201,9 @@ def show_files(screen: TextIO) -> None:
 
 
 def prepare_environment() -> None:
-    """Set up the environment that Airflow reads when it is imported: nothing of the machine's own takes part."""
+    """Set the environment variables that Airflow reads on import, and remove the machine's own."""
     if not MARKER.exists() and any(path != LOG for path in HOME.iterdir()):
-        raise RuntimeError(f"{shown(HOME)} holds something else than a demo: name an empty folder")
+        raise RuntimeError(f"{shown(HOME)} is not the folder of a demo: give an empty folder")
     MARKER.touch()
     for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
         del os.environ[name]
@@ -235,7 +235,7 @@ def live_service() -> Any:
 
 
 def live_organizations() -> list[dict[str, Any]]:
-    """The organizations to ask for, with a budget that is only there to have one."""
+    """Return the organizations to export, with an arbitrary budget."""
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
     from reducto_provider.usage.window import today
@@ -258,7 +258,7 @@ def live_organizations() -> list[dict[str, Any]]:
 
 
 def provide_dags(organizations: list[dict[str, Any]] | None) -> None:
-    """The example DAGs as they are; for the live service, with its own organizations."""
+    """Copy the example DAGs, for the live service with its own organizations."""
     shutil.copytree(PROJECT / "dags", DAGS, ignore=shutil.ignore_patterns("__pycache__"))
     if organizations:
         (DAGS / "reducto_organizations.yaml").write_text(yaml.safe_dump({"organizations": organizations}))
@@ -277,7 +277,7 @@ def load_dags() -> dict[str, Any]:
     if bag.import_errors:
         raise RuntimeError("\n".join(bag.import_errors.values()))
     for dag in bag.dags.values():
-        for task in dag.tasks:  # a failure is to be seen now, not after the retries' delays
+        for task in dag.tasks:  # show a failure now, not after the delays of retries
             if isinstance(task, BaseOperator):
                 task.retries = 0
             else:
@@ -293,7 +293,7 @@ def airflow_version() -> str:
 
 @contextmanager
 def screen_and_log() -> Iterator[TextIO]:
-    """The screen, for what a person wants to see. Everything else that is printed goes to the log."""
+    """Yield the screen for the demo's own output. All other output goes to the log."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as screen, LOG.open("w") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())

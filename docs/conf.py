@@ -25,10 +25,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.coverage", "sphin
 nitpicky = True
 # Airflow, requests and others are described elsewhere, and nothing is fetched to build these pages.
 nitpick_ignore = [  # type variables
-    ("py:class", "reducto_provider.operators.fleet.Result"),
     ("py:class", "reducto_provider.hooks.event_loop.Result"),
-    ("py:class", "reducto_provider.usage.report.K"),
-    ("py:class", "reducto_provider.usage.report.V"),
+    ("py:class", "reducto_provider.triggers.single_flight.Result"),
+    ("py:class", "reducto_provider.usage.memo.K"),
+    ("py:class", "reducto_provider.usage.memo.V"),
 ]
 nitpick_ignore_regex = [("py:.*", r"(?!reducto_provider).*")]
 # DuckDB's and Snowflake's SQL has more than Pygments knows.

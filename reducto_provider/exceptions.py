@@ -23,7 +23,7 @@ class ReductoError(AirflowException):
     :param retry_after: seconds that the service asked to wait before the next request, if it did.
     """
 
-    passing: ClassVar[bool] = False
+    transient: ClassVar[bool] = False
     """Whether the cause may pass by itself: the hook tries again, and a poll may go on."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -50,19 +50,19 @@ class ReductoRequestError(ReductoError, AirflowFailException):
 class ReductoRateLimitError(ReductoError):
     """429, still after all attempts."""
 
-    passing = True
+    transient = True
 
 
 class ReductoServerError(ReductoError):
     """5xx, 408 or 425, still after all attempts."""
 
-    passing = True
+    transient = True
 
 
 class ReductoTransportError(ReductoError):
     """No whole answer came: refused, reset, timed out, cut short; still after all attempts."""
 
-    passing = True
+    transient = True
 
 
 class ReductoGatewayError(ReductoError):
@@ -72,7 +72,7 @@ class ReductoGatewayError(ReductoError):
     HTML came, with whatever status, as from a gateway, a firewall or a login page; or 407, which only a proxy sends.
     """
 
-    passing = True
+    transient = True
 
 
 class ReductoResponseError(ReductoError):
@@ -116,7 +116,7 @@ class ReductoTriggerEventError(ReductoError):
 
 
 @contextmanager
-def typed_errors(who: str) -> Iterator[None]:
+def translate_errors(who: str) -> Iterator[None]:
     """Raise what the domain and the stores raise as the error of this package that it is to a task."""
     try:
         yield

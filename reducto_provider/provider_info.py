@@ -69,13 +69,23 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "Reducto", "python-modules": ["reducto_provider.hooks.reducto"]},
         ],
         "operators": [
-            {"integration-name": "Reducto", "python-modules": ["reducto_provider.operators.usage"]},
+            {
+                "integration-name": "Reducto",
+                "python-modules": [
+                    "reducto_provider.operators.export",
+                    "reducto_provider.operators.fleet",
+                    "reducto_provider.operators.reconciliation",
+                ],
+            },
         ],
         "sensors": [
-            {"integration-name": "Reducto", "python-modules": ["reducto_provider.sensors.usage"]},
+            {"integration-name": "Reducto", "python-modules": ["reducto_provider.sensors.threshold"]},
         ],
         "triggers": [
-            {"integration-name": "Reducto", "python-modules": ["reducto_provider.triggers.usage"]},
+            {
+                "integration-name": "Reducto",
+                "python-modules": ["reducto_provider.triggers.levels", "reducto_provider.triggers.threshold"],
+            },
         ],
         "extra-links": ["reducto_provider.links.studio.ReductoStudioLink"],
     }

@@ -42,8 +42,8 @@ BOUNDS = {"memory in MiB": 2.0, "open files": 1.0, "sockets": 1.0, "threads": 1.
 DAG = """
 from datetime import datetime, timedelta
 from airflow.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageExportOperator
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 for org_id in {organizations}:
     with DAG(
@@ -146,7 +146,7 @@ def connection(url: str) -> str:
 
 async def wait_over_and_over(organization: str, batch: int) -> None:
     """A batch of waits that end, as a triggerer has them."""
-    from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+    from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 
     async def wait(number: int) -> None:
         trigger = ReductoUsageThresholdTrigger(
@@ -156,7 +156,7 @@ async def wait_over_and_over(organization: str, batch: int) -> None:
             usage_end_date="2026-06-30",
             threshold="0" if number % 2 else "1e15",
             poke_interval=1,
-            asks_first=True,
+            poll_immediately=True,
             deadline=time.time() + 1,
         )
         async for _ in trigger.run():
@@ -167,7 +167,7 @@ async def wait_over_and_over(organization: str, batch: int) -> None:
 
 async def watch() -> None:
     """A watcher, which never ends."""
-    from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
+    from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 
     async for _ in ReductoUsageLevelTrigger(org_id="org_acme", budget=10**9, poke_interval=1).run():
         pass
@@ -176,8 +176,9 @@ async def watch() -> None:
 def run_once(number: int, folder: Path) -> None:
     """What a worker does in one run, and more of it than fits into one DAG."""
     from reducto_provider.exceptions import ReductoError
-    from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
-    from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+    from reducto_provider.operators.export import ReductoUsageExportOperator
+    from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+    from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
     organization = ORGANIZATIONS[number % len(ORGANIZATIONS)]
     moment = datetime.now(UTC) - timedelta(days=number % 300)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import httpx
 from airflow.providers.common.compat.sdk import DAG, Asset
-from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 
 ROOT = Path({root!r})
 
@@ -328,7 +329,9 @@ def test_a_fleet_of_which_one_organization_is_refused(run, again, airflow, servi
     run("fleet", *["be killed before the report"] * 2, state="failed")
     retried = run("fleet", "fail before the report")
     assert changed(retried) == {"org_acme": ["2026-05-04"], "org_globex": ["2026-05-06"]}
-    assert {each["status"] for each in airflow.xcom("fleet", retried, "export")["organizations"]} == {"exported before"}
+    assert {each["status"] for each in airflow.xcom("fleet", retried, "export")["organizations"]} == {
+        "already_exported"
+    }
     again("fleet", retried)
     assert changed(retried) == {"org_acme": NOTHING, "org_globex": NOTHING}
     again("fleet", refused)

@@ -12,7 +12,7 @@ import pytest
 
 from reducto_provider import exceptions
 from reducto_provider.hooks.reducto import ReductoHook
-from tests.airflows import PARTITIONS, new_in
+from tests.airflows import PARTITIONS
 
 PROJECT = Path(__file__).parents[1]
 TROUBLESHOOTING = (PROJECT / "docs/troubleshooting.md").read_text()
@@ -60,7 +60,7 @@ def test_every_message_is_one_that_the_code_has():
 
 
 PAGES = (
-    pytest.param("README.md", marks=new_in(3, 0, "watchers, which README shows")),
+    "README.md",
     pytest.param("docs/days.md", marks=PARTITIONS),
     *(f"docs/{name}.md" for name in ("cost", "export", "focus", "object-storage", "reference", "sensor")),
 )
@@ -69,7 +69,7 @@ PAGES = (
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_that_is_shown_can_be_parsed_by_airflow(page):
     names = {}
-    exec("from reducto_provider.operators.usage import ReductoUsageExportOperator", names)
+    exec("from reducto_provider.operators.export import ReductoUsageExportOperator", names)
     blocks = re.findall(r"^```python\n(.*?)^```", (PROJECT / page).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:

@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[1] / "docs/logs.md").read_text()
 EXPORT = """
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 
 with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
     ReductoUsageExportOperator(
@@ -33,7 +33,7 @@ with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
 WAIT = """
 from datetime import datetime
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
     ReductoUsageThresholdSensor(

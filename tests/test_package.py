@@ -196,8 +196,9 @@ def test_airflow_lists_what_the_provider_has(providers):
     [hook] = [hook for hook in listed["hooks"] if hook["connection_type"] == "reducto"]
     assert (hook["class"], hook["hook_name"]) == ("reducto_provider.hooks.reducto.ReductoHook", "Reducto")
     assert {"extra_link_class_name": "reducto_provider.links.studio.ReductoStudioLink"} in listed["links"]
-    [triggers] = [trigger for trigger in listed["triggers"] if "reducto" in str(trigger)]
-    assert "reducto_provider.triggers.usage" in str(triggers)
+    triggers = str([trigger for trigger in listed["triggers"] if "reducto" in str(trigger)])
+    assert "reducto_provider.triggers.threshold" in triggers
+    assert "reducto_provider.triggers.levels" in triggers
     # Airflow 3.1 lists none of any provider where the FAB provider is not installed.
     assert {"field_behaviours": "reducto"} in listed["behaviours"] or (AIRFLOW == (3, 1) and not listed["behaviours"])
 

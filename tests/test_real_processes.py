@@ -18,8 +18,9 @@ from datetime import datetime, timedelta
 from airflow.sdk import DAG, Asset
 from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow.timetables.trigger import CronTriggerTimetable
-from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 FILES = Asset("reducto-usage-files")
 
@@ -343,4 +344,4 @@ def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
         [task] = airflow.task_instances("fleet", run_id)
         assert task["try_number"] == 2 * (clears + 1)
         result = airflow.xcom("fleet", run_id, "export")
-        assert [each["status"] for each in result["organizations"]] == ["exported before", "exported"]
+        assert [each["status"] for each in result["organizations"]] == ["already_exported", "exported"]

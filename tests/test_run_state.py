@@ -9,12 +9,10 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 
-from reducto_provider.operators.usage import (
-    ReductoUsageExportOperator,
-    ReductoUsageFleetExportOperator,
-    ReductoUsageReconciliationOperator,
-)
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 DAYS = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-03"}
 TASKS = {

@@ -37,8 +37,8 @@ RUN_DAY = date(2026, 10, 15)
 DAGS = """
 from datetime import datetime, timedelta
 from airflow.sdk import DAG, Asset, AssetWatcher, task
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
-from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 
 WINDOW = %(window)r
 OF_RUN = {"window": "{{ params.window }}", "org_id": "{{ params.org }}", "reducto_conn_id": "{{ params.connection }}"}

@@ -1,1 +1,1 @@
-"""A report becomes files. Knows paths and bytes, not Airflow's tasks."""
+"""Write reports as files. This package knows paths and bytes, not Airflow tasks."""

@@ -1,4 +1,4 @@
-"""A partitioned dataset of usage: its layout, its publication day by day, and what it says of itself."""
+"""A partitioned dataset of usage: its layout, its manifests, and how each day is published."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from reducto_provider.export.formats import Format
 from reducto_provider.export.reported import Change, ReportedChanges, new_change
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, add_credits, plain, sum_credits
+from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, add_credits, format_decimal, sum_credits
 from reducto_provider.usage.window import DayRange, today
 
 LAYOUT_VERSION: Final = 1
 DATASET_FILE = "metadata/dataset.json"
-_LONGEST_NAME = 255  # bytes that file systems allow a name
-_MOST_WRITES = 10
-_MOST_NAMED = 10
+_MAX_NAME_BYTES = 255  # the limit of common file systems
+_MAX_WRITES = 10
+_MAX_NAMED = 10
 _PLAIN_NUMBER = re.compile(rf"\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?", re.ASCII)
 
 
 class DatasetMismatchError(ValueError):
-    """The export would put into a dataset what does not belong there: another format, or filtered days."""
+    """The export does not match the dataset: its format, compression or filters differ."""
 
 
 class PublishError(OSError):
-    """Files could not be written or read. Each file is whole, the one before or the new one."""
+    """Files could not be written or read. Each file is complete: the previous version or the new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
     """
-    What one day, or the one object of an unpartitioned export, now holds.
+    The published state of one day, or of the object of an unpartitioned export.
 
-    :param uri: None for a day without usage: it has no file. Likewise for one object, where a format can't be empty.
+    :param uri: None if there is no file: a day without usage, or an empty object in a format that allows none.
     :param day: None for an unpartitioned export.
-    :param changed: whether the rows differ from those that a successful run has reported last; True if none has.
-    :param change: names the change by which the rows became what they are.
+    :param changed: whether the rows differ from those last reported by a successful run; True if none reported any.
+    :param change: the id of the change that produced these rows.
     """
 
     uri: str | None
@@ -61,7 +61,7 @@ class PublishedFile:
     change: str
 
     def as_json(self) -> dict[str, Any]:
-        """For XCom: plain JSON values."""
+        """Return plain JSON values for XCom."""
         return {
             "uri": self.uri,
             "date": self.day and self.day.isoformat(),
@@ -74,11 +74,13 @@ class PublishedFile:
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """
-    A try of a task instance, for its later tries to know what it did. Airflow counts tries on when a task is cleared.
+    A try of a task instance, recorded so that later tries can skip what it published.
 
-    :param number: which try it is.
-    :param first: which was the first one since the task was cleared, or at all.
-    :param fingerprint: of all that decides what is exported, but for the query: tries that differ in it do not count.
+    Airflow keeps counting tries when a task is cleared.
+
+    :param number: the number of this try.
+    :param first: the number of the first try since the task was last cleared.
+    :param fingerprint: of everything but the query that decides what is exported. Tries with another one are ignored.
     """
 
     number: int
@@ -89,9 +91,9 @@ class Attempt:
 @dataclass(frozen=True, kw_only=True)
 class PublishedDays:
     """
-    What the days of a query hold in all; ``credits`` is None when any row has none.
+    The totals of the days of a query. ``credits`` is None if any row has none.
 
-    :param changed: the days whose rows differ from those that a successful run has reported last, with their changes.
+    :param changed: the days whose rows differ from those last reported by a successful run, with their change ids.
     """
 
     row_count: int
@@ -100,8 +102,8 @@ class PublishedDays:
     changed: Mapping[date, str]
 
 
-class _Manifest(msgspec.Struct):
-    """What of a day's manifest an export looks at."""
+class _ManifestHead(msgspec.Struct):
+    """The fields of a day's manifest that every export reads."""
 
     sha256: str | None
     rows_sha256: str | None
@@ -110,35 +112,35 @@ class _Manifest(msgspec.Struct):
 
     @classmethod
     def read(cls, content: bytes | None) -> Self | None:
-        """None if there is no manifest, or none that can be read."""
+        """Return None if there is no manifest or it can't be decoded."""
         try:
             return None if content is None else msgspec.json.decode(content, type=cls)
         except (ValueError, RecursionError):
             return None
 
 
-class _AttemptOfManifest(msgspec.Struct):
+class _ManifestAttempt(msgspec.Struct):
     number: int
     fingerprint: str
 
 
-class _WholeManifest(_Manifest, kw_only=True):
-    """What a later try wants to know: figures that are told on, and so not whatever somebody may have written there."""
+class _Manifest(_ManifestHead, kw_only=True):
+    """What a later try reads. Its figures are passed on to XCom, so they are validated."""
 
     query: list[tuple[str, str]]
-    attempt: _AttemptOfManifest
+    attempt: _ManifestAttempt
     row_count: Annotated[int, msgspec.Meta(ge=0)]
     credits: str | None
     request_count: Annotated[int, msgspec.Meta(ge=0)]
 
     def __post_init__(self) -> None:
         """
-        Check the figure that is text.
+        Validate ``credits``.
 
-        :raises ValueError: for a number that no export writes: of these, some would take all memory to print.
+        :raises ValueError: for a number that no export writes. Printing some of these would exhaust memory.
         """
         if self.credits is not None and not _PLAIN_NUMBER.fullmatch(self.credits):
-            raise ValueError("credits must be a number as exports write it")
+            raise ValueError("credits must be a decimal number without sign or exponent")
 
 
 class UsageDataset:
@@ -150,10 +152,10 @@ class UsageDataset:
         metadata/org_id=<org>/group_by=<dimension>/dt=YYYY-MM-DD.json
         metadata/org_id=<org>/group_by=<dimension>/.reported-YYYY
 
-    A day has one file, always of the same name, or none when it had no usage. Its manifest, written after it,
-    tells a day without usage from one that was never exported. The dimensions are views of the same usage: they
-    lie apart, so that a sum over one never counts twice. The changes that successful runs have reported are kept per
-    year, see :class:`~reducto_provider.export.reported.ReportedChanges`.
+    A day has one file, always of the same name, or none if it had no usage. The manifest is written after the file and
+    distinguishes a day without usage from one that was never exported. The dimensions are views of the same usage and
+    have separate folders, so that a sum over one never counts twice. The changes reported by successful runs are kept
+    per year, see :class:`~reducto_provider.export.reported.ReportedChanges`.
     """
 
     def __init__(self, storage: Storage, format: Format, filters: Mapping[str, Sequence[str]]) -> None:
@@ -163,10 +165,10 @@ class UsageDataset:
 
     def check(self) -> None:
         """
-        Make sure that an export like this one belongs into the dataset.
+        Check that this export matches the dataset.
 
-        :raises DatasetMismatchError: naming what differs, and what to do.
-        :raises PublishError: if that can't be read.
+        :raises DatasetMismatchError: naming the differences and the remedy.
+        :raises PublishError: if the dataset's description can't be read.
         """
         with storage_errors(f"could not read {self._storage.location(DATASET_FILE)}"):
             content = self._storage.read(DATASET_FILE)
@@ -176,8 +178,8 @@ class UsageDataset:
             found = msgspec.json.decode(content, type=dict[str, Any])
         except (ValueError, RecursionError) as error:
             raise DatasetMismatchError(
-                f"{self._storage.location(DATASET_FILE)} can't be read, so what the dataset holds can't be told: "
-                f"{error}"
+                f"{self._storage.location(DATASET_FILE)} can't be decoded, so the dataset's format and filters are "
+                f"unknown: {error}"
             ) from error
         different = [
             f"{short(name)} is {short(repr(found.get(name)))}, this export's {self._identity.get(name)!r}"
@@ -185,26 +187,26 @@ class UsageDataset:
             if found.get(name) != self._identity.get(name)
         ]
         if different:
-            more = f"; and {len(different) - _MOST_NAMED} more" if len(different) > _MOST_NAMED else ""
+            more = f"; and {len(different) - _MAX_NAMED} more" if len(different) > _MAX_NAMED else ""
             raise DatasetMismatchError(
-                f"the dataset at {self._storage.location()} holds something else: {'; '.join(different[:_MOST_NAMED])}"
+                f"the dataset at {self._storage.location()} holds something else: {'; '.join(different[:_MAX_NAMED])}"
                 f"{more}. Export to another output_path, or remove the dataset first"
             )
 
     def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
         """
-        What the tries before this one, since the first that counts, published in answer to the query.
+        Return what earlier tries, from ``attempt.first`` on, published for the query.
 
-        :param query: names its organization.
+        :param query: with its organization.
         :return: None unless they published every day of it.
-        :raises PublishError: when a manifest can't be read.
+        :raises PublishError: if a manifest can't be read.
         """
         folder = metadata_folder(str(query.org_id), query.group_by)
-        found: dict[date, _WholeManifest] = {}
+        found: dict[date, _Manifest] = {}
         for day in DayRange(query.start, query.end).days():
             name = f"{folder}/dt={day}.json"
             with storage_errors(f"could not read {self._storage.location(name)}"):
-                manifest = _WholeManifest.read(self._storage.read(name))
+                manifest = _Manifest.read(self._storage.read(name))
             if (
                 manifest is None
                 or manifest.run != run
@@ -226,21 +228,21 @@ class UsageDataset:
         self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
     ) -> list[PublishedFile]:
         """
-        Make the dataset hold, for each day of the report, exactly its rows: days without rows lose their file.
+        Publish each day of the report: write its rows, and remove the file of a day without rows.
 
-        :param query: what was asked, for the manifests.
-        :param run: names the task instance that exports, whichever its try.
-        :param attempt: lets later tries find what this one published, see :meth:`published_before`. To be left out
-            for an answer that is not final.
+        :param query: the query of the report, for the manifests.
+        :param run: identifies the exporting task instance across its tries.
+        :param attempt: lets later tries find what this one published, see :meth:`published_before`. Leave it out for a
+            report that is not final.
         :raises DatasetMismatchError: see :meth:`check`.
         :raises PublishError: naming the day. Days published before it stay; the export can be run again.
         """
         folder = partition_of(report.org_id, report.group_by)
         self.check()
-        rows_of = _rows_by_day(report, self._format)  # before anything is written: not every format takes every report
-        # A day to come has no usage yet, which is another thing than a day without.
+        rows_of = _rows_by_day(report, self._format)  # before any write: a format can reject a report
+        # A future day has no usage yet: publishing it as a day without usage would be wrong.
         days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
-        self._claim()
+        self._ensure_identity()
         done = 0
 
         def publish_day(day: date) -> PublishedFile:
@@ -255,10 +257,10 @@ class UsageDataset:
             done += 1
             return published
 
-        if self._storage.parallel == 1:
+        if self._storage.max_concurrent_writes == 1:
             files = [publish_day(day) for day in days]
         else:
-            with ThreadPoolExecutor(self._storage.parallel) as executor:
+            with ThreadPoolExecutor(self._storage.max_concurrent_writes) as executor:
                 waiting = [executor.submit(publish_day, day) for day in days]
                 try:
                     files = [each.result() for each in waiting]
@@ -271,11 +273,11 @@ class UsageDataset:
         return [replace(file, changed=file.change != reported.get(day)) for file, day in zip(files, days, strict=True)]
 
     def _reported(self, folder: str, days: Iterable[date]) -> dict[date, str]:
-        with storage_errors(f"could not read which changes were reported, in {self._storage.location(folder)}"):
+        with storage_errors(f"could not read the reported changes in {self._storage.location(folder)}"):
             return ReportedChanges(self._storage, folder).read(days)
 
-    def _claim(self) -> None:
-        """Say what the dataset is, if nobody did, and see that it is what this export takes it for."""
+    def _ensure_identity(self) -> None:
+        """Write the dataset's description if there is none, and check that this export matches it."""
         with storage_errors(f"could not write {self._storage.location(DATASET_FILE)}"):
             if self._storage.read(DATASET_FILE) is None:
                 with suppress(FileExistsError):  # another export was faster
@@ -298,7 +300,7 @@ class UsageDataset:
         size = len(content or b"")
         credits = sum_credits(rows)
         rows_sha256 = self._format.digest(rows, encodable)
-        before = _Manifest.read(self._storage.read(manifest))
+        before = _ManifestHead.read(self._storage.read(manifest))
         change = before.change if before is not None and before.rows_sha256 == rows_sha256 else new_change()
         description = json_file(
             {
@@ -309,7 +311,7 @@ class UsageDataset:
                 "sha256": checksum(content),
                 "rows_sha256": rows_sha256,
                 "change": change,
-                "credits": None if credits is None else plain(credits),
+                "credits": None if credits is None else format_decimal(credits),
                 "request_count": sum(row.request_count for row in rows),
                 "query": query.params(),
                 "run": run,
@@ -331,21 +333,21 @@ class UsageDataset:
 
 def write_with_manifest(storage: Storage, file: str, content: bytes | None, manifest: str, description: bytes) -> None:
     """
-    Write a file, or remove it where there is no content, and the manifest that describes it.
+    Write a file and then its manifest. Remove the file if ``content`` is None.
 
-    :raises OSError: and whatever else the store raises.
+    :raises OSError: also anything else the store raises.
     """
-    for write in range(_MOST_WRITES):
-        # In step with each other, two exports would go on correcting what both of them write.
+    for write in range(_MAX_WRITES):
+        # Jitter: in lockstep, two exports would keep overwriting each other.
         time.sleep(write and random.uniform(0, 0.02 * 2**write))  # noqa: S311
         if content is None:
             storage.remove(file)
         else:
             storage.replace(file, content)
         storage.replace(manifest, description)
-        # Another export may have written between the two. Whoever writes last looks after that, so that in the end
-        # file and manifest are of one export, whichever it is.
-        written = _Manifest.read(storage.read(manifest))
+        # Another export may have written between the two. The last writer notices, so that file and manifest end up
+        # from the same export.
+        written = _ManifestHead.read(storage.read(manifest))
         if written is not None and written.sha256 == checksum(storage.read(file)):
             return
     raise OSError(f"other exports keep writing {storage.location(file)} at the same time")
@@ -353,25 +355,25 @@ def write_with_manifest(storage: Storage, file: str, content: bytes | None, mani
 
 def partition_of(org_id: str, group_by: str) -> str:
     """
-    The folder of an organization's dimension. Foreign text is escaped as Hive does, so that it stays one name.
+    Return the folder of an organization's dimension. Ids are escaped as Hive does, so that each stays one name.
 
-    :raises ValueError: for an id that is longer than a name can be.
+    :raises ValueError: if the id is too long for a file name.
     """
     name = f"org_id={quote(org_id, safe='')}"
-    if len(name) > _LONGEST_NAME:
+    if len(name) > _MAX_NAME_BYTES:
         raise ValueError(f"org_id is too long for the name of a folder: {org_id[:60]!r}...")
     return f"{name}/group_by={group_by}"
 
 
 def metadata_folder(org_id: str, group_by: str) -> str:
-    """The folder of the manifests of an organization's dimension."""
+    """Return the folder of the manifests of an organization's dimension."""
     return f"metadata/{partition_of(org_id, group_by)}"
 
 
 def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequence[UsageRow], Sequence[Any]]]:
     pairs = zip(report.rows, format.rows(report), strict=True)
     return {
-        day: tuple(zip(*group, strict=True))  # type: ignore[misc]  # the rows, and what the format takes for them
+        day: tuple(zip(*group, strict=True))  # type: ignore[misc]  # the rows, and their encodable form
         for day, group in groupby(pairs, key=lambda pair: pair[0].date)
     }
 
@@ -382,7 +384,7 @@ def checksum(content: bytes | None) -> str | None:
 
 @contextmanager
 def storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
-    """Whatever a store raises, and each has errors of its own, becomes one that says what could not be done."""
+    """Translate any error of a store into a :class:`PublishError` that begins with ``what``."""
     try:
         yield
     except DatasetMismatchError:
@@ -393,7 +395,7 @@ def storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
 
 
 def short(text: str) -> str:
-    """What somebody else may have written, as it can be logged."""
+    """Return untrusted text as printable and at most 200 characters, for logs."""
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 

@@ -1,7 +1,7 @@
 """
-Usage rows as records of FOCUS 1.2, the FinOps Open Cost and Usage Specification, which FinOps tools ingest.
+Convert usage rows to records of FOCUS 1.2, the FinOps Open Cost and Usage Specification, which FinOps tools ingest.
 
-https://focus.finops.org/focus-specification/v1-2/ says what each column means.
+https://focus.finops.org/focus-specification/v1-2/ defines each column.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import msgspec
 
 from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import check_text
-from reducto_provider.usage.report import CREDITS_SCALE, CreditsUnavailableError, UsageReport, UsageRow, plain
+from reducto_provider.usage.report import CREDITS_SCALE, CreditsUnavailableError, UsageReport, UsageRow, format_decimal
 
 FOCUS_VERSION: Final = "1.2"
 FOCUS_FORMATS: Final = ("focus_csv", "focus_parquet")
 
 PRICE_SCALE: Final = 12
-"""Decimal places that a price can have."""
+"""Maximum decimal places of a price."""
 
 COST_SCALE: Final = CREDITS_SCALE + PRICE_SCALE
-"""Decimal places of a cost: no product of credits and a price has more, so none is ever rounded."""
+"""Decimal places of a cost. No product of credits and a price has more, so costs are never rounded."""
 
 _PRICE_LIMIT = Decimal(10) ** 9
 _PRICE_UNIT = Decimal(1).scaleb(-PRICE_SCALE)
-_COST_LIMIT = Decimal(10) ** (38 - COST_SCALE)  # decimal128(38, 21), the widest that engines read, ends here
-_SAFE = "".join(map(chr, range(32, 127))).replace("%", "")  # what stays as it is in an id
-_EXACT = Context(prec=80, traps=[Inexact, InvalidOperation])  # raises where it would have to round
+_COST_LIMIT = Decimal(10) ** (38 - COST_SCALE)  # the limit of decimal128(38, 21), the widest type that engines read
+_SAFE = "".join(map(chr, range(32, 127))).replace("%", "")  # characters left unescaped in an id
+_EXACT = Context(prec=80, traps=[Inexact, InvalidOperation])  # raises instead of rounding
 
 Kind = Literal["text", "moment", "credits", "money", "count"]
 
@@ -86,28 +86,27 @@ COLUMNS: Final[Mapping[str, Kind]] = {
     "x_Group": "text",
     "x_RequestCount": "count",
 }
-"""The columns in their order, and what they hold: FOCUS wants columns of one's own, with ``x_``, last."""
+"""The columns in order, and their kinds. FOCUS requires custom columns, prefixed with ``x_``, to come last."""
 
 Value = str | date | Decimal | int | None
-"""A ``date`` stands for the moment, in UTC, at which the day begins: usage comes by whole days."""
+"""A ``date`` is the start of that day in UTC: usage is by whole days."""
 
 Record = dict[str, Value]
-"""The values of :data:`COLUMNS`, in their order."""
+"""The values of :data:`COLUMNS`, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BillingTerms:
     """
-    What a FOCUS record tells and usage does not.
+    The values of a FOCUS record that usage does not have.
 
-    Prices are given as text, ``int``, ``Decimal`` or ``float``, of which the digits count that Python shows.
+    Prices are text, ``int``, ``Decimal`` or ``float``. A ``float`` has the value of its ``repr``.
 
-    :param price_per_credit: the list price of one credit. Of prices there is no default: a wrong one would look
-        right.
-    :param contracted_price_per_credit: what was agreed on instead; None is the list price.
-    :param billing_currency: what both are in, and what is invoiced: three capital letters, as ISO 4217 has them.
-    :param prepaid: the credits were bought before, so that using them is billed with 0.
-    :param billing_account_name: None is the organization's id.
+    :param price_per_credit: the list price of one credit. It has no default: a wrong price would look right.
+    :param contracted_price_per_credit: the agreed price; None for the list price.
+    :param billing_currency: the currency of prices and invoices: three capital letters, as in ISO 4217.
+    :param prepaid: whether the credits were bought in advance, so that their use is billed with 0.
+    :param billing_account_name: None for the organization's id.
     :raises ValueError: naming the field, the value and the remedy.
     """
 
@@ -134,7 +133,7 @@ class BillingTerms:
 
     @property
     def contracted_price(self) -> Decimal:
-        """What one credit costs this customer."""
+        """The price of one credit for this customer."""
         if self.contracted_price_per_credit is None:
             return self.price_per_credit
         return self.contracted_price_per_credit
@@ -146,9 +145,9 @@ PRICE_OPTIONS: Final = tuple(field.name for field in fields(BillingTerms))
 
 def parse_terms(output_format: object, options: Mapping[str, Any]) -> BillingTerms | None:
     """
-    The terms for a FOCUS format, from rendered :data:`PRICE_OPTIONS`; None for a format that takes none.
+    Return the terms for a FOCUS format, from rendered :data:`PRICE_OPTIONS`; None for other formats.
 
-    :raises ValueError: naming the field, the value and the remedy; also for options that a format does not take.
+    :raises ValueError: naming the field, the value and the remedy; also for options that the format does not accept.
     """
     if output_format in FOCUS_FORMATS:
         if options["price_per_credit"] is None:
@@ -168,22 +167,22 @@ def parse_terms(output_format: object, options: Mapping[str, Any]) -> BillingTer
 
 def parse_literal_terms(output_format: object, options: Mapping[str, Any]) -> BillingTerms | None:
     """
-    As :func:`parse_terms`, as early as a DAG is parsed: what is not literal is taken for right.
+    Return the terms when a DAG is parsed, as :func:`parse_terms`. Arguments that are not literal count as valid.
 
     :raises ValueError: as :func:`parse_terms`.
     """
-    literal = {name: value if is_literal(value) else _ANYTHING[name] for name, value in options.items()}
-    if not is_literal(output_format):  # it may become FOCUS: what is given has to be right
-        return BillingTerms(**{**_ANYTHING, **{name: value for name, value in literal.items() if value is not None}})
+    literal = {name: value if is_literal(value) else _VALID[name] for name, value in options.items()}
+    if not is_literal(output_format):  # it may render to FOCUS: validate the given options
+        return BillingTerms(**{**_VALID, **{name: value for name, value in literal.items() if value is not None}})
     return parse_terms(output_format, literal if output_format in FOCUS_FORMATS else options)
 
 
 def focus_records(report: UsageReport, terms: BillingTerms) -> Iterator[Record]:
     """
-    A record for each row of the report. Costs are exact.
+    Yield a record for each row of the report. Costs are exact.
 
-    :raises CreditsUnavailableError: when the service sent no credits for some row.
-    :raises ValueError: when a cost is beyond what a file can hold.
+    :raises CreditsUnavailableError: if any row has no credits.
+    :raises ValueError: if a cost is too large for a file.
     """
     for row in report.rows:
         if row.credits is None:
@@ -253,18 +252,18 @@ def _cost(credits: Decimal, price: Decimal, day: date) -> Decimal:
     cost = _EXACT.multiply(credits, price)
     if cost >= _COST_LIMIT:
         raise ValueError(
-            f"{plain(credits)} credits on {day} at {plain(price)} each cost {_COST_LIMIT:.0e} or more, beyond what "
-            "FOCUS files are made for: is the price right?"
+            f"{format_decimal(credits)} credits on {day} at {format_decimal(price)} each cost {_COST_LIMIT:.0e} or "
+            "more, which is too large for FOCUS files: is the price right?"
         )
     return cost
 
 
 def _sku(group_by: str, group: str | None) -> str:
     """
-    An id for each group, no group and an empty one kept apart.
+    Return an id for each group. No group and an empty group have different ids.
 
-    It is in ASCII, as the specification's validator wants ids and descriptions, though the specification itself
-    allows all of Unicode. ``Tags`` and ``x_Group`` have the group as it is.
+    It is ASCII, since the specification's validator requires that of ids and descriptions, though the specification
+    allows all of Unicode. ``Tags`` and ``x_Group`` have the group unchanged.
     """
     return f"reducto:{group_by}" if group is None else f"reducto:{group_by}:{quote(group, safe=_SAFE)}"
 
@@ -276,7 +275,7 @@ def _description(group_by: str, group: str | None) -> str:
 
 
 def _price(field: str, value: object) -> Decimal:
-    """An exact price, which has never been a binary float unless its author made it one."""
+    """Return an exact price, without converting text to a binary float."""
     if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
         text = str(value).strip()
         if re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,6})?", text, re.ASCII | re.IGNORECASE):
@@ -296,4 +295,4 @@ def _price(field: str, value: object) -> Decimal:
 
 
 _DEFAULTS: Final = {field.name: None if field.default is MISSING else field.default for field in fields(BillingTerms)}
-_ANYTHING: Final[Mapping[str, Any]] = {**_DEFAULTS, "price_per_credit": Decimal(0)}
+_VALID: Final[Mapping[str, Any]] = {**_DEFAULTS, "price_per_credit": Decimal(0)}

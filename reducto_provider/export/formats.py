@@ -1,4 +1,4 @@
-"""Rows to bytes. The same rows give the same bytes, whatever the order in which they were sent."""
+"""Encode rows as bytes. The same rows give the same bytes, whatever order they were sent in."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from reducto_provider.export import focus
-from reducto_provider.usage.report import CREDITS_SCALE, Remembered, UsageReport, UsageRow, plain
+from reducto_provider.usage.memo import Remembered
+from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, format_decimal
+from reducto_provider.usage.wire import sent_rows
 
 _JSON = msgspec.json.Encoder()
 _SENT_ROW = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ROWS_AT_ONCE = 1000  # few enough that other threads need not wait for the GIL
-_ROWS_A_CHUNK = 2**16  # few enough that different amounts for each of them take no memory to speak of
+_ROWS_PER_BATCH = 1000  # small, so that other threads get the GIL in between
+_ROWS_PER_CHUNK = 2**16  # small, so that as many distinct amounts take little memory
 _CREDITS_TYPE = f"decimal(38,{CREDITS_SCALE})"
 _FOCUS_TYPES = {
     "text": "string",
@@ -35,31 +37,31 @@ _FOCUS_TYPES = {
 }
 
 SENT_COLUMNS: Final = {"date": "string", "group": "string", "credits": "double", "requestCount": "bigint"}
-"""What the service sends, and with which types."""
+"""The columns that the service sends, and their types."""
 
 COLUMNS: Final = {"date": "date", "group": "string", "credits": _CREDITS_TYPE, "request_count": "bigint"}
-"""What files hold, in their order, and with which types, as SQL engines name them."""
+"""The columns of files in order, and their types as SQL engines name them."""
 
 COMPRESSIONS: Final = {"gzip": "gz", "zstd": "zst"}
-"""How text formats can be compressed, and what that adds to a file's ending."""
+"""The compressions of text formats, and their file extensions."""
 
 
 class Format(ABC):
     """
-    A file format: which rows of a report it takes, and how it writes them.
+    A file format: which rows of a report it accepts, and how it encodes them.
 
     ``keys`` are columns with one value for the whole file (organization and dimension), written first. A
-    partitioned dataset has them in its folders' names instead, and passes none.
+    partitioned dataset has them in its folder names instead and passes none.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
     compression: str | None = None
-    without_rows: ClassVar[bool] = True
-    """Whether a file may be without rows. Where it may not, there is no file then."""
+    allows_empty_file: ClassVar[bool] = True
+    """Whether a file may have no rows. If not, no file is written for a report without rows."""
 
     def identity(self) -> dict[str, Any]:
-        """What a dataset must agree on, so that its files can be read as one."""
+        """Return what all files of a dataset must have in common to be read as one."""
         return {"format": self.name, "compression": self.compression}
 
     def check_installed(self) -> None:
@@ -75,33 +77,33 @@ class Format(ABC):
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
         """
-        What :meth:`encode` takes, one for each of ``report.rows`` and in their order.
+        Return the rows for :meth:`encode`, one for each of ``report.rows`` in the same order.
 
-        :raises ValueError: when the format can't hold the report. Nothing has been written by then.
+        :raises ValueError: if the format can't represent the report. Nothing has been written by then.
         """
         return report.rows
 
     def columns(self, *keys: str) -> Mapping[str, str]:
-        """The columns of a file that has ``keys`` as columns, and their types."""
+        """Return the columns of a file, ``keys`` first, and their types."""
         return {**dict.fromkeys(keys, "string"), **COLUMNS}
 
     def digest(self, report_rows: Sequence[UsageRow], rows: Sequence[Any]) -> str | None:
         """
-        Return a digest of what a file of these rows says, None for one without rows.
+        Return a digest of the content of these rows, None if there are none.
 
-        It is the same for all that is written differently and says the same: by another version of this package or of
-        pyarrow (Parquet names its writer), with another compression, or as a number with another last binary digit.
+        It does not depend on how the content is written: not on the version of this package or of pyarrow (Parquet
+        names its writer), not on the compression, and not on the last binary digit of a number.
 
-        :param rows: what :meth:`rows` made of them.
+        :param rows: the result of :meth:`rows` for them.
         """
         if not report_rows:
             return None
         digest = hashlib.sha256(self._terms_content())
         number = Remembered(partial(_number, missing="-"))
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            credits = number.look_up()
+        for start in range(0, len(rows), _ROWS_PER_BATCH):
+            credits = number.memo()
             for row, given in zip(
-                report_rows[start : start + _ROWS_AT_ONCE], rows[start : start + _ROWS_AT_ONCE], strict=True
+                report_rows[start : start + _ROWS_PER_BATCH], rows[start : start + _ROWS_PER_BATCH], strict=True
             ):
                 group = "-" if row.group is None else f"{len(row.group)}:{row.group}"
                 digest.update(f"{row.date} {credits(row.credits)} {row.request_count} {group}".encode())
@@ -109,26 +111,26 @@ class Format(ABC):
         return digest.hexdigest()
 
     def _terms_content(self) -> bytes:
-        """Return what a file says of all its rows."""
+        """Return the content that applies to all rows of a file."""
         return b""
 
     def _more_content(self, row: Any) -> bytes:
-        """Return what a file says of a row beside day, group, credits and requests."""
+        """Return the content of a row other than day, group, credits and requests."""
         return b""
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
-        """The content of one file."""
+        """Return the content of one file."""
 
 
 class JsonFormat(Format):
-    """One JSON array with every row as the service sent it, keys that this package does not know included."""
+    """One JSON array with every row as the service sent it, including unknown keys."""
 
     name = "json"
     extension = "json"
 
     def rows(self, report: UsageReport) -> Sequence[bytes]:
-        return report.sent_rows()
+        return sent_rows(report)
 
     def columns(self, *keys: str) -> Mapping[str, str]:
         return {**dict.fromkeys(keys, "string"), **SENT_COLUMNS}
@@ -145,7 +147,7 @@ class JsonFormat(Format):
 
 
 class JsonLinesFormat(Format):
-    """One JSON object a line; credits as a number with a decimal point, exact."""
+    """One JSON object per line. Credits are exact numbers with a decimal point."""
 
     name = "jsonl"
     extension = "jsonl"
@@ -154,11 +156,11 @@ class JsonLinesFormat(Format):
         line = partial(_line_type(*keys), *(msgspec.Raw(_json(value)) for value in keys.values()))
         numbers = Remembered(_raw_number)
         content = BytesIO()
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            number = numbers.look_up()
+        for start in range(0, len(rows), _ROWS_PER_BATCH):
+            number = numbers.memo()
             lines = [
                 line(row.date, row.group, number(row.credits), row.request_count)
-                for row in rows[start : start + _ROWS_AT_ONCE]
+                for row in rows[start : start + _ROWS_PER_BATCH]
             ]
             content.write(_JSON.encode_lines(lines))
         return content.getvalue()
@@ -166,8 +168,8 @@ class JsonLinesFormat(Format):
 
 class CsvFormat(Format):
     """
-    RFC 4180 with a header and line feeds. Text is always quoted, so that an empty group (``""``) and none at all
-    (nothing between the commas) stay apart.
+    RFC 4180 with a header and line feeds. Text is always quoted, to distinguish an empty group (``""``) from no group
+    (nothing between the commas).
     """
 
     name = "csv"
@@ -180,7 +182,7 @@ class CsvFormat(Format):
         content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
         for day, day_rows in groupby(rows, attrgetter("date")):
             start = f"{prefix}{day},"
-            number = numbers.look_up()
+            number = numbers.memo()
             lines = [f"{start}{_quoted(row.group)},{number(row.credits)},{row.request_count}\n" for row in day_rows]
             content.write("".join(lines).encode())
         return content.getvalue()
@@ -211,21 +213,21 @@ class ParquetFormat(Format):
 
 class FocusFormat(Format):
     """
-    FOCUS 1.2, see :mod:`reducto_provider.export.focus`. Its columns name organization and dimension: keys are
-    left out, and FOCUS allows no file without rows.
+    FOCUS 1.2, see :mod:`reducto_provider.export.focus`. It has columns for organization and dimension, so ``keys``
+    are ignored. FOCUS allows no file without rows.
 
-    :param group_by: the one dimension of the dataset: the four restate the same costs, and a tool would add them up.
+    :param group_by: the only dimension of the dataset. The four restate the same costs, which a tool would add up.
     """
 
-    without_rows = False
+    allows_empty_file = False
 
     def __init__(self, terms: focus.BillingTerms, group_by: str) -> None:
         self._terms = terms
         self._group_by = group_by
 
     def identity(self) -> dict[str, Any]:
-        # Costs in two currencies, or by two dimensions, can't be summed. Prices and whether credits were prepaid can
-        # differ: each row has its own, which is how a new price takes effect from a day on in the same dataset.
+        # Costs in two currencies, or by two dimensions, can't be summed. Prices and prepayment may differ from row to
+        # row: that is how a new price takes effect within a dataset.
         return {
             **super().identity(),
             "focus_version": focus.FOCUS_VERSION,
@@ -234,9 +236,9 @@ class FocusFormat(Format):
         }
 
     def _terms_content(self) -> bytes:
-        # What the records say beside usage follows from these, but for words that another version may choose otherwise.
+        # All content other than usage follows from these, except wording that another version may change.
         terms = self._terms
-        prices = (plain(terms.price_per_credit), plain(terms.contracted_price))
+        prices = (format_decimal(terms.price_per_credit), format_decimal(terms.contracted_price))
         return _JSON.encode((*prices, terms.billing_currency, terms.prepaid, terms.billing_account_name))
 
     def rows(self, report: UsageReport) -> Sequence[tuple[focus.Value, ...]]:
@@ -247,7 +249,7 @@ class FocusFormat(Format):
 
 
 class FocusCsvFormat(FocusFormat):
-    """FOCUS as CSV, written as :class:`CsvFormat` is."""
+    """FOCUS as CSV, in the dialect of :class:`CsvFormat`."""
 
     name = "focus_csv"
     extension = "csv"
@@ -286,14 +288,14 @@ class FocusParquetFormat(FocusFormat):
 
 
 class Compressed(Format):
-    """A text format's files, compressed. The same content gives the same bytes: no time is written into them."""
+    """A compressed text format. The same content gives the same bytes: no timestamp is written."""
 
     def __init__(self, plain_format: Format, compression: str) -> None:
         self._plain = plain_format
         self.name = plain_format.name  # type: ignore[misc]
         self.extension = f"{plain_format.extension}.{COMPRESSIONS[compression]}"  # type: ignore[misc]
         self.compression = compression
-        self.without_rows = plain_format.without_rows  # type: ignore[misc]
+        self.allows_empty_file = plain_format.allows_empty_file  # type: ignore[misc]
 
     def identity(self) -> dict[str, Any]:
         return {**self._plain.identity(), "compression": self.compression}
@@ -332,9 +334,10 @@ def check_format(
     group_by: str = "product",
 ) -> Format:
     """
-    The format of that name, its files compressed if asked for.
+    Return the format of that name, compressed if requested.
 
-    :param terms: for FOCUS, which needs them. Likewise ``group_by``, the dimension of the dataset.
+    :param terms: required for FOCUS.
+    :param group_by: the dimension of a FOCUS dataset.
     :raises ValueError: naming the field, the value and what is allowed.
     """
     if name not in (*FORMATS, *_FOCUS_FORMATS):
@@ -355,7 +358,7 @@ def check_format(
 
 
 def parquet_bytes(table: Any) -> bytes:
-    """A ``pyarrow.Table`` as a Parquet file, the same bytes for the same table."""
+    """Return a ``pyarrow.Table`` as a Parquet file. The same table gives the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -366,14 +369,14 @@ def parquet_bytes(table: Any) -> bytes:
 
 
 def _credits_column(rows: Sequence[UsageRow]) -> Any:
-    """Amounts repeat themselves: each is made Arrow's decimal once, which takes longer than all else of its row."""
+    """Convert each distinct amount to Arrow's decimal once. Amounts repeat, and conversion is the slowest part."""
     import pyarrow as pa
 
     credits_type = pa.decimal128(38, CREDITS_SCALE)
     chunks = []
-    for start in range(0, len(rows), _ROWS_A_CHUNK):
+    for start in range(0, len(rows), _ROWS_PER_CHUNK):
         places: defaultdict[Decimal | None, int] = defaultdict(count().__next__)
-        taken = [places[row.credits] for row in rows[start : start + _ROWS_A_CHUNK]]
+        taken = [places[row.credits] for row in rows[start : start + _ROWS_PER_CHUNK]]
         chunks.append(pa.array(places, credits_type).take(pa.array(taken, pa.int32())))
     return pa.chunked_array(chunks, credits_type)
 
@@ -384,7 +387,7 @@ def _json(value: str | None) -> bytes:
 
 @lru_cache
 def _line_type(*keys: str) -> type[msgspec.Struct]:
-    """What a line of JSON says, in its order."""
+    """Return the struct of a line of JSON, its fields in order."""
     return msgspec.defstruct("Line", (*keys, *COLUMNS), gc=False)
 
 
@@ -393,10 +396,10 @@ def _raw_number(credits: Decimal | None) -> msgspec.Raw:
 
 
 def _number(credits: Decimal | None, *, missing: str) -> str:
-    """Always with a decimal point: engines take a column of whole numbers for integers, file by file."""
+    """Return a number with a decimal point: engines infer integers for a file with only whole numbers."""
     if credits is None:
         return missing
-    text = plain(credits)
+    text = format_decimal(credits)
     return text if "." in text else f"{text}.0"
 
 

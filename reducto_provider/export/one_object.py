@@ -1,4 +1,4 @@
-"""One object that holds a whole range of usage, and what lies beside it."""
+"""One object with a whole range of usage, and the two small files beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from reducto_provider.usage.report import UsageReport
 
 
 class _Manifest(msgspec.Struct, kw_only=True):
-    """What the object holds. Before anything is published, whose it is to be."""
+    """The object's contents. Until the first publication, only what it is reserved for."""
 
     org_id: str
     group_by: str
@@ -44,9 +44,9 @@ class UsageObject:
     """
     The usage of one organization by one dimension as one object, with both as columns.
 
-    Beside it lie two small files, which engines pass over for the dot that their names begin with:
-    ``.<name>.reducto`` says what the object holds, and ``.<name>.reported`` which change of it a successful run has
-    reported last. Since an export replaces the whole object, one of something else is refused.
+    Two small files are stored beside it, which engines skip because their names begin with a dot: ``.<name>.reducto``
+    describes the object, and ``.<name>.reported`` has the change last reported by a successful run. An export replaces
+    the whole object, so one with other contents is refused.
 
     :param storage: the folder.
     """
@@ -60,12 +60,12 @@ class UsageObject:
 
     def check(self, query: UsageQuery, run: str | None = None) -> None:
         """
-        Make sure that the object is for the answer to ``query``.
+        Check that the object is the one for ``query``.
 
-        :param query: may name no organization, which the answer will.
-        :param run: names the task instance that exports, whichever its try.
-        :raises DatasetMismatchError: naming what differs, and what to do.
-        :raises PublishError: if that can't be read.
+        :param query: may lack the organization; the report then names it.
+        :param run: identifies the exporting task instance across its tries.
+        :raises DatasetMismatchError: naming the differences and the remedy.
+        :raises PublishError: if the object's description can't be read.
         """
         place = self._storage.location(self._name)
         with storage_errors(f"could not read which usage {place} holds; what was there is untouched"):
@@ -74,17 +74,15 @@ class UsageObject:
 
     def publish(self, report: UsageReport, run: str | None = None) -> PublishedFile:
         """
-        Replace the object by the report.
-
-        A format that has no files without rows leaves no object when there are none, also none from before.
+        Replace the object by the report. Remove it if there are no rows and the format allows no empty file.
 
         :param run: see :meth:`check`.
         :raises DatasetMismatchError: see :meth:`check`.
-        :raises PublishError: the object is whole: the one that was there before, or the new one.
+        :raises PublishError: the object is complete: the previous version or the new one.
         """
         keys = {"org_id": report.org_id, "group_by": report.group_by}
         rows = self._format.rows(report)
-        content = self._format.encode(rows, keys) if report.rows or self._format.without_rows else None
+        content = self._format.encode(rows, keys) if report.rows or self._format.allows_empty_file else None
         mine = _Manifest(
             org_id=report.org_id,
             group_by=report.group_by,
@@ -124,19 +122,19 @@ class UsageObject:
             return None if content is None else msgspec.json.decode(content, type=_Manifest)
         except (ValueError, RecursionError) as error:
             raise DatasetMismatchError(
-                f"{self._storage.location(self._manifest)} can't be decoded, so which usage {self._name} beside it "
-                f"holds can't be told: {error}. Remove both, or export to another output_path"
+                f"{self._storage.location(self._manifest)} can't be decoded, so the contents of {self._name} "
+                f"beside it are unknown: {error}. Remove both, or export to another output_path"
             ) from error
 
     def _check(self, found: _Manifest | None, org_id: str | None, group_by: str, run: str | None) -> None:
         if found is None:
             return
         place = self._storage.location(self._name)
-        asked = {"org_id": org_id or found.org_id, "group_by": group_by, "filters": self._filters}
-        different = [name for name, value in asked.items() if getattr(found, name) != value]
+        expected = {"org_id": org_id or found.org_id, "group_by": group_by, "filters": self._filters}
+        different = [name for name, value in expected.items() if getattr(found, name) != value]
         if different:
             holds = ", ".join(f"{name} {short(repr(getattr(found, name)))}" for name in different)
-            export = ", ".join(f"{name} {asked[name]!r}" for name in different)
+            export = ", ".join(f"{name} {expected[name]!r}" for name in different)
             raise DatasetMismatchError(
                 f"{place} is the object of {holds}; this export is of {export}, and would replace it. Name in "
                 f"output_path what the exports differ in, or remove the object and {self._manifest} beside it first"
@@ -149,7 +147,7 @@ class UsageObject:
 
 
 def acknowledge_object(storage: Storage, name: str, change: str) -> None:
-    """Note that a run which has succeeded reported a change of the object, see :class:`UsageObject`."""
+    """Record that a successful run reported a change of the object, see :class:`UsageObject`."""
     storage.replace(_reported(name), _acknowledgement(change))
 
 
@@ -167,5 +165,5 @@ def _content(manifest: _Manifest) -> bytes:
 
 
 def _task(run: str) -> str:
-    """The task instance's run and task, without its map index."""
+    """Return the run and task of a task instance, without its map index."""
     return run.rpartition("/")[0]

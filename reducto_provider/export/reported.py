@@ -1,4 +1,4 @@
-"""Which changes of usage a successful run has reported."""
+"""The changes of usage that successful runs have reported."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from reducto_provider.export.storage import Storage
 
 MAX_SECONDS: Final = 10.0
 """
-How long after a task's success acknowledgements are still written. Airflow ends a process that lives on for longer than
-``[core] task_success_overtime`` (20 seconds by default), and its listeners have their turn last.
+How long after a task's success acknowledgements are still written. Airflow kills a process that runs for longer than
+``[core] task_success_overtime`` (20 seconds by default), and its listeners run last.
 """
 
 Change = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
@@ -37,12 +37,12 @@ def new_change() -> str:
 
 class ReportedChanges:
     """
-    The changes of days that successful runs have reported, of one organization by one dimension: a file a year
-    beside the manifests.
+    The changes that successful runs have reported of one organization by one dimension: a file per year, stored beside
+    the manifests.
 
-    A day has changed as long as the id of its change is not in here. An acknowledgement can get lost: when a task is
-    killed before it can write, or two write at the same time. The change is then reported again. An old id that is
-    left or comes back so does no harm, since ids do not recur, not even when a day's rows become what they once were.
+    A day counts as changed until its change id is recorded here. An acknowledgement can get lost if a task is killed
+    before it writes, or if two tasks write at the same time. The change is then reported again. A stale id does no
+    harm: ids are never reused, even if a day's rows return to an earlier state.
 
     :param folder: the folder of the manifests.
     """
@@ -52,17 +52,17 @@ class ReportedChanges:
         self._folder = folder
 
     def read(self, days: Iterable[date]) -> dict[date, str]:
-        """Return the changes that were reported last, for the years of ``days``."""
+        """Return the changes last reported, for the years of ``days``."""
         reported: dict[date, str] = {}
         for year in sorted({day.year for day in days}):
             reported |= self._read(self._name(year))
         return reported
 
     def add(self, changes: Mapping[date, str]) -> None:
-        """Note that a run which has succeeded reported ``changes``."""
+        """Record that a successful run reported ``changes``."""
         for year, of_year in groupby(sorted(changes.items()), key=lambda change: change[0].year):
             name, added = self._name(year), dict(of_year)
-            # Read again after each write: another run may have written meanwhile, without these changes.
+            # Read again after each write: another run may have overwritten it without these changes.
             for write in range(_MAX_WRITES):
                 found = self._read(name)
                 if added.items() <= found.items():
@@ -84,9 +84,9 @@ class ReportedChanges:
 
 def acknowledge(storage: Storage, changes: Mapping[str, Mapping[date, str]]) -> int:
     """
-    Note that a run which has succeeded reported ``changes``: of each folder of manifests its days.
+    Record that a successful run reported ``changes``, by folder of manifests.
 
-    :return: the number of folders for which time ran out. Their changes are reported again.
+    :return: the number of folders left when time ran out. Their changes are reported again.
     """
     end = time.monotonic() + MAX_SECONDS
 
@@ -96,7 +96,7 @@ def acknowledge(storage: Storage, changes: Mapping[str, Mapping[date, str]]) -> 
         ReportedChanges(storage, folder).add(changes[folder])
         return True
 
-    if storage.parallel == 1 or len(changes) == 1:
+    if storage.max_concurrent_writes == 1 or len(changes) == 1:
         written = [add(folder) for folder in changes]
     else:
         with ThreadPoolExecutor(min(_MAX_THREADS, len(changes))) as executor:

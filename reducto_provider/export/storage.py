@@ -1,4 +1,4 @@
-"""Where files go: whole objects by relative name, each replaced at once or not at all."""
+"""Storage for files: whole objects by relative name, replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
-"""Schemes of stores that publish an object when it is complete, and so never show a part of one."""
+"""Schemes of stores that publish an object only when it is complete."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 _LOCAL_SCHEMES = ("file", "local")
 _ABANDONED_AFTER = 3600.0
-_FOLDERS_REMEMBERED = 256  # more than are written to in turns, and few enough for any number of organizations
+_MAX_TIDIED_FOLDERS = 256  # more than are written in turns, and bounded for any number of organizations
 _PAUSES = (0.1, 0.5, 2.0)
 
 
 def check_output_path(output_path: object) -> str:
     """
-    A location that means the same on every worker, in a store where a file can be replaced at once.
+    Return the location if every worker resolves it alike and its store replaces files atomically.
 
     :raises ValueError: naming the value and the remedy.
     """
     if isinstance(output_path, str):
         if ".." in output_path.split("/"):
             raise ValueError(
-                f"output_path must be without '..', by which a template's value leads anywhere, not {output_path!r}"
+                f"output_path must not contain '..', by which a template's value could lead anywhere: {output_path!r}"
             )
         if _local_path(output_path) is not None:
             return output_path
@@ -49,7 +49,7 @@ def check_output_path(output_path: object) -> str:
         if bucket.endswith(".core.windows.net"):
             raise ValueError(
                 f"output_path must be like abfs://container/folder, the account in the Airflow connection; "
-                f"of {output_path!r} the part before the @ would be taken for a connection's id"
+                f"the part of {output_path!r} before the @ would be taken for a connection's id"
             )
         if parts.scheme in OBJECT_STORES and bucket and "::" not in output_path:
             return output_path
@@ -60,16 +60,16 @@ def check_output_path(output_path: object) -> str:
             )
     raise ValueError(
         f"output_path must be a URL such as s3://bucket/folder or an absolute path, not {output_path!r}: "
-        "where a relative path leads depends on the worker"
+        "a relative path differs from worker to worker"
     )
 
 
 def split_object_path(output_path: str) -> tuple[str, str]:
     """
-    Return the folder of an object, and its name there.
+    Return the folder of an object, and its name in it.
 
     :param output_path: see :func:`check_output_path`.
-    :raises ValueError: for a location that names no object.
+    :raises ValueError: if the location names no object.
     """
     scheme = "" if output_path.startswith("/") else f"{output_path.partition('://')[0]}://"
     folder, slash, name = output_path.removeprefix(scheme).rpartition("/")
@@ -80,11 +80,11 @@ def split_object_path(output_path: str) -> tuple[str, str]:
 
 def open_storage(location: str, conn_id: str | None = None) -> Storage:
     """
-    The files below ``location``, see :func:`check_output_path`.
+    Return the storage at ``location``, see :func:`check_output_path`.
 
-    :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` names one too.
-    :raises ValueError: for a location that can't be used.
-    :raises ImportError: when the package for the object store is missing.
+    :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
+    :raises ValueError: if the location can't be used.
+    :raises ImportError: if the package for the object store is missing.
     """
     check_output_path(location)
     path = _local_path(location)
@@ -94,12 +94,12 @@ def open_storage(location: str, conn_id: str | None = None) -> Storage:
 class Storage(ABC):
     """Files below one location, by relative name; the empty name is the location itself."""
 
-    parallel: ClassVar[int] = 1
-    """How many files are best written at the same time."""
+    max_concurrent_writes: ClassVar[int] = 1
+    """How many files to write concurrently."""
 
     @property
     def account(self) -> str | None:
-        """The account that a container of Azure belongs to. Elsewhere None: the name of a bucket says all."""
+        """The storage account of an Azure container. None elsewhere: bucket names are globally unique."""
         return None
 
     @abstractmethod
@@ -116,39 +116,39 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, name: str = "") -> bytes | None:
-        """A file's content; None if there is no such file."""
+        """Return a file's content, None if there is no such file."""
 
     @abstractmethod
     def replace(self, name: str, content: bytes) -> None:
-        """Create a file, or replace it, with all of its content at once: a reader sees the old or the new."""
+        """Create or replace a file atomically: a reader sees the old content or the new."""
 
     @abstractmethod
     def create(self, name: str, content: bytes) -> None:
         """
-        Create a file with all of its content at once.
+        Create a file atomically.
 
-        :raises FileExistsError: if there is one, which is left as it is.
+        :raises FileExistsError: if it exists. It is left unchanged.
         """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
 
     @abstractmethod
     def names(self, folder: str) -> Iterator[str]:
-        """The names of all files below a folder, its own name included, in order."""
+        """Yield the names of all files below a folder, sorted and relative to the location."""
 
 
 class LocalStorage(Storage):
     """
-    A folder of this machine, or one that is mounted.
+    A folder on this machine, local or mounted.
 
-    Content is written beside its target, and so on the same file system, and renamed onto it.
+    Content is written to a temporary file beside its target, on the same file system, and renamed onto it.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        # Once in a while: to look through a folder for every one of its thousands of files takes ever longer.
+        # Tidied once in a while: listing a folder for each of its thousands of files would take quadratic time.
         self._tidied: set[Path] = set()
 
     def uri(self, name: str = "") -> str:
@@ -161,19 +161,19 @@ class LocalStorage(Storage):
             return None
 
     def replace(self, name: str, content: bytes) -> None:
-        with self._written(name, content) as (beside, target):
-            beside.replace(target)
+        with self._written(name, content) as (temporary, target):
+            temporary.replace(target)
 
     def create(self, name: str, content: bytes) -> None:
-        with self._written(name, content) as (beside, target):
+        with self._written(name, content) as (temporary, target):
             try:
-                target.hardlink_to(beside)
+                target.hardlink_to(temporary)
             except FileExistsError:
                 raise
             except OSError:  # a file system without hard links
                 if target.exists():
                     raise FileExistsError(target) from None
-                beside.replace(target)
+                temporary.replace(target)
 
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
@@ -188,38 +188,38 @@ class LocalStorage(Storage):
 
     @contextmanager
     def _written(self, name: str, content: bytes) -> Iterator[tuple[Path, Path]]:
-        """The content in a file beside its target, and the target."""
+        """Write the content to a temporary file beside its target. Yield both paths."""
         target = self._path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._tidy(target.parent)
-        # Engines pass over names that begin with a dot.
-        beside = target.parent / f".{uuid4().hex}.writing"
+        # Engines skip names that begin with a dot.
+        temporary = target.parent / f".{uuid4().hex}.writing"
         try:
-            with beside.open("xb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            yield beside, target
+            yield temporary, target
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def _tidy(self, folder: Path) -> None:
-        """Remove what writers that were killed left behind."""
+        """Remove temporary files left by writers that were killed."""
         if folder in self._tidied:
             return
-        if len(self._tidied) == _FOLDERS_REMEMBERED:
+        if len(self._tidied) == _MAX_TIDIED_FOLDERS:
             self._tidied.clear()
         self._tidied.add(folder)
-        for beside in folder.glob(".*.writing"):
-            with suppress(FileNotFoundError):  # its writer, or another tidying one, was faster
-                if time.time() - beside.stat().st_mtime > _ABANDONED_AFTER:
-                    beside.unlink()
+        for temporary in folder.glob(".*.writing"):
+            with suppress(FileNotFoundError):  # removed meanwhile by its writer or another process
+                if time.time() - temporary.stat().st_mtime > _ABANDONED_AFTER:
+                    temporary.unlink()
 
 
 class ObjectStorage(Storage):
-    """A place in an object store, through Airflow's ``ObjectStoragePath`` and its connections."""
+    """A location in an object store, through Airflow's ``ObjectStoragePath`` and its connections."""
 
-    parallel = 8
+    max_concurrent_writes = 8
 
     def __init__(self, location: str, conn_id: str | None = None) -> None:
         from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
@@ -227,7 +227,7 @@ class ObjectStorage(Storage):
         conn_id = urlsplit(location).netloc.rpartition("@")[0] or conn_id
         if conn_id:
             try:
-                # An id that does not exist would be taken for anonymous access, after a warning.
+                # For an unknown id Airflow only warns, and accesses the store anonymously.
                 BaseHook.get_connection(conn_id)
             except AirflowNotFoundException as error:
                 raise ValueError(f"there is no Airflow connection {conn_id!r}, which {location} needs") from error
@@ -240,14 +240,14 @@ class ObjectStorage(Storage):
                 f"{location} can't be opened: {error}. Is airflow-provider-reducto[{extra}] installed, and the "
                 "connection complete?"
             ) from error
-        except Exception as error:  # a role that can't be assumed, and whatever else the store's own hook raises
+        except Exception as error:  # such as a role that can't be assumed: store hooks raise their own types
             raise OSError(f"{location} can't be opened: {type(error).__name__}: {error}") from error
         self._root: str = root.path.rstrip("/")
         self._scheme: str = root.protocol
-        # s3fs asks for a file's size first: one request more, which may see another version, and whose refusal has
-        # no text ("Bad Request" for a credential that is expired).
-        can_be_told = "max_concurrency" in signature(self._fs.cat_file).parameters
-        self._at_once: dict[str, Any] = {"max_concurrency": 1} if can_be_told else {}
+        # By default s3fs requests a file's size first. That request may see another version, and its errors have no
+        # text ("Bad Request" for an expired credential).
+        accepts_concurrency = "max_concurrency" in signature(self._fs.cat_file).parameters
+        self._read_options: dict[str, Any] = {"max_concurrency": 1} if accepts_concurrency else {}
 
     def uri(self, name: str = "") -> str:
         return f"{self._scheme}://{_encoded(self._path(name))}"
@@ -260,7 +260,7 @@ class ObjectStorage(Storage):
     def read(self, name: str = "") -> bytes | None:
         try:
             with _advice():
-                content: bytes = self._fs.cat_file(self._path(name), **self._at_once)
+                content: bytes = self._fs.cat_file(self._path(name), **self._read_options)
         except FileNotFoundError:
             return None
         return content
@@ -277,7 +277,7 @@ class ObjectStorage(Storage):
             except FileExistsError:
                 raise
             except OSError as error:
-                # What S3 answers while somebody else creates the file, and to ask again is what it asks for.
+                # S3 answers this while another writer creates the file, and asks for a retry.
                 if pause is None or "ConditionalRequestConflict" not in str(error.__cause__):
                     raise
                 time.sleep(pause)
@@ -301,7 +301,7 @@ class ObjectStorage(Storage):
 
 @contextmanager
 def _advice() -> Iterator[None]:
-    """Say of a store's short refusals what can be done about them."""
+    """Add the remedy to a store's terse errors."""
     try:
         yield
     except PermissionError as error:
@@ -309,7 +309,7 @@ def _advice() -> Iterator[None]:
         error.args = (f"{str(error).rstrip('.')}; {advice}",)
         raise
     except FileNotFoundError as error:
-        advice = "the bucket or container must be there, an export creates none"
+        advice = "the bucket or container must exist, an export does not create it"
         error.args = (f"{str(error).rstrip('.')}; {advice}",)
         raise
 
@@ -320,16 +320,16 @@ def _encoded(path: str) -> str:
 
 def _with_single_slashes(location: str) -> str:
     """
-    Return a location with one slash where it has several, as on a local path: a template rendered to nothing.
+    Return a location with repeated slashes collapsed, as local paths do. A template rendered to nothing leaves them.
 
-    s3fs can write keys that begin with a slash, but lists others in their place.
+    s3fs can write keys that begin with a slash, but does not list them under these names.
     """
     scheme, _, path = location.partition("://")
     return f"{scheme}://{'/'.join(filter(None, path.split('/')))}"
 
 
 def _local_path(location: str) -> Path | None:
-    """The absolute local path that a location is, if it is one."""
+    """Return a location's absolute local path, None if it is not local."""
     for scheme in _LOCAL_SCHEMES:
         location = location.removeprefix(f"{scheme}://")
     return Path(f"/{location.lstrip('/')}") if location.startswith("/") else None

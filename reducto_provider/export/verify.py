@@ -1,7 +1,7 @@
 """
-Hold a dataset against its manifests: is every day there, and as it was published?
+Verify a dataset against its manifests: that every day is there, as it was published.
 
-From the command line, with a location as operators take it::
+From the command line, with a location as the operators accept it::
 
     python -m reducto_provider.export.verify s3://my_aws_connection@finops-lake/reducto
 """
@@ -29,11 +29,12 @@ from reducto_provider.usage.window import DayRange
 @dataclass(frozen=True)
 class Problem:
     """
-    What is wrong with a file.
+    A problem of one file.
 
-    ``missing``: a manifest tells of it, or days between two that were exported have no manifest at all.
-    ``altered``: it is not what was published. ``unknown``: no manifest tells of it, and yet it would be read; or a
-    manifest of no day. ``unreadable``: a manifest that can't be made out, or that tells of another day's file.
+    ``missing``: a manifest lists the file but it is not there, or days between two exported ones have no manifest.
+    ``altered``: its content is not what was published. ``unknown``: no manifest lists it, and yet engines would read
+    it; or a manifest that belongs to no day. ``unreadable``: a manifest that can't be decoded or names another day's
+    file.
     """
 
     kind: Literal["missing", "altered", "unknown", "unreadable"]
@@ -41,14 +42,14 @@ class Problem:
     detail: str
 
     def __str__(self) -> str:
-        """One line, whatever characters somebody put into a name."""
+        """Return one printable line, whatever characters a name contains."""
         text = f"{self.kind}: {self.name}: {self.detail}"
         return text if text.isprintable() else repr(text)[1:-1]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a look at the whole dataset found."""
+    """The result of verifying a whole dataset."""
 
     days: int
     files: int
@@ -67,9 +68,9 @@ class _Manifest(msgspec.Struct):
 
 def verify_dataset(storage: Storage) -> Verification:
     """
-    Look at every file of the dataset and every manifest.
+    Check every file of the dataset and every manifest.
 
-    :raises OSError: and whatever else the store raises when it can't be read.
+    :raises OSError: also anything else the store raises when it can't be read.
     """
     problems = []
     if storage.read(DATASET_FILE) is None:
@@ -82,7 +83,7 @@ def verify_dataset(storage: Storage) -> Verification:
             continue
         partition = _partition_of_manifest(name)
         if partition is None:
-            problems.append(Problem("unknown", name, "it is the manifest of no day"))
+            problems.append(Problem("unknown", name, "it is not the manifest of any day"))
             continue
         folder, day = partition
         manifests.setdefault(folder, []).append(day)
@@ -96,11 +97,11 @@ def verify_dataset(storage: Storage) -> Verification:
             continue
         expected += 1
         if not manifest.file.startswith(f"data/{folder}/dt={day}/"):
-            detail = f"it tells of a file that is not its day's: {manifest.file!r:.200}"
+            detail = f"it names a file that is not of its day: {manifest.file!r:.200}"
             problems.append(Problem("unreadable", name, detail))
             continue
         if manifest.file not in files:
-            problems.append(Problem("missing", manifest.file, f"{name} tells of {manifest.bytes} bytes"))
+            problems.append(Problem("missing", manifest.file, f"{name} lists it with {manifest.bytes} bytes"))
             continue
         files.discard(manifest.file)
         found = storage.read(manifest.file) or b""
@@ -108,21 +109,21 @@ def verify_dataset(storage: Storage) -> Verification:
             problems.append(
                 Problem("altered", manifest.file, f"{len(found)} bytes, not the {manifest.bytes} published")
             )
-    problems += [Problem("unknown", name, "no manifest tells of it") for name in sorted(files)]
+    problems += [Problem("unknown", name, "no manifest lists it") for name in sorted(files)]
     problems += _gaps(manifests)
     return Verification(days=sum(map(len, manifests.values())), files=expected, problems=tuple(problems))
 
 
 def _partition_of_manifest(name: str) -> tuple[str, date] | None:
-    """The folder and the day that a manifest is of; None for a file that is no manifest."""
+    """Return a manifest's partition and day; None for a file that is not a manifest."""
     if match := _MANIFEST_NAME.fullmatch(name):
-        with suppress(ValueError):  # of a day that no calendar has
+        with suppress(ValueError):  # a date that does not exist
             return match[1], date.fromisoformat(match[2])
     return None
 
 
 def _gaps(manifests: Mapping[str, list[date]]) -> Iterator[Problem]:
-    """Days without a manifest between the first and the last of an organization's dimension."""
+    """Yield the days without a manifest between the first and the last of an organization's dimension."""
     for folder, days in sorted(manifests.items()):
         for before, after in pairwise(sorted(days)):
             if after - before > timedelta(days=1):
@@ -132,7 +133,7 @@ def _gaps(manifests: Mapping[str, list[date]]) -> Iterator[Problem]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what is wrong and what was looked at; 1 if anything is wrong."""
+    """Print the problems and what was checked. Return 1 if there are problems."""
     parser = argparse.ArgumentParser(prog="python -m reducto_provider.export.verify", description=main.__doc__)
     parser.add_argument("location", help="the dataset's output_path")
     parser.add_argument("--conn-id", help="the Airflow connection for the object store")

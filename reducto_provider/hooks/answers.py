@@ -141,7 +141,7 @@ def _reasons_in(value: Any) -> Iterator[str]:
 def printable(text: str, settings: ReductoSettings, length: int = 200) -> str:
     """Make foreign text fit for an error: short, on one line, without secrets."""
     line = "".join(character for character in " ".join(text.split()) if character.isprintable())
-    return settings.hide(line)[:length]
+    return settings.redact(line)[:length]
 
 
 def _retry_after(answer: Answer) -> float | None:

@@ -32,6 +32,7 @@ from reducto_provider.hooks.settings import ReductoSettings
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageContractError, UsageReport
 from reducto_provider.usage.window import today
+from reducto_provider.usage.wire import decode_report
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -125,7 +126,7 @@ class ReductoHook(HttpHook):
         settings = self._settings
         if settings is None:
             connection = self.get_connection(self.reducto_conn_id)
-            self._settings = settings = ReductoSettings.of(connection, connection.extra_dejson)
+            self._settings = settings = ReductoSettings.from_connection(connection, connection.extra_dejson)
         return settings  # another thread may have forgotten it meanwhile
 
     async def aget_settings(self) -> ReductoSettings:
@@ -136,9 +137,9 @@ class ReductoHook(HttpHook):
         elif settings is None:
             # Cancelled half-way, the look-up would leave an answer of Airflow's to the next one who asks it something:
             # on Airflow 3.0 and 3.1 that ends the whole triggerer.
-            look_up = asyncio.create_task(self._alook_up())
-            look_up.add_done_callback(transport.retrieve_exception)
-            self._settings = settings = await asyncio.shield(look_up)
+            memo = asyncio.create_task(self._alook_up())
+            memo.add_done_callback(transport.retrieve_exception)
+            self._settings = settings = await asyncio.shield(memo)
         return settings
 
     async def _alook_up(self) -> ReductoSettings:
@@ -147,7 +148,7 @@ class ReductoHook(HttpHook):
         except AirflowNotFoundException:
             # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
             connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)
-        return ReductoSettings.of(connection, await get_async_extra_dejson(connection))
+        return ReductoSettings.from_connection(connection, await get_async_extra_dejson(connection))
 
     def get_usage(self, query: UsageQuery) -> UsageReport:
         """
@@ -175,7 +176,7 @@ class ReductoHook(HttpHook):
             return False, str(error)
         used = f"{report.request_count} requests" if report.rows else "no usage"
         connected = f"Connected to {settings.base_url}. Organization {report.org_id}: {used} on {yesterday}."
-        return True, settings.hide(connected)
+        return True, settings.redact(connected)
 
     async def __aenter__(self) -> Self:
         sessions = self._acquire_sessions()
@@ -280,7 +281,7 @@ class ReductoHook(HttpHook):
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(settings.max_attempts),
             wait=_backoff,
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, ReductoError) and error.passing),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, ReductoError) and error.transient),
             before_sleep=log_attempt,
             reraise=True,
         )
@@ -324,9 +325,9 @@ class _Pace:
 
 def _decode(body: bytes, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
     try:
-        return UsageReport.decode(body, query)
+        return decode_report(body, query)
     except UsageContractError as error:
-        failure = ReductoResponseError(settings.hide(f"Reducto's answer can't be used: {error}"))
+        failure = ReductoResponseError(settings.redact(f"Reducto's answer can't be used: {error}"))
     raise failure  # without what led to it, which may quote the body
 
 

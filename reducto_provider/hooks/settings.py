@@ -24,7 +24,7 @@ DEFAULT_TIMEOUT: Final = 60.0
 DEFAULT_MAX_ATTEMPTS: Final = 5
 _USER_INFO = re.compile(r"://[^/?#\s'\"]*@")
 _IN_PATHS = "/:@!$&'()*+,;=~"
-_LEAST, _MOST = 0.001, 86_400.0  # of seconds and of requests a second: what a socket and a sleep can wait
+_MIN, _MAX = 0.001, 86_400.0  # of seconds and of requests a second: what a socket and a sleep can wait
 
 KEY_HINT: Final = (
     "the Usage Export API takes the personal key from the API Keys page of Reducto Studio, not the "
@@ -63,7 +63,7 @@ class ReductoSettings:
     conn_id: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, connection: Connection, extra: Mapping[str, Any]) -> ReductoSettings:
+    def from_connection(cls, connection: Connection, extra: Mapping[str, Any]) -> ReductoSettings:
         """
         Read a connection and its extras. An extra may be text, as connections written as URIs give it; an empty
         one counts as left out.
@@ -101,7 +101,7 @@ class ReductoSettings:
         """Scheme, host and port: what the key may be sent to."""
         return origin_of(self.base_url)
 
-    def hide(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """``text`` without the connection's secrets, and without user and password of any URL in it."""
         secrets = [self.key, quote(self.key, safe="")]
         if self.proxy and (password := urlsplit(self.proxy).password):
@@ -205,11 +205,11 @@ def _number(name: str, value: object, allowed: str) -> float:
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             number = float(value)
-            if _LEAST <= number <= _MOST:
+            if _MIN <= number <= _MAX:
                 return number
     except (ValueError, OverflowError):
         pass
-    raise ValueError(f"{name} must be {allowed}, from {_LEAST:g} to {_MOST:g}, not {_short(value)}")
+    raise ValueError(f"{name} must be {allowed}, from {_MIN:g} to {_MAX:g}, not {_short(value)}")
 
 
 def _attempts(name: str, value: object) -> int:

@@ -1,41 +1,292 @@
-"""How a fleet is exported: many questions at a time on the event loop, whose end does not depend on any one of them."""
+"""Export the usage of many organizations into one dataset, in one task."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, redact
 
-from reducto_provider.exceptions import ReductoAuthenticationError, typed_errors
+from reducto_provider import __version__
+from reducto_provider.airflow_compat import call_after_success
+from reducto_provider.exceptions import (
+    ReductoAuthenticationError,
+    ReductoExportError,
+    ReductoFleetError,
+    ReductoFleetFailError,
+    translate_errors,
+)
 from reducto_provider.export.dataset import Attempt, PublishedDays, UsageDataset
-from reducto_provider.export.fleet import FleetEntry, FleetOutcome, split_query
+from reducto_provider.export.fleet import (
+    FleetEntry,
+    FleetOutcome,
+    describe_failures,
+    failures,
+    fleet_result,
+    is_literal_fleet,
+    parse_fleet,
+    reported_changes,
+    split_query,
+)
+from reducto_provider.export.focus import parse_literal_terms, parse_terms
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
+from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageOperator, price_options, run_key
+from reducto_provider.usage.fields import (
+    QUERY_FIELDS,
+    is_literal,
+)
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import UsageReport
-from reducto_provider.usage.window import today
+from reducto_provider.usage.window import (
+    DayRange,
+    today,
+)
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset
+    from airflow.providers.common.compat.sdk import Context, XComArg
+
+    from reducto_provider.export.fleet import FleetEntry, FleetOutcome
+    from reducto_provider.export.focus import BillingTerms
+    from reducto_provider.export.formats import Format
+    from reducto_provider.export.storage import Storage
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
+
+MAX_CONCURRENCY = 64
 
 Result = TypeVar("Result")
 
 
+class ReductoUsageFleetExportOperator(BaseUsageOperator):
+    """
+    Export many organizations, by one or more dimensions, into one dataset, in one task.
+
+    Days and files are those of :class:`ReductoUsageExportOperator`. Up to ``concurrency`` organizations are exported at
+    a time; the organizations of a connection share its ``requests_per_second``. Memory holds at most ``concurrency``
+    reports of ``days_per_request`` days.
+
+    One organization's failure does not stop the others. If any failed, the task pushes the result to XCom, fails, and
+    is retried if any failure is transient. By the manifests of the days, the next try exports only what earlier tries
+    did not publish. A cleared task exports everything again. Days that were not over are always exported again.
+
+    The XCom holds ``usage_start_date``, ``usage_end_date``, how many were ``exported`` and ``failed`` (counting each
+    dimension of an organization), and ``organizations``: ``org_id``, ``reducto_conn_id``, ``group_by``, ``status``
+    (``exported``, ``already_exported`` by an earlier try, ``failed``), ``row_count``, ``credits``, ``request_count``,
+    ``changed_day_count``, ``changed_days`` (the 31 latest) and ``error``. Failed ones come first.
+    ``organizations_left_out`` counts those that did not fit into ``max_xcom_bytes``.
+
+    :param organizations: ids, or dicts of ``org_id`` and ``reducto_conn_id`` for those with their own connection; or
+        JSON text of such a list, as templates render it.
+    :param output_path: the location of the dataset: a URL or an absolute path.
+    :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``, or a list of them. FOCUS accepts only one.
+    :param concurrency: how many organizations to export at a time, 1 to 64.
+    :param days_per_request: split longer ranges into requests of this many days. Dataset and totals stay the same.
+    :param max_xcom_bytes: the maximum size of the XCom result.
+    :raises ValueError: when the DAG is parsed, for an invalid literal argument.
+    :raises ReductoFleetError: if some exports failed; :class:`~reducto_provider.exceptions.ReductoFleetFailError` if
+        all of these failures are permanent.
+    :raises ReductoError: one class per cause, before any request.
+
+    The other parameters are those of :class:`ReductoUsageExportOperator`, except ``org_id``, ``partitioned`` and
+    ``billing_account_name``, which it does not accept.
+    """
+
+    template_fields: Sequence[str] = (
+        "organizations",
+        *(name for name in QUERY_FIELDS if name != "org_id"),
+        "output_path",
+        "output_conn_id",
+        "output_format",
+        "compression",
+        "price_per_credit",
+        "contracted_price_per_credit",
+        "billing_currency",
+        "reducto_conn_id",
+    )
+
+    billing_account_name = None  # one for all would be wrong
+
+    _fleet: FleetExport | None = None
+    _reported_changes: Mapping[str, Mapping[date, str]] = {}
+
+    def __init__(
+        self,
+        *,
+        organizations: Sequence[str | Mapping[str, str]] | str | XComArg,
+        output_path: str,
+        group_by: str | Sequence[str] = "product",
+        output_conn_id: str | None = None,
+        output_format: str = "jsonl",
+        compression: str | None = None,
+        price_per_credit: str | Decimal | float | None = None,
+        contracted_price_per_credit: str | Decimal | float | None = None,
+        billing_currency: str = "USD",
+        prepaid: bool = False,
+        concurrency: int = 8,
+        days_per_request: int = 31,
+        max_xcom_bytes: int = DEFAULT_MAX_XCOM_BYTES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.organizations = organizations
+        self.output_path = output_path
+        self.group_by = group_by
+        self.output_conn_id = output_conn_id
+        self.output_format = output_format
+        self.compression = compression
+        self.price_per_credit = price_per_credit
+        self.contracted_price_per_credit = contracted_price_per_credit
+        self.billing_currency = billing_currency
+        self.prepaid = prepaid
+        self.concurrency = concurrency
+        self.days_per_request = days_per_request
+        self.max_xcom_bytes = max_xcom_bytes
+        self.parse_arguments()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Export all organizations and return the XCom result."""
+        from reducto_provider.export.dataset import UsageDataset
+        from reducto_provider.export.storage import open_storage
+
+        with translate_errors(self.task_id):
+            self.check_arguments()
+            entries = parse_fleet(self.organizations, self.group_by, self.reducto_conn_id)
+            terms = parse_terms(self.output_format, price_options(self))
+            file_format = self._format(terms, entries)
+            file_format.check_installed()
+            query = self._query_of_run(context)
+            self._warn_if_not_final(query)
+            storage = open_storage(check_output_path(self.output_path), self.output_conn_id)
+            dataset = UsageDataset(storage, file_format, query.filters())
+            dataset.check()  # before spending a request
+        self.log.info(
+            "Exporting %d organizations and dimensions on %s, %d at a time",
+            len(entries),
+            DayRange(query.start, query.end),
+            self.concurrency,
+        )
+        self._target = (storage, file_format)
+        self._fleet = fleet = FleetExport(
+            entries,
+            query,
+            dataset,
+            days_per_request=self.days_per_request,
+            concurrency=self.concurrency,
+            run=run_key(context),
+            attempt=self._attempt(context, repr(terms)),
+            log=self.log.log,
+        )
+        try:
+            outcomes = fleet.run()
+        except asyncio.CancelledError:
+            raise ReductoExportError(
+                f"{self.task_id} was stopped after {len(fleet.outcomes)} of {len(entries)} exports. Each file is "
+                "complete, and the next try continues"
+            ) from None
+        return self._conclude(query, outcomes, storage, context)
+
+    def _inputs(self) -> list[tuple[str, str, str]]:
+        return list(dict.fromkeys(self._fleet.sources)) if self._fleet else []
+
+    def _outputs(self) -> list[OutputDataset]:
+        if self._target is None:
+            return []
+        from reducto_provider.export.dataset import partition_of
+        from reducto_provider.lineage import files_dataset
+
+        storage, file_format = self._target
+        folders = [f"data/{partition_of(org_id, group_by)}" for _, org_id, group_by in self._inputs()]
+        return [files_dataset(storage, folder, file_format.columns(), None) for folder in folders]
+
+    def _conclude(
+        self, query: UsageQuery, outcomes: list[FleetOutcome], storage: Storage, context: Context
+    ) -> dict[str, Any]:
+        result = fleet_result(query, outcomes, self.max_xcom_bytes)
+        failed = failures(outcomes)
+        self.log.info(
+            "Exported %d of %d at %s, %d of them by an earlier try; %d days changed",
+            len(outcomes) - len(failed),
+            len(outcomes),
+            storage.location(),
+            sum(each.status == "already_exported" for each in outcomes),
+            sum(each.changed_day_count for each in outcomes),
+        )
+        if not failed:
+            self._emit_asset_events(context, {**result, "uri": storage.uri()})
+            if changes := reported_changes(result, outcomes):
+                self._reported_changes = changes
+                call_after_success(self, self._acknowledge_fleet)
+            return result
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key="return_value", value=result)
+        permanent = all(each.permanent for each in failed)
+        raise (ReductoFleetFailError if permanent else ReductoFleetError)(
+            f"{self.task_id}: {describe_failures(outcomes)}"
+        )
+
+    def _acknowledge_fleet(self) -> None:
+        self._acknowledge(self._reported_changes)
+
+    def _attempt(self, context: Context, terms: str) -> Attempt:
+        """
+        Return this try. If its first try is unknown, everything is exported again.
+
+        A retry keeps ``max_tries``; a clear sets it to the tries so far plus ``retries``. Clearing a running task looks
+        like a retry, except for ``clear_number``, which counts it from Airflow 3.3 on.
+        """
+        ti, retries = context["ti"], self.retries or 0
+        first = ti.max_tries - retries + 1 if ti.max_tries >= retries else ti.try_number
+        identity = (ti.max_tries, retries, getattr(context["dag_run"], "clear_number", None), terms, __version__)
+        return Attempt(number=ti.try_number, first=first, fingerprint=repr(identity))
+
+    def _query_fields(self) -> dict[str, Any]:
+        return {**super()._query_fields(), "group_by": "product"}  # a placeholder: each entry has its own
+
+    def _check_literals(self) -> None:
+        if self.org_id is not None:
+            raise ValueError(f"org_id must be left out, not {self.org_id!r}: name it in organizations")
+        super()._check_literals()
+        terms = parse_literal_terms(self.output_format, price_options(self))
+        if is_literal_fleet(self.organizations) and is_literal(self.group_by):
+            conn_id = self.reducto_conn_id if is_literal(self.reducto_conn_id) else "any"
+            entries = parse_fleet(self.organizations, self.group_by, conn_id)
+            if is_literal(self.output_format) and is_literal(self.compression):
+                self._format(terms, entries)
+        if is_literal(self.output_path):
+            check_output_path(self.output_path)
+        self._check_number("concurrency", 1, MAX_CONCURRENCY)
+        self._check_number("days_per_request", 1)
+        self._check_number("max_xcom_bytes", 1)
+
+    def _format(self, terms: BillingTerms | None, entries: list[FleetEntry]) -> Format:
+        dimensions = list(dict.fromkeys(entry.group_by for entry in entries))
+        if terms is not None and len(dimensions) > 1:
+            raise ValueError(
+                f"group_by must be one dimension for output_format={self.output_format!r}, not {dimensions}: each "
+                "restates the same costs"
+            )
+        return check_format(self.output_format, self.compression, terms, dimensions[0])
+
+
 class FleetExport:
     """
-    Exports organizations into one dataset, at most ``concurrency`` at a time, each with one report in memory.
+    Export organizations into one dataset, at most ``concurrency`` at a time, each with one report in memory.
 
-    :param query: the days and filters that are asked for of each.
-    :param run: names the task instance.
-    :param attempt: which try it is. What earlier ones published is not asked for again.
+    :param query: the days and filters for each organization.
+    :param run: identifies the task instance.
+    :param attempt: this try. What earlier tries published is not exported again.
     :param log: called with a level, a message and its arguments.
     """
 
@@ -54,8 +305,8 @@ class FleetExport:
         from reducto_provider.hooks.reducto import ReductoHook
 
         self.outcomes: list[FleetOutcome] = []
-        self.asked: list[tuple[str, str, str]] = []
-        """Service, organization and dimension of each answer that was written."""
+        self.sources: list[tuple[str, str, str]] = []
+        """Service, organization and dimension of each report that was published."""
         self._entries = entries
         self._query = query
         self._dataset = dataset
@@ -64,16 +315,16 @@ class FleetExport:
         self._run = run
         self._attempt = attempt
         self._log = log
-        # One each, so that all of a connection's requests keep its pace.
+        # One hook per connection, so that its requests share one rate limit.
         self._hooks = {entry.conn_id: ReductoHook(entry.conn_id) for entry in entries}
-        self._refusals: dict[str, str] = {}
+        self._auth_errors: dict[str, str] = {}
 
     def run(self) -> list[FleetOutcome]:
         """
-        Export them all. ``outcomes`` has them as they come, the result as they were given.
+        Export all entries. ``outcomes`` is in order of completion, the result in the given order.
 
-        Connections are looked up, and lines are logged, in the calling thread. Whatever is raised there meanwhile ends
-        the export, as soon as the files under way are written.
+        Connection lookups and logging run in the calling thread. An exception raised there ends the export once the
+        files being written are complete.
 
         :raises asyncio.CancelledError: when :func:`~reducto_provider.hooks.event_loop.cancel` ended it.
         """
@@ -92,17 +343,17 @@ class FleetExport:
         for entry in waiting:
             outcome = FleetOutcome(entry)
             try:
-                with typed_errors(str(entry)):
+                with translate_errors(str(entry)):
                     await self._export(entry, outcome)
                 query = replace(self._query, org_id=entry.org_id, group_by=entry.group_by)
                 if warning := unmatched_filters(query, outcome.row_count):
                     await event_loop.run_aside(self._log, logging.WARNING, "%s", warning)
-            except Exception as error:  # noqa: BLE001  # one organization's failure is no other's
-                # Airflow masks what is logged, but not what goes to XCom.
+            except Exception as error:  # noqa: BLE001  # a failure must not stop other organizations
+                # Airflow masks secrets in logs, but not in XCom.
                 reason = str(redact(f"{type(error).__name__}: {error}"))
-                outcome.fail(reason, hopeless=isinstance(error, AirflowFailException))
+                outcome.fail(reason, permanent=isinstance(error, AirflowFailException))
                 if not isinstance(error, AirflowException):
-                    message = "%s failed for a reason that was not foreseen"
+                    message = "%s failed with an unexpected error"
                     await event_loop.run_aside(partial(self._log, logging.ERROR, message, entry, exc_info=error))
             self.outcomes.append(outcome)
             level = logging.ERROR if outcome.status == "failed" else logging.INFO
@@ -113,8 +364,8 @@ class FleetExport:
     async def _export(self, entry: FleetEntry, outcome: FleetOutcome) -> None:
         hook = self._hooks[entry.conn_id]
         settings = await hook.aget_settings()
-        what = (self._attempt.fingerprint, entry.conn_id, settings.base_url)
-        attempt = replace(self._attempt, fingerprint=sha256(repr(what).encode()).hexdigest()[:16])
+        identity = (self._attempt.fingerprint, entry.conn_id, settings.base_url)
+        attempt = replace(self._attempt, fingerprint=sha256(repr(identity).encode()).hexdigest()[:16])
         query = replace(self._query, org_id=entry.org_id, group_by=entry.group_by)
         async with AsyncExitStack() as stack:
             for part in split_query(query, self._days_per_request):
@@ -126,18 +377,18 @@ class FleetExport:
                         await stack.enter_async_context(hook)
                         outcome.status = "exported"
                     days = await self._ask_and_publish(hook, part, attempt)
-                    self.asked.append((settings.base_url, entry.org_id, entry.group_by))
+                    self.sources.append((settings.base_url, entry.org_id, entry.group_by))
                 outcome.add(days)
 
     async def _ask_and_publish(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
-        if refusal := self._refusals.get(hook.reducto_conn_id):
-            raise ReductoAuthenticationError(refusal)
-        final = query.end < today()  # before it is asked: the day may end meanwhile
+        if auth_error := self._auth_errors.get(hook.reducto_conn_id):
+            raise ReductoAuthenticationError(auth_error)
+        final = query.end < today()  # checked before the request: the day may end meanwhile
         try:
             report = await hook.aget_usage(query)
         except ReductoAuthenticationError as error:
-            # The key is the same for all of the connection's organizations: it is not tried on each.
-            self._refusals[hook.reducto_conn_id] = str(error)
+            # All organizations of the connection share the key: do not try it again.
+            self._auth_errors[hook.reducto_conn_id] = str(error)
             raise
         return await self._in_thread(self._publish, report, query, attempt if final else None)
 

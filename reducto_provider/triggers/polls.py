@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from reducto_provider.hooks.reducto import ReductoHook
 
-SHORTEST_INTERVAL: Final = 1.0
+MIN_INTERVAL: Final = 1.0
 """Seconds between two polls at the least, whatever ``poke_interval`` says."""
 
-LONGEST_RETRY_AFTER: Final = 3600.0
+MAX_RETRY_AFTER: Final = 3600.0
 """Seconds that the service may put off the next poll by ``Retry-After``."""
 
 MIN_FAILED_POLLS: Final = 5
@@ -57,7 +57,7 @@ class Poll:
     """Thousands may read it. One after the other, they leave the event loop to others in between, and a large report is
     summed up by the first of them alone."""
 
-    async def read(self, waited_for: UsageThreshold) -> Reading | None:
+    async def read(self, condition: UsageThreshold) -> Reading | None:
         """
         Hold what the service answered against a threshold; None when there was nothing to ask yet.
 
@@ -71,8 +71,8 @@ class Poll:
                 return None
             try:
                 if len(self.report.rows) < _ASIDE_ROWS:
-                    return waited_for.read(self.report, self.time)
-                return await asyncio.to_thread(waited_for.read, self.report, self.time)
+                    return condition.read(self.report, self.time)
+                return await asyncio.to_thread(condition.read, self.report, self.time)
             except CreditsUnavailableError as error:
                 raise ReductoCreditsUnavailableError(str(error)) from error
 
@@ -145,7 +145,7 @@ class FailedPolls:
         if self._silent_fail:
             return not isinstance(error, AirflowFailException)
         lasting = self.count >= MIN_FAILED_POLLS and self._seconds() >= self._max_failure_time
-        return isinstance(error, ReductoError) and error.passing and not lasting
+        return isinstance(error, ReductoError) and error.transient and not lasting
 
     def _seconds(self) -> float:
         return 0.0 if self.since is None else max(0.0, time.time() - self.since)  # clocks are set
@@ -169,4 +169,4 @@ def utc_minute(seconds: float) -> str:
 
 def retry_after_of(error: Exception | None) -> float:
     """Seconds for which the service asked to be left alone, as far as that is honoured."""
-    return min(getattr(error, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
+    return min(getattr(error, "retry_after", None) or 0.0, MAX_RETRY_AFTER)

@@ -65,7 +65,7 @@ class UsageQuery:
     def __str__(self) -> str:
         """Whose usage, of which days and by which dimension, in one line for the log."""
         days = f"{self.start}" if self.start == self.end else f"{self.start} to {self.end}"
-        return f"{shown(self.org_id or 'the default organization')}, {days}, by {self.group_by}"
+        return f"{printable(self.org_id or 'the default organization')}, {days}, by {self.group_by}"
 
     def params(self) -> list[tuple[str, str]]:
         """The query parameters in a fixed order, a repeatable one once for each of its values."""
@@ -93,7 +93,7 @@ def unmatched_filters(query: UsageQuery, row_count: int) -> str | None:
     return f"No usage of {query} matches {named}: check the names if there should be some"
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Foreign text as it can be logged: what would break a line, or move a terminal's cursor, is escaped."""
     return text if text.isprintable() else repr(text)
 

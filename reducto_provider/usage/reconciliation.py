@@ -8,7 +8,14 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
-from reducto_provider.usage.report import CREDITS_SCALE, UsageContractError, UsageReport, UsageRow, plain, sum_credits
+from reducto_provider.usage.report import (
+    CREDITS_SCALE,
+    UsageContractError,
+    UsageReport,
+    UsageRow,
+    format_decimal,
+    sum_credits,
+)
 from reducto_provider.usage.window import DayRange
 
 # Each figure was rounded once to this unit, and may have carried the noise of a binary float before.
@@ -24,10 +31,13 @@ class Discrepancy:
     totals: Mapping[str, Decimal | None]
 
     def __str__(self) -> str:
-        shown = {dimension: "no figure" if total is None else plain(total) for dimension, total in self.totals.items()}
+        shown = {
+            dimension: "no figure" if total is None else format_decimal(total)
+            for dimension, total in self.totals.items()
+        }
         text = f"{self.day}: {self.metric} by " + ", by ".join(f"{name} {total}" for name, total in shown.items())
         known = [total for total in self.totals.values() if total is not None]
-        return f"{text} (difference {plain(max(known) - min(known))})" if known else text
+        return f"{text} (difference {format_decimal(max(known) - min(known))})" if known else text
 
 
 def reconcile(reports: Mapping[str, UsageReport]) -> list[Discrepancy]:

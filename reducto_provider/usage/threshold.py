@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
-from reducto_provider.usage.query import UsageQuery, shown
-from reducto_provider.usage.report import Metric, UsageReport, json_number, plain
+from reducto_provider.usage.query import UsageQuery, printable
+from reducto_provider.usage.report import Metric, UsageReport, format_decimal, json_number
 from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
@@ -23,7 +23,7 @@ PROJECTED_FROM_DAYS: Final = 3
 """Complete days that a projection needs: fewer say too little about the rest of a period."""
 
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
-"""What a sensor's author says of the wait, as :meth:`UsageThreshold.of_run` takes it."""
+"""What a sensor's author says of the wait, as :meth:`UsageThreshold.from_context` takes it."""
 
 # Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
 # can't hand a longer integer to a task, and PostgreSQL makes one of a float.
@@ -97,12 +97,16 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def __str__(self) -> str:
-        of = shown(self.org_id)
+        of = printable(self.org_id)
         if self.group is not None:
             of += f", {self.group_by} {self.group!r}"
         share = f" ({self.value / self.threshold:.1%})" if self.threshold else ""
-        value = f"{plain(self.used)} used, {plain(self.value)} projected" if self.projected else plain(self.value)
-        return f"{of}, {self.window}: {value} of {plain(self.threshold)} {self.metric}{share}"
+        value = (
+            f"{format_decimal(self.used)} used, {format_decimal(self.value)} projected"
+            if self.projected
+            else format_decimal(self.value)
+        )
+        return f"{of}, {self.window}: {value} of {format_decimal(self.threshold)} {self.metric}{share}"
 
 
 def without_nul(text: str) -> str:
@@ -153,7 +157,7 @@ class UsageThreshold:
             check_projectable(self.window.length, self.settle_days)
 
     @classmethod
-    def of_run(
+    def from_context(
         cls,
         context: Mapping[str, Any],
         *,
@@ -251,7 +255,7 @@ class UsageThreshold:
         days_past = (reading.time.astimezone(UTC).date() - self.window.last).days
         return "closed" if days_past > self.settle_days else "waiting"
 
-    def waits_on(self, reading: Reading | None) -> str:
+    def describe_wait(self, reading: Reading | None) -> str:
         """A poll that decided nothing, in one line for the log. None for a window that has not begun."""
         if reading is None:
             return f"{self.window} has not begun"

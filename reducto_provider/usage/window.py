@@ -194,7 +194,7 @@ def check_window(window: str | int) -> str | int:
     raise ValueError(f"window must be {allowed} or a whole number of days from 1 to 3650, not {window!r}")
 
 
-def least_days(window: str | int) -> int | None:
+def min_days(window: str | int) -> int | None:
     """How many days a window of :func:`check_window` has at the least; None for ``"run"``, of which nobody knows."""
     return window if isinstance(window, int) else {"month": 28, "week": 7, "day": 1}.get(window)
 

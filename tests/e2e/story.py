@@ -300,8 +300,8 @@ class Story:
     @property
     def expected_levels(self) -> dict[str, int]:
         """How many levels of its budget each organization passes."""
-        passing = {"org_hooli", "org_umbrella"} | ({"org_acme"} if self.faults else set())
-        return {org: 3 if org in passing else 0 for org in ORGS}
+        transient = {"org_hooli", "org_umbrella"} | ({"org_acme"} if self.faults else set())
+        return {org: 3 if org in transient else 0 for org in ORGS}
 
     def level_events(self) -> dict[str, int]:
         """How many events there were of each organization's budget."""
@@ -347,11 +347,11 @@ class Story:
             yield f"/api/v2/dags/{dag_id}/details"
             yield f"/api/v2/dagSources/{dag_id}"
             for run in self.airflow.runs(dag_id):
-                of_run = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run['dag_run_id'])}"
-                yield f"{of_run}/taskInstances?limit=1000"
-                yield f"{of_run}/taskInstances/~/xcomEntries?limit=1000"
+                from_context = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run['dag_run_id'])}"
+                yield f"{from_context}/taskInstances?limit=1000"
+                yield f"{from_context}/taskInstances/~/xcomEntries?limit=1000"
                 for instance in self.airflow.task_instances(dag_id, run["dag_run_id"]):
-                    of_instance = f"{of_run}/taskInstances/{instance['task_id']}"
+                    of_instance = f"{from_context}/taskInstances/{instance['task_id']}"
                     index = instance["map_index"]
                     # As Airflow lists them: a number below the last need not have a log.
                     tries = f"{of_instance}/{index}/tries"

@@ -7,6 +7,7 @@ from datetime import date
 
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+from reducto_provider.usage.wire import decode_report
 from tests.object_storage.answers import Answer
 
 ODD_ID = "org/ü 50%=x"
@@ -25,7 +26,7 @@ def literal(org_id: str, *rows: tuple[str | None, str, int]) -> Answer:
         f'{{"orgId":{json.dumps(org_id)},"startDate":"{query.start}","endDate":"{query.end}","groupBy":"product",'
         f'"data":[{data}]}}'
     )
-    return UsageReport.decode(text.encode(), query), query
+    return decode_report(text.encode(), query), query
 
 
 ODD = [

@@ -21,12 +21,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+from reducto_provider.usage.wire import decode_report
 from tests.airflows import attach_store
 
 
 @dataclass(frozen=True)
 class Export:
-    """An answer, and the question that it answers."""
+    """A report and its query."""
 
     query: UsageQuery
     report: UsageReport
@@ -54,13 +55,13 @@ def make_export() -> Callable[..., Export]:
             f'{{"orgId":{json.dumps(org_id)},"startDate":"{query.start}","endDate":"{query.end}",'
             f'"groupBy":"{query.group_by}","data":[{",".join(rows)}]}}'
         )
-        return Export(query, UsageReport.decode(body.encode(), query))
+        return Export(query, decode_report(body.encode(), query))
 
     return make
 
 
 class Place:
-    """Somewhere to write to, and a reader that knows nothing of who writes."""
+    """A location to write to, and a reader independent of the writer."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -70,7 +71,7 @@ class Place:
         return open_storage(self.url)
 
     def files(self) -> dict[str, bytes]:
-        """Everything that lies there, by name."""
+        """Return all files, by name."""
         root = ObjectStoragePath(self.url)
         base = root.path.rstrip("/")
         return {
@@ -80,11 +81,11 @@ class Place:
         }
 
     def data(self) -> dict[str, bytes]:
-        """The files that hold usage, by name."""
+        """Return the files with usage, by name."""
         return {name: content for name, content in self.files().items() if name.startswith("data/")}
 
     def put(self, name: str, content: bytes) -> None:
-        """Somebody else's file."""
+        """Write a foreign file."""
         path = ObjectStoragePath(f"{self.url}/{name}")
         path.fs.makedirs(path.path.rpartition("/")[0], exist_ok=True)
         path.fs.pipe_file(path.path, content)
@@ -107,7 +108,7 @@ def folder(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def small_files() -> Callable[[int], AbstractContextManager[None]]:
-    """Meanwhile the kernel lets no file grow further, as on a full disk."""
+    """Limit the size of files, as on a full disk."""
 
     @contextmanager
     def limit(size: int) -> Iterator[None]:
@@ -123,7 +124,7 @@ def small_files() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def forked() -> Iterator[Callable[..., BaseProcess]]:
-    """Call a function in a process of its own, to be killed."""
+    """Call a function in its own process, which will be killed."""
     processes: list[BaseProcess] = []
 
     def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:

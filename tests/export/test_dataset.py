@@ -56,7 +56,7 @@ def publish():
 
 @pytest.fixture
 def succeed(publish):
-    """Publish an export by a task that succeeds, which acknowledges the changes that it has reported."""
+    """Publish an export by a successful task, which acknowledges the changes it reported."""
 
     def succeed(place, export, format="jsonl"):
         published = publish(place, export, format)
@@ -542,7 +542,7 @@ class TestFailure:
                 pipe_file(self, path, value, **kwargs)
 
             mocker.patch.object(MemoryFileSystem, "pipe_file", refuse)
-            mocker.patch.object(ObjectStorage, "parallel", 1)
+            mocker.patch.object(ObjectStorage, "max_concurrent_writes", 1)
 
         with pytest.raises(PublishError) as caught:
             publish(place, make_export(*THREE_DAYS))
@@ -616,13 +616,13 @@ class TestFailure:
 
 
 class TestChanges:
-    """A change is reported by each task that covers it until one of them succeeds, and by none after that."""
+    """Each task that covers a change reports it, until one of them succeeds."""
 
     DAY = date(2026, 6, 17)
 
     @pytest.fixture
     def export_day(self, place, make_export):
-        """Export the day with so many credits; whether it was reported as changed."""
+        """Export the day with these credits. Return whether it was reported as changed."""
 
         def export_day(credits, *, succeeds, format="jsonl", **fields):
             export = make_export((str(self.DAY), "parse", credits, 1), **fields)
@@ -636,7 +636,7 @@ class TestChanges:
 
     @pytest.fixture
     def refuse(self, place, monkeypatch):
-        """Meanwhile the store takes no file of which the name holds a text, but for the first ones."""
+        """Make the store reject files whose name contains a text, after the first ones."""
 
         @contextmanager
         def refuse(text, after=0, error=OSError):
@@ -650,7 +650,7 @@ class TestChanges:
 
             with monkeypatch.context() as patched:
                 patched.setattr(storage, "replace", replace_some)
-                patched.setattr(storage, "parallel", 1)
+                patched.setattr(storage, "max_concurrent_writes", 1)
                 yield
 
         return refuse
@@ -676,16 +676,16 @@ class TestChanges:
         assert [file.changed for file in publish(place, make_export(*later))] == [False, False, False, True]
 
     def test_an_acknowledgement_that_was_lost_is_no_change_that_was_lost(self, place, export_day):
-        """The second task told of 2, and was killed before it could say so."""
+        """The second task reported 2 and was killed before it acknowledged that."""
         export_day("1", succeeds=True)
         export_day("2", succeeds=False)
 
-        assert export_day("1", succeeds=False), "who was told of 2 is told of 1 again"
+        assert export_day("1", succeeds=False), "the change from 2 back to 1 is reported"
         assert export_day("1", succeeds=True)
         assert not export_day("1", succeeds=True)
 
     def test_an_acknowledgement_of_the_past_hides_nothing(self, place, export_day):
-        """It comes late, of a task that was slow, after another one has told of more."""
+        """A slow task acknowledges after another task has reported more."""
         export_day("1", succeeds=True)
         name = f"metadata/{ROOT}/.reported-2026"
         before = place.files()[name]
@@ -785,7 +785,7 @@ class TestChanges:
         assert found
 
     def test_another_version_of_pyarrow_restates_nothing(self, place, export_day, mocker):
-        """Parquet's footer names who wrote it."""
+        """Parquet's footer names its writer."""
         export_day("1", succeeds=True, format="parquet")
         before = place.data()
         write_table = pq.write_table
@@ -800,7 +800,7 @@ class TestChanges:
 
     @pytest.mark.parametrize("writes", range(7))
     def test_a_task_that_is_killed_after_any_write(self, place, make_export, succeed, publish, refuse, writes):
-        """Whatever it had written, and had it told of that or not: all that is new is reported by the next one."""
+        """Whatever it wrote or reported, the next task reports all changes."""
         succeed(place, make_export(*THREE_DAYS))
         restated = make_export(*[(day, group, "9", 9) for day, group, *_ in THREE_DAYS])
         with refuse("", after=writes, error=KeyboardInterrupt), suppress(KeyboardInterrupt):
@@ -811,7 +811,7 @@ class TestChanges:
 
 
 class TestTries:
-    """What a try may take from those before it: too little is asked for again, too much would be lost."""
+    """What a try may reuse from earlier tries: too little costs requests, too much loses usage."""
 
     FIRST = Attempt(number=1, first=1, fingerprint="a")
     SECOND = replace(FIRST, number=2)

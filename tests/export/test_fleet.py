@@ -1,4 +1,4 @@
-"""Who is in a fleet, in which parts they are asked for, and what a result holds."""
+"""The entries of a fleet, the split of its queries, and the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from reducto_provider.export.dataset import PublishedDays
 from reducto_provider.export.fleet import (
-    LONGEST_MESSAGE,
+    MAX_MESSAGE_LENGTH,
     FleetEntry,
     FleetOutcome,
     describe_failures,
@@ -31,7 +31,7 @@ def outcome(org_id, error=None, **published):
         PublishedDays(**{"row_count": 3, "credits": Decimal("1.5"), "request_count": 7, "changed": {}, **published})
     )
     if error:
-        made.fail(error, hopeless=False)
+        made.fail(error, permanent=False)
     return made
 
 
@@ -50,11 +50,11 @@ def test_each_organization_by_each_dimension():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"org_id": "org_a"}, ["organizations", "several"]),
-        (b"[]", ["organizations", "several"]),
-        (None, ["organizations", "several"]),
-        ("{}", ["organizations", "several"]),
-        ("3", ["organizations", "several"]),
+        ({"org_id": "org_a"}, ["organizations", "must be a list"]),
+        (b"[]", ["organizations", "must be a list"]),
+        (None, ["organizations", "must be a list"]),
+        ("{}", ["organizations", "must be a list"]),
+        ("3", ["organizations", "must be a list"]),
         ("['org_a']", ["organizations", "tojson"]),
         ([3], ["org_id", "3"]),
         (["None"], ["org_id", "None"]),
@@ -96,7 +96,7 @@ def test_parts_add_up_exactly():
     }
     made.add(PublishedDays(row_count=1, credits=None, request_count=1, changed={}))
     assert made.as_json()["credits"] is None
-    assert "no figure of credits" in str(made)
+    assert "an unknown number of credits" in str(made)
 
 
 def test_a_result_is_bounded_and_tells_of_failures_first():
@@ -114,7 +114,7 @@ def test_a_result_is_bounded_and_tells_of_failures_first():
     ]
     assert result["organizations_left_out"] == 200 - len(result["organizations"])
     first = result["organizations"][0]
-    assert len(first["error"]) == LONGEST_MESSAGE
+    assert len(first["error"]) == MAX_MESSAGE_LENGTH
     assert (first["row_count"], first["credits"], first["request_count"]) == (None, None, None)
     assert (first["changed_day_count"], len(first["changed_days"])) == (500, 31)
     assert first["changed_days"][-1] == str(max(days))

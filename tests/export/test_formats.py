@@ -78,8 +78,8 @@ class TestBytes:
     @pytest.mark.parametrize("keys", [{}, KEYS], ids=["without keys", "with keys"])
     def test_some_rows_at_a_time(self, encode, monkeypatch, name, keys):
         whole = encode(name, USAGE, keys)
-        monkeypatch.setattr(formats, "_ROWS_AT_ONCE", 2)
-        monkeypatch.setattr(formats, "_ROWS_A_CHUNK", 2)
+        monkeypatch.setattr(formats, "_ROWS_PER_BATCH", 2)
+        monkeypatch.setattr(formats, "_ROWS_PER_CHUNK", 2)
         assert encode(name, USAGE, keys) == whole
 
     def test_csv(self, encode):
@@ -208,7 +208,7 @@ def test_other_formats_are_refused(name):
 
 
 class TestDigest:
-    """What makes a day another one than it was, and what does not."""
+    """What counts as a change of a day, and what does not."""
 
     @pytest.fixture
     def digest(self, make_export):
@@ -220,7 +220,7 @@ class TestDigest:
         return digest
 
     def test_stays_the_same_over_versions_of_this_package(self, digest):
-        """Another one here would restate every day of every dataset."""
+        """A different digest would restate every day of every dataset."""
         assert digest(*USAGE) == "98a0a9d977299afcee8dc0dfb51f18102245bc52965754b7a94ea6088ec191ca"
 
     @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("focus")])

@@ -23,7 +23,8 @@ from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.storage import LocalStorage, Storage
 from reducto_provider.export.verify import verify_dataset
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
-from reducto_provider.usage.report import UsageReport, plain
+from reducto_provider.usage.report import UsageReport, format_decimal
+from reducto_provider.usage.wire import decode_report
 
 FIRST = date(2026, 6, 1)
 DAYS = 6
@@ -40,11 +41,11 @@ def answer(org_id, group_by, first, last, rows):
     """The answer for these days, as it is decoded; ``rows`` are usage by day and group."""
     query = UsageQuery(start=first, end=last, group_by=group_by)
     data = ",".join(
-        f'{{"date":"{day}","group":{json.dumps(group)},"credits":{plain(credits)},"requestCount":{count}}}'
+        f'{{"date":"{day}","group":{json.dumps(group)},"credits":{format_decimal(credits)},"requestCount":{count}}}'
         for (day, group), (credits, count) in rows
     )
     echo = f'"orgId":{json.dumps(org_id)},"startDate":"{first}","endDate":"{last}","groupBy":"{group_by}"'
-    return UsageReport.decode(f'{{{echo},"data":[{data}]}}'.encode(), query), query
+    return decode_report(f'{{{echo},"data":[{data}]}}'.encode(), query), query
 
 
 def read_back(name, content):
@@ -282,7 +283,7 @@ class Reports(RuleBasedStateMachine):
     @precondition(lambda self: self.versions)
     @rule(which=LATER)
     def acknowledge_over_others(self, which):
-        """Somebody has read what was acknowledged long ago, and writes it now."""
+        """Write a stale acknowledgement file."""
         self.storage.replace(f"{self.folder}/.reported-{FIRST.year}", self.versions[which % len(self.versions)])
         self.acknowledged.clear()
 
@@ -294,7 +295,7 @@ class Reports(RuleBasedStateMachine):
             self.versions.append(content)
 
     def _export(self, offsets, amounts):
-        """Publish, and hold what would be reported against what was told before."""
+        """Publish, and compare the reported changes with those reported before."""
         first, last = (FIRST + timedelta(days=offset) for offset in offsets)
         days = [FIRST + timedelta(days=offset) for offset in range(offsets[0], offsets[1] + 1)]
         rows = {day: amounts[(day - FIRST).days] for day in days}

@@ -216,7 +216,7 @@ class TestOutputPath:
         ids=repr,
     )
     def test_other_paths_are_refused(self, path):
-        with pytest.raises(ValueError, match="output_path must be") as error:
+        with pytest.raises(ValueError, match=r"output_path must (be|not contain)") as error:
             check_output_path(path)
 
         assert repr(path) in str(error.value)

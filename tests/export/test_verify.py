@@ -138,6 +138,6 @@ class TestAHostileBucket:
 
         assert main([str(tmp_path / "usage")]) == 1
         assert capsys.readouterr().out.splitlines() == [
-            r"unknown: data/\udcff\n0 problems\x1b[2K: no manifest tells of it",
+            r"unknown: data/\udcff\n0 problems\x1b[2K: no manifest lists it",
             "3 days, 2 files, 1 problems",
         ]

@@ -201,7 +201,7 @@ def test_who_is_killed_as_the_coroutine_has_ended_does_not_wait_for_it_again(mon
 def test_a_signal_s_exception_while_something_runs_aside() -> None:
     cancelled = threading.Event()
 
-    async def look_up() -> None:
+    async def memo() -> None:
         try:
             await run_aside(time.sleep, 60)
         except asyncio.CancelledError:
@@ -209,7 +209,7 @@ def test_a_signal_s_exception_while_something_runs_aside() -> None:
             raise
 
     with alarm(kill), pytest.raises(Killed):
-        run(look_up())
+        run(memo())
     assert cancelled.is_set()
 
 
@@ -217,14 +217,14 @@ def test_what_else_waits_to_run_aside_is_not_run_once_the_wait_was_interrupted()
     """A second look-up of a connection: it might hang as the first one did, or be given the first one's answer."""
     begun = []
 
-    def look_up(number: int) -> None:
+    def memo(number: int) -> None:
         begun.append(number)
         time.sleep(1)
 
     async def look_up_all() -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(8):
-                group.create_task(run_aside(look_up, number))
+                group.create_task(run_aside(memo, number))
 
     for _ in range(5):
         with alarm(kill), pytest.raises(Killed):
@@ -272,12 +272,12 @@ def test_cancel_by_a_signal_handler_as_for_on_kill() -> None:
 
 
 def test_cancel_while_something_runs_aside_says_why_too() -> None:
-    async def look_up() -> None:
+    async def memo() -> None:
         await run_aside(time.sleep, 0.5)
         await run_aside(list)
 
     with alarm(event_loop.cancel), pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):
-        run(look_up())
+        run(memo())
 
 
 def test_a_coroutine_that_is_cancelled_before_it_begins() -> None:

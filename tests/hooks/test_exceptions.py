@@ -46,14 +46,14 @@ def test_the_table_is_complete() -> None:
     assert {error.__name__ for error in classes() if error.__module__ == exceptions.__name__} == set(ERRORS)
 
 
-@pytest.mark.parametrize(("name", "hopeless", "passing"), [(name, *row) for name, row in ERRORS.items()])
-def test_what_an_error_is_to_airflow(name: str, hopeless: bool, passing: bool) -> None:
+@pytest.mark.parametrize(("name", "permanent", "transient"), [(name, *row) for name, row in ERRORS.items()])
+def test_what_an_error_is_to_airflow(name: str, permanent: bool, transient: bool) -> None:
     error = getattr(exceptions, name)
     assert issubclass(error, ReductoError)
     assert issubclass(error, AirflowException)
-    assert issubclass(error, AirflowFailException) == hopeless
-    assert error.passing == passing
-    assert not (hopeless and passing)
+    assert issubclass(error, AirflowFailException) == permanent
+    assert error.transient == transient
+    assert not (permanent and transient)
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -66,7 +66,7 @@ def test_an_error_survives_pickling_and_copying(name: str, retry_after: float | 
         assert str(each) == "what happened: 50 % of 'it'"
         assert each.args == ("what happened: 50 % of 'it'",)
         assert each.retry_after == retry_after
-        assert each.passing == error.passing
+        assert each.transient == error.transient
 
 
 @pytest.mark.parametrize("name", ERRORS)

@@ -14,9 +14,9 @@ import pytest
 
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.hooks.reducto import ReductoHook
-from reducto_provider.operators.usage import ReductoUsageExportOperator
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
-from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 
 DAYS = {"usage_start_date": "2026-06-01", "usage_end_date": "2026-06-02"}
@@ -73,7 +73,7 @@ def trigger() -> None:
             org_id="org_acme",
             threshold="0",
             poke_interval=1,
-            asks_first=True,
+            poll_immediately=True,
             max_failure_time=0,
             **DAYS,
         )

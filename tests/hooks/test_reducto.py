@@ -601,7 +601,7 @@ def test_connections_are_looked_up_and_lines_logged_in_the_calling_thread_alone(
 
     monkeypatch.setattr(ReductoHook, "get_connection", staticmethod(noting("look-up", ReductoHook.get_connection)))
     monkeypatch.setattr(reducto, "get_async_connection", None)
-    monkeypatch.setattr(ReductoSettings, "of", noting("reading", ReductoSettings.of))
+    monkeypatch.setattr(ReductoSettings, "from_connection", noting("reading", ReductoSettings.from_connection))
     hook = ReductoHook()
     log = type("Log", (), {"info": noting("info", print), "warning": noting("warning", print)})
     monkeypatch.setattr(ReductoHook, "log", log)
@@ -688,7 +688,7 @@ def test_a_look_up_that_is_cancelled_goes_on_to_its_end(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, half: str
 ) -> None:
     connect()
-    look_up = getattr(reducto, half)
+    memo = getattr(reducto, half)
 
     async def cancel() -> None:
         begun, ended = asyncio.Event(), asyncio.Event()
@@ -696,7 +696,7 @@ def test_a_look_up_that_is_cancelled_goes_on_to_its_end(
         async def slow(*arguments: Any, **options: Any) -> Any:
             begun.set()
             await asyncio.sleep(0.05)
-            found = await look_up(*arguments, **options)
+            found = await memo(*arguments, **options)
             ended.set()
             return found
 

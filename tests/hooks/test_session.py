@@ -61,7 +61,7 @@ def test_run_with_advanced_retry(simulator: Simulator, connect: Connect) -> None
     connect(host=simulator.url)
     arguments = {
         "stop": tenacity.stop_after_attempt(3),
-        "retry": tenacity.retry_if_exception(lambda error: getattr(error, "passing", False)),
+        "retry": tenacity.retry_if_exception(lambda error: getattr(error, "transient", False)),
     }
     assert ReductoHook().run_with_advanced_retry(arguments, PATH, ASKED).status_code == 200
     assert len(simulator.requests) == 3

@@ -469,19 +469,19 @@ def test_settings_show_neither_key_nor_proxy() -> None:
 @pytest.mark.parametrize(("text", "hidden"), [(f"a {KEY} b {KEY}", "a *** b ***"), ("http://proxy", "http://proxy")])
 def test_hide(text: str, hidden: str) -> None:
     settings = ReductoSettings(base_url="https://example.com", key=KEY, proxy="http://proxy")
-    assert settings.hide(text) == hidden
+    assert settings.redact(text) == hidden
 
 
 def test_hide_a_key_as_it_is_written_in_a_url() -> None:
     settings = ReductoSettings(base_url="https://example.com", key="sk/1+2=")
-    assert settings.hide("token sk/1+2= or sk%2F1%2B2%3D") == "token *** or ***"
+    assert settings.redact("token sk/1+2= or sk%2F1%2B2%3D") == "token *** or ***"
 
 
 @pytest.mark.parametrize("password", ["password-1", "pass%40word-1"])
 def test_hide_a_proxy_s_password(password: str) -> None:
     settings = ReductoSettings(base_url="https://example.com", key=KEY, proxy=f"http://me:{password}@proxy")
     for form in (password, unquote(password)):
-        assert form not in settings.hide(f"login me, {form}: {settings.proxy} refuses")
+        assert form not in settings.redact(f"login me, {form}: {settings.proxy} refuses")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from reducto_provider.exceptions import (
 )
 from reducto_provider.hooks import transport
 from reducto_provider.hooks.reducto import ReductoHook
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.usage.query import UsageQuery
 from simulator import (
     Altered,
@@ -94,7 +94,7 @@ def refused(code: int, *says: str, error: type[ReductoError] = ReductoRequestErr
     return Scenario(faults=(status(code),), error=error, says=(str(code), *says))
 
 
-def passing(fault: Fault, error: type[ReductoError] = ReductoServerError, **options: Any) -> dict[str, Scenario]:
+def transient(fault: Fault, error: type[ReductoError] = ReductoServerError, **options: Any) -> dict[str, Scenario]:
     """A fault that may pass: survived when it does, and its error when it never does."""
     says = options.pop("says", ())
     return {
@@ -137,62 +137,62 @@ SCENARIOS = {
     **{
         f"{code}, {how}": scenario
         for code in (500, 502, 503, 504, 520)
-        for how, scenario in passing(status(code), says=(str(code),)).items()
+        for how, scenario in transient(status(code), says=(str(code),)).items()
     },
     **{
         f"429, {how}": scenario
-        for how, scenario in passing(
+        for how, scenario in transient(
             status(429), ReductoRateLimitError, says=("429", "requests_per_second", "'reducto_default'")
         ).items()
     },
-    **{f"an error deeply nested, {how}": scenario for how, scenario in passing(Reply(503, DEEP)).items()},
+    **{f"an error deeply nested, {how}": scenario for how, scenario in transient(Reply(503, DEEP)).items()},
     **{
         f"HTML, {code}, {how}": scenario
         for code in (200, 302, 401, 403, 404, 407, 429, 502)
-        for how, scenario in passing(
+        for how, scenario in transient(
             html(code), ReductoGatewayError, says=("an HTML page came with status", str(code), "proxy", "login")
         ).items()
     },
     **{
         f"{code}, {how}": scenario
         for code in (408, 425)
-        for how, scenario in passing(status(code), says=(str(code),)).items()
+        for how, scenario in transient(status(code), says=(str(code),)).items()
     },
     **{
         f"407, {how}": scenario
-        for how, scenario in passing(status(407), ReductoGatewayError, says=("407", "'proxy'")).items()
+        for how, scenario in transient(status(407), ReductoGatewayError, says=("407", "'proxy'")).items()
     },
-    **{f"reset, {how}": scenario for how, scenario in passing(Reset(), **NO_ANSWER).items()},
-    **{f"cut short, {how}": scenario for how, scenario in passing(CutShort(), **NO_ANSWER).items()},
+    **{f"reset, {how}": scenario for how, scenario in transient(Reset(), **NO_ANSWER).items()},
+    **{f"cut short, {how}": scenario for how, scenario in transient(CutShort(), **NO_ANSWER).items()},
     **{
         f"cut short in a chunk, {how}": scenario
-        for how, scenario in passing(CutShort(chunked=True), **NO_ANSWER).items()
+        for how, scenario in transient(CutShort(chunked=True), **NO_ANSWER).items()
     },
     "one fault after another": Scenario(faults=(Reset(), status(429)), requests=3),
     "a passing fault, then a lasting one": Scenario(
         faults=(status(503), status(400)), error=ReductoRequestError, requests=2
     ),
-    "a stall in the headers": passing(Stall(30), **TIMED_OUT)["always"],
-    "a stall in the body": passing(Stall(30, "body"), **TIMED_OUT)["always"],
-    "a stall, once": passing(Stall(30), **TIMED_OUT)["once"],
-    "a trickle": passing(Trickle(0.05), **TIMED_OUT)["always"],
-    "HTML in disguise": passing(
+    "a stall in the headers": transient(Stall(30), **TIMED_OUT)["always"],
+    "a stall in the body": transient(Stall(30, "body"), **TIMED_OUT)["always"],
+    "a stall, once": transient(Stall(30), **TIMED_OUT)["once"],
+    "a trickle": transient(Trickle(0.05), **TIMED_OUT)["always"],
+    "HTML in disguise": transient(
         Reply(401, b"\xef\xbb\xbf \n<!DOCTYPE html>", {"Content-Type": "application/json"}), ReductoGatewayError
     )["always"],
-    "HTML in some other encoding": passing(
+    "HTML in some other encoding": transient(
         Reply(200, "<html>".encode("utf-16"), {"Content-Type": "text/html; charset=utf-16"}), ReductoGatewayError
     )["always"],
-    "HTML that says what it is": passing(
+    "HTML that says what it is": transient(
         Reply(403, f"<title>\n No {KEY} here </title>", {"Content-Type": "text/html"}),
         ReductoGatewayError,
         says=("an HTML page (No *** here) came with status 403",),
     )["always"],
-    "HTML and a redirect": passing(
+    "HTML and a redirect": transient(
         Reply(302, "<html>moved</html>", {"Location": "https://login.example/?from=usage"}),
         ReductoGatewayError,
         says=("an HTML page and a redirect to login.example came with status 302",),
     )["always"],
-    "HTML packed by gzip": passing(
+    "HTML packed by gzip": transient(
         Reply(403, gzip.compress(b"<html>"), {"Content-Encoding": "gzip"}), ReductoGatewayError
     )["always"],
     "an empty 401": Scenario(faults=(Reply(401),), error=ReductoAuthenticationError),
@@ -229,7 +229,7 @@ SCENARIOS = {
     "an endless body": contract(Endless(), says=("longer than 1 MiB", "fewer days"), limit=2**20),
     "gzip": Scenario(faults=(Gzip(),)),
     "gzip undeclared": contract(Gzip(declared=False), says=("not JSON",)),
-    "declared gzip that is none": passing(
+    "declared gzip that is none": transient(
         Reply(200, "{}", {"Content-Encoding": "gzip"}), **NO_ANSWER
     )["always"],
 }  # fmt: skip
@@ -1051,7 +1051,7 @@ def test_the_process_ends_while_a_resolver_hangs() -> None:
 import asyncio, datetime as dt, os, socket, time
 socket.getaddrinfo = lambda *args, **kwargs: time.sleep(3600)
 from reducto_provider.hooks.reducto import ReductoHook
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.usage.query import UsageQuery
 
 query = UsageQuery(start=dt.date(2026, 6, 1), end=dt.date(2026, 6, 1), org_id="org_acme")

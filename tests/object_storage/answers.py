@@ -12,6 +12,7 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import LocalStorage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+from reducto_provider.usage.wire import decode_report
 from simulator import ORGANIZATIONS
 from simulator.usage import Usage
 
@@ -56,7 +57,7 @@ def decoded(query: UsageQuery, rows: list[dict[str, Any]]) -> Answer:
     }
     # As the simulator writes it: the `json` format keeps rows as they were sent.
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return UsageReport.decode(text.encode(), query), query
+    return decode_report(text.encode(), query), query
 
 
 def files_of(given: Answer, folder: Path) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ class Call:
 
     @property
     def action(self) -> str:
-        """What S3's policies call it."""
+        """Return its action name in S3 policies."""
         return ACTIONS[self.method] if self.key else "s3:ListBucket"
 
 
@@ -109,7 +109,7 @@ class S3Server:
         return name
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
-        """Everything that lies there, by key."""
+        """Return all objects, by key."""
         pages = self.bystander.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
         return {key: self.bystander.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}

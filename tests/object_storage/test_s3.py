@@ -82,7 +82,7 @@ class TestExport:
             assert xcom["row_count"] == len(report.rows)
             keys = [file["uri"].removeprefix(f"s3://{bucket}/") for file in xcom["files"]]
             assert [file["bytes"] for file in xcom["files"]] == [len(found[key]) for key in keys]
-        # What lies there is for people and other tools, whose connections have other ids.
+        # Stored files are for people and other tools, whose connections have other ids.
         assert "lake@" not in repr(result.xcoms)
         assert "a-secret-of-the-tests" not in result.log + repr(result.xcoms)
 
@@ -157,8 +157,8 @@ class TestRefusals:
         contents = {bucket: s3.objects(bucket) for bucket in (empty, full, unreadable, expired)}
         permission = ["PermissionError: Access Denied", "credential", "may read, write, remove and list"]
         expected = {
-            "missing_days": (f"s3://lake@{missing}/usage", days, ["bucket does not exist", "creates none"]),
-            "missing_one": (f"s3://lake@{missing}/usage.csv", one, ["bucket does not exist", "creates none"]),
+            "missing_days": (f"s3://lake@{missing}/usage", days, ["bucket does not exist", "does not create it"]),
+            "missing_one": (f"s3://lake@{missing}/usage.csv", one, ["bucket does not exist", "does not create it"]),
             "denied_first": (f"s3://lake@{empty}/usage", days, permission),
             "denied_days": (f"s3://lake@{full}/usage", days, [*permission, "0 of 3 days are published"]),
             "denied_one": (f"s3://lake@{full}/usage.csv", one, [*permission, "what was there is untouched"]),

@@ -41,14 +41,14 @@ def started(function: Any, *arguments: Any, environment: Mapping[str, str] | Non
 
 
 def export(url: str, format: str, answers: Answers, times: int = 1) -> None:
-    """Publish one answer after the other, so many in all."""
+    """Publish ``times`` answers, one after the other."""
     dataset = UsageDataset(open_storage(url), check_format(format), {})
     for report, query in islice(cycle(answers), times):
         dataset.publish(report, query)
 
 
 def export_when_told(url: str, format: str, answers: Answers, connection: Connection) -> None:
-    """Get everything ready, say so, and export when told."""
+    """Prepare, signal readiness, and export on command."""
     storage = open_storage(url)
     storage.read("nothing")  # the first request of a store's client takes its time
     connection.send("ready")
@@ -58,7 +58,7 @@ def export_when_told(url: str, format: str, answers: Answers, connection: Connec
 
 
 def export_and_die(url: str, format: str, answers: Answers, step: int) -> None:
-    """Publish, and be killed just before the so many-th thing that is done to a file or a folder."""
+    """Publish, and be killed just before operation number ``step`` on a file or folder."""
     steps = iter(range(step))
 
     def hook(event: str, _: tuple[Any, ...]) -> None:

@@ -10,7 +10,7 @@ import pytest
 DAG = """
 from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 {imports}
 
 with DAG("export", schedule={schedule}, start_date=datetime(2026, 1, 1), catchup=False, params={params!r}):

@@ -1,4 +1,4 @@
-"""Which days a run covers, on real Airflow: the operator's XCom tells."""
+"""Which days a run covers, on real Airflow, by the operator's XCom."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reducto_provider.exceptions import ReductoDayNotOverError
-from reducto_provider.operators.usage import (
-    ReductoUsageExportOperator,
-    ReductoUsageFleetExportOperator,
-    ReductoUsageReconciliationOperator,
-)
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.usage.window import DayRange
 from tests.airflows import AIRFLOW, PARTITIONS, dag_author, new_in
 from tests.usage.runs import partition_runs, run_context, utc
@@ -109,7 +107,7 @@ def asked(task: Any, context: dict[str, Any] | None = None) -> DayRange:
 def logged(mocker) -> list[str]:
     """The lines that a task logs, which go to pytest on Airflow 2 alone."""
     lines: list[str] = []
-    log = mocker.patch("reducto_provider.operators.usage._ReductoUsageOperator.log")
+    log = mocker.patch("reducto_provider.operators.base.BaseUsageOperator.log")
     log.info = log.warning = lambda line, *values: lines.append(line % values)
     log.log = lambda level, *line: log.warning(*line)
     return lines
@@ -138,7 +136,7 @@ class TestSettleDays:
 
 @OPERATORS
 class TestDaysToCome:
-    """Nothing can have been used on them, and a service may answer for a shorter range than was asked for."""
+    """They have no usage, and a service may answer for a shorter range than requested."""
 
     @pytest.fixture(autouse=True)
     def now(self):
@@ -147,7 +145,7 @@ class TestDaysToCome:
 
     def test_they_are_left_out(self, kind, logged):
         assert asked(operator(kind, **EXPLICIT)) == DayRange(date(2026, 11, 1), date(2026, 11, 21))
-        assert "The days after 2026-11-21 are left out: nothing can have been used on them yet" in "\n".join(logged)
+        assert "The days after 2026-11-21 are left out: they are in the future" in "\n".join(logged)
 
     def test_today_is_not_one_of_them(self, kind, logged):
         task = operator(kind, usage_start_date="2026-11-21", usage_end_date="2026-11-21")
@@ -163,7 +161,7 @@ class TestDaysToCome:
 
         assert not isinstance(error.value, AirflowFailException)
         assert str(error.value) == (
-            "export: 2026-11-22 to 2026-11-30 is to come: nothing can have been used before 2026-11-22 00:00 UTC, "
+            "export: 2026-11-22 to 2026-11-30 is in the future: there is no usage before 2026-11-22 00:00 UTC, "
             "retry after that"
         )
 

@@ -185,7 +185,7 @@ def test_days_that_are_not_settled_are_left_out(export, simulator):
 def test_the_event_of_an_asset_carries_the_summary(run_dag, tmp_path):
     source = f"""
         from airflow.providers.common.compat.sdk import DAG, Asset
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("export", schedule=None):
             ReductoUsageExportOperator(
@@ -271,7 +271,7 @@ def test_a_mapped_export(run_dag, simulator):
     organizations = ["org_acme", "org_globex", "org_initech"]
     result = run_dag(f"""
         from airflow.providers.common.compat.sdk import DAG
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("fleet", schedule=None):
             ReductoUsageExportOperator.partial(
@@ -514,7 +514,7 @@ def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path,
     result = run_dag(f"""
         from airflow.providers.common.compat.sdk import DAG
         from reducto_provider.export import formats
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         formats.find_spec = lambda name: None
         with DAG("export", schedule=None):
@@ -533,7 +533,7 @@ def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path,
 CALLBACKS = """
 from pathlib import Path
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
 
 def note(context):
     with Path({noted!r}).open("a") as file:
@@ -579,7 +579,7 @@ def test_an_error_in_noting_what_was_reported_is_none_of_the_task(run_dag, tmp_p
     source = f"""
         from airflow.providers.common.compat.sdk import DAG
         from reducto_provider.export import reported
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         def refuse(*arguments):
             raise OSError("the disk is full")
@@ -602,7 +602,7 @@ def test_what_a_task_that_did_not_succeed_reported_is_reported_again(run_dag, ex
     error = {"fails": "ValueError", "is skipped": "AirflowSkipException"}[how]
     source = f"""
         from airflow.providers.common.compat.sdk import DAG, AirflowSkipException
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         def end(context, result):
             raise {error}("after the last write")
@@ -655,7 +655,7 @@ def test_mapped_tasks_onto_one_object_are_refused_but_for_the_first(run_dag, tmp
     common = {name: value for name, value in given.items() if name != expand.partition("=")[0]}
     result = run_dag(f"""
         from airflow.providers.common.compat.sdk import DAG
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("export", schedule=None):
             ReductoUsageExportOperator.partial(
@@ -674,7 +674,7 @@ def test_mapped_tasks_onto_one_object_are_refused_but_for_the_first(run_dag, tmp
 def test_an_event_of_one_object_says_whether_it_changed(run_dag, tmp_path):
     source = f"""
         from airflow.providers.common.compat.sdk import DAG, Asset
-        from reducto_provider.operators.usage import ReductoUsageExportOperator
+        from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("export", schedule=None):
             ReductoUsageExportOperator(

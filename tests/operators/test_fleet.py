@@ -19,7 +19,8 @@ from tests.real_airflow.dagtest import DagTestError
 DAG = """
 from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG, Asset, task
-from reducto_provider.operators.usage import ReductoUsageExportOperator, ReductoUsageFleetExportOperator
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 {before}
 
 with DAG("fleet", schedule=None, params={params!r}, render_template_as_native_obj={native}):
@@ -63,7 +64,7 @@ def test_filters_that_nothing_matches_are_warned_of(fleet):
 
 
 def asked_of(simulator):
-    """How often each organization was asked for."""
+    """Return the number of requests for each organization."""
     return Counter(dict(request.query)["orgId"] for request in simulator.requests)
 
 
@@ -204,7 +205,7 @@ def test_a_retry_asks_only_for_what_failed(fleet, simulator):
     assert (xcom["exported"], xcom["failed"]) == (3, 0)
     truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
     acme = of(xcom, org_id="org_acme")
-    assert acme["status"] == "exported before"
+    assert acme["status"] == "already_exported"
     assert acme["credits"] == float(sum(row.credits for row in truth))
     assert acme["request_count"] == sum(row.requests for row in truth)
     assert acme["row_count"] == len(truth)
@@ -352,8 +353,8 @@ def test_no_more_at_a_time_than_allowed(fleet, simulator):
 COUNT_REPORTS = """
 import weakref
 from reducto_provider.export.dataset import UsageDataset
-from reducto_provider.usage.report import UsageReport
-decode, publish, ids, most = UsageReport.decode, UsageDataset.publish, set(), [0]
+from reducto_provider.hooks import reducto
+decode, publish, ids, most = reducto.decode_report, UsageDataset.publish, set(), [0]
 
 def counted(body, query):
     report = decode(body, query)
@@ -368,7 +369,7 @@ def failing(self, report, query, **options):
         raise OSError("no space left")
     return publish(self, report, query, **options)
 
-UsageReport.decode = staticmethod(counted)
+reducto.decode_report = counted
 UsageDataset.publish = failing
 """
 
@@ -434,12 +435,12 @@ def test_organizations_by_template(fleet, simulator, arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"organizations": ["org_a", "org_b", "org_a"]}, ["twice", "org_a by product"]),
+        ({"organizations": ["org_a", "org_b", "org_a"]}, ["duplicates", "org_a by product"]),
         (
             {"organizations": ["org_a", {"org_id": "org_a", "reducto_conn_id": "other"}]},
-            ["twice", "org_a by product"],
+            ["duplicates", "org_a by product"],
         ),
-        ({"group_by": ["product", "feature", "product"]}, ["twice", "org_acme by product"]),
+        ({"group_by": ["product", "feature", "product"]}, ["duplicates", "org_acme by product"]),
         ({"organizations": []}, ["organizations", "empty"]),
         ({"organizations": "org_a"}, ["organizations", "org_a", "tojson"]),
         ({"organizations": [{"id": "org_a"}]}, ["organizations", "org_id", "'id'"]),
@@ -466,7 +467,7 @@ def test_bad_literals_are_errors_of_the_dag_file(fleet, simulator, arguments, wo
     [
         ({"organizations": "{{ ['org_a'] }}"}, ["organizations", "tojson"]),
         ({"organizations": "{{ [] | tojson }}"}, ["organizations", "empty"]),
-        ({"organizations": ["org_a", "{{ 'org_a' }}"]}, ["twice", "org_a by product"]),
+        ({"organizations": ["org_a", "{{ 'org_a' }}"]}, ["duplicates", "org_a by product"]),
         ({"group_by": "{{ 'pages' }}"}, ["group_by", "pages"]),
     ],
 )
@@ -539,7 +540,7 @@ def test_stopped_it_goes_on_with_the_next_try(fleet, simulator, tmp_path, argume
     [error] = result.errors
     assert (error.type, error.state) == (error_type, "up_for_retry")
     assert asked_of(simulator) == {"org_acme": 1, "org_globex": 2}
-    assert of(result.xcom("export"), org_id="org_acme")["status"] == "exported before"
+    assert of(result.xcom("export"), org_id="org_acme")["status"] == "already_exported"
     assert len(days_of(tmp_path)) == 31
 
 

@@ -17,11 +17,9 @@ from tests.real_airflow.fixtures import IMPORTABLE
 
 DAG = """
 from airflow.providers.common.compat.sdk import DAG, Asset
-from reducto_provider.operators.usage import (
-    ReductoUsageExportOperator,
-    ReductoUsageFleetExportOperator,
-    ReductoUsageReconciliationOperator,
-)
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 
 DAYS = dict(usage_start_date="2026-05-01", usage_end_date="2026-05-03")
 

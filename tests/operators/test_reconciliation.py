@@ -11,7 +11,7 @@ from simulator import Altered
 DAG = """
 from datetime import timedelta
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.operators.usage import ReductoUsageReconciliationOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 
 with DAG("reconcile", schedule=None):
     ReductoUsageReconciliationOperator(

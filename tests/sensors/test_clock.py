@@ -14,7 +14,7 @@ DAG = """
 from datetime import datetime, timedelta
 import time_machine
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 
 class AtMoments(ReductoUsageThresholdSensor):
@@ -135,7 +135,7 @@ def test_a_projection(wait, simulator, metric):
 ROTATES = """
 import json, os
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 
 class Rotates(ReductoUsageThresholdSensor):

@@ -30,8 +30,8 @@ from reducto_provider.exceptions import (
 )
 from reducto_provider.hooks.reducto import BACKOFF_INITIAL, RETRY_AFTER_CAP, ReductoHook
 from reducto_provider.hooks.settings import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
-from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.fields import REMEDIES
 from simulator import Altered, Stall, status
 from tests.airflows import AirflowRescheduleException, new_in
@@ -146,7 +146,7 @@ def test_everything_is_handed_over(sensor, simulator):
         "wait_when_closed": True,
         "failed_polls": 1,
         "max_failure_time": 10800.0,
-        "asks_first": False,
+        "poll_immediately": False,
         "window": None,
         "grace": None,
     }
@@ -260,7 +260,7 @@ def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(bega
     kept = trigger.serialize()[1]
 
     assert (kept["usage_start_date"], kept["usage_end_date"], kept["threshold"]) == (first, last, "5")
-    assert kept["asks_first"], "nobody has asked before"
+    assert kept["poll_immediately"], "nobody has asked before"
 
 
 @new_in(3, 3, "waits that begin in the triggerer")

@@ -50,8 +50,9 @@ DAG = """
 from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
-from reducto_provider.sensors import usage as sensors
-from reducto_provider.triggers import usage as triggers
+from reducto_provider.sensors import threshold as sensors
+from reducto_provider.triggers import base
+from reducto_provider.triggers import threshold as triggers
 from reducto_provider.usage.threshold import UsageThreshold
 
 # What can't be brought about from outside.
@@ -69,7 +70,7 @@ async def other_event_of(self, *args):
 
 UsageThreshold.read = read_otherwise
 triggers.ReductoUsageThresholdTrigger._event_of = other_event_of
-triggers.SHORTEST_INTERVAL = sensors.SHORTEST_INTERVAL = 0.05
+base.MIN_INTERVAL = sensors.MIN_INTERVAL = 0.05
 
 LONDON = CronDataIntervalTimetable("@daily", timezone="Europe/London")
 
@@ -148,7 +149,7 @@ CASES = (
     Case("the request is refused (400)", faults=(status(400),), when=(LATER,)),
     Case("rows without credits", kind="uncounted"),
     Case("an answer for another organization", faults=(Altered({"orgId": "org_other"}),), lasts=IF_SILENT),
-    Case("an HTML page", faults=(html(),), lasts=IF_SILENT, when=(LATER,)),
+    Case("HTML pages, `max_failure_time=0`", FIVE_END_IT, faults=(html(),), lasts=IF_SILENT),
     Case("half an answer", faults=(Reply(200, '{"orgId": '),), lasts=IF_SILENT, when=(FIRST,)),
     Case(
         "four transient errors, `max_failure_time=0`",

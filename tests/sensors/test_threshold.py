@@ -18,7 +18,7 @@ from tests.airflows import gone_in, new_in
 DAG = """
 from datetime import datetime, timedelta
 from airflow.providers.common.compat.sdk import DAG
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 with DAG("wait", schedule=None, params={params!r}):
     ReductoUsageThresholdSensor(task_id="wait", retry_delay=timedelta(seconds=0), {arguments})
@@ -197,7 +197,7 @@ def test_the_month_of_the_run_is_the_window(wait, simulator):
 
 MAPPED = """
 from airflow.providers.common.compat.sdk import DAG, task
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 with DAG("wait", schedule=None, params={{"days": 7}}):
     budget = task(lambda: 5, task_id="budget")()

@@ -13,9 +13,9 @@ from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.triggers import BaseEventTrigger
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
-from reducto_provider.triggers import usage as module
+from reducto_provider.triggers import base, levels
+from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from reducto_provider.triggers.polls import Poll
-from reducto_provider.triggers.usage import ReductoUsageLevelTrigger
 from reducto_provider.usage.report import UsageReport, UsageRow
 from simulator import Reset, html, status
 from tests.airflows import new_in
@@ -26,8 +26,8 @@ ANY_DAY = date(2026, 6, 10)
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    monkeypatch.setattr(module, "_PERSIST_SECONDS", 0)
-    monkeypatch.setattr(module, "SHORTEST_INTERVAL", 0.01)
+    monkeypatch.setattr(levels, "_PERSIST_SECONDS", 0)
+    monkeypatch.setattr(base, "MIN_INTERVAL", 0.01)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ class Store:
 def level_trigger(store=None, **arguments):
     trigger = ReductoUsageLevelTrigger(**{"budget": 100, **arguments})
     trigger.asset_state_store = store
-    trigger.asks_first = False  # the polls are made by hand
+    trigger.poll_immediately = False  # the polls are made by hand
     return trigger
 
 

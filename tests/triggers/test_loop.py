@@ -20,8 +20,10 @@ import pytest
 
 from reducto_provider.exceptions import ReductoRequestError
 from reducto_provider.hooks.reducto import ReductoHook
-from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, Poll
-from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger, _UsageTrigger
+from reducto_provider.triggers.base import BaseUsageTrigger
+from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
+from reducto_provider.triggers.polls import MAX_RETRY_AFTER, Poll
+from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
 from reducto_provider.usage.threshold import UsageThreshold
@@ -159,7 +161,7 @@ def test_while_the_service_takes_its_time(service, where):
     service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
 
     async def scenario():
-        assert (await first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+        assert (await first_event(threshold_trigger(poll_immediately=True)))["status"] == "exceeded"
 
     never_blocks(scenario)
 
@@ -169,7 +171,7 @@ def test_while_a_large_answer_is_read(service, per_group):
     service.faults.add(large_answer(100_000), times=None)
 
     async def scenario():
-        event = await first_event(threshold_trigger(asks_first=True, per_group=per_group))
+        event = await first_event(threshold_trigger(poll_immediately=True, per_group=per_group))
         assert event["reading"]["value"] == (99_999.1 if per_group else 4_999_960_000)
 
     never_blocks(scenario)
@@ -240,7 +242,7 @@ def test_while_many_begin_at_the_same_moment(service, connection, outcome):
         yield
 
     async def wait():
-        trigger = threshold_trigger(reducto_conn_id=connection, asks_first=True, per_group=True)
+        trigger = threshold_trigger(reducto_conn_id=connection, poll_immediately=True, per_group=True)
         return await anext(trigger.filter_shared_stream(stream()))
 
     async def scenario():
@@ -259,7 +261,7 @@ def test_while_many_project_the_same_answer():
         UsageRow(day, f"key {n}", Decimal("1.5"), 1) for day in DayRange(first, last).days() for n in range(300)
     )
     query = UsageQuery(start=first, end=date(2026, 6, 30), group_by="api_key")
-    waited_for = [
+    condition = [
         UsageThreshold(query=query, metric="credits", threshold=Decimal(n), per_group=True, projected=True)
         for n in range(200)
     ]
@@ -267,7 +269,7 @@ def test_while_many_project_the_same_answer():
     async def scenario():
         report = UsageReport(org_id="org_acme", start=first, end=last, group_by="api_key", rows=rows)
         poll = Poll(datetime(2026, 6, 29, 12, tzinfo=UTC), query, report)
-        readings = await asyncio.gather(*map(poll.read, waited_for))
+        readings = await asyncio.gather(*map(poll.read, condition))
         assert {reading.value for reading in readings} == {45}
 
     never_blocks(scenario)
@@ -276,16 +278,16 @@ def test_while_many_project_the_same_answer():
 def test_while_another_answer_is_summed_up_that_is_large():
     day, query = date(2026, 6, 1), UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1))
     rows = (UsageRow(day, "key", Decimal("1.5"), 1),) * 3_000_000
-    waited_for = UsageThreshold(query=query, metric="credits", threshold=Decimal(1))
+    condition = UsageThreshold(query=query, metric="credits", threshold=Decimal(1))
 
     def poll(rows):
         report = UsageReport(org_id="org_acme", start=day, end=day, group_by="product", rows=rows)
         return Poll(datetime(2026, 6, 1, 12, tzinfo=UTC), query, report)
 
     async def scenario():
-        large = asyncio.gather(*map(poll(rows).read, [waited_for] * 20))
+        large = asyncio.gather(*map(poll(rows).read, [condition] * 20))
         while not large.done():
-            assert (await poll(rows[:1]).read(waited_for)).value == Decimal("1.5")
+            assert (await poll(rows[:1]).read(condition)).value == Decimal("1.5")
             await asyncio.sleep(0.001)
         assert len(await large) == 20
 
@@ -314,7 +316,7 @@ def test_while_the_log_has_no_room(simulator, connect, monkeypatch, make_trigger
                 loop.call_soon_threadsafe(turned.set)
                 lines.append((args[0], turned.wait(5)))
 
-        for logs in (_UsageTrigger, ReductoHook):
+        for logs in (BaseUsageTrigger, ReductoHook):
             monkeypatch.setattr(logs, "log", FullLog())
         await first_event(make_trigger())
 
@@ -328,17 +330,17 @@ def test_while_the_log_has_no_room(simulator, connect, monkeypatch, make_trigger
 def test_while_the_connection_is_looked_up(service, monkeypatch):
     from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 
-    look_up = EnvironmentVariablesBackend.get_conn_value
+    memo = EnvironmentVariablesBackend.get_conn_value
 
     def slowly(self, *args, **kwargs):
         time.sleep(0.5)
-        return look_up(self, *args, **kwargs)
+        return memo(self, *args, **kwargs)
 
     monkeypatch.setattr(EnvironmentVariablesBackend, "get_conn_value", slowly)
     service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
 
     async def scenario():
-        assert (await first_event(threshold_trigger(asks_first=True)))["status"] == "exceeded"
+        assert (await first_event(threshold_trigger(poll_immediately=True)))["status"] == "exceeded"
 
     never_blocks(scenario)
 
@@ -392,14 +394,14 @@ class Troubled(NamedTuple):
 def trouble(connect):
     """Let triggers run, each meeting a fault of its own again and again, until all have ended or polled thrice."""
 
-    def run(faults, make_trigger, passing, **extra):
+    def run(faults, make_trigger, transient, **extra):
         organizations = [Organization(name, records=()) for name in faults]
         with Simulator(organizations) as simulator:
             connect(host=simulator.url, extra={"max_attempts": ATTEMPTS, **extra})
             for name, fault in faults.items():
                 simulator.faults.add(fault, times=None, org=name)
             events = {name: [] for name in faults}
-            enough = {name: 2 * ATTEMPTS + 1 if name in passing else 3 for name in faults}
+            enough = {name: 2 * ATTEMPTS + 1 if name in transient else 3 for name in faults}
 
             def asked():
                 by_name = {name: [] for name in faults}
@@ -464,9 +466,9 @@ def test_a_wait_with_silent_fail_does_so_too(trouble):
     seen = trouble(CODES, partial(threshold_trigger, silent_fail=True), PASSING_CODES)
 
     seen.assert_bounded()
-    hopeless = {name for name in CODES if name.startswith("4")} - PASSING_CODES
-    assert seen.ended == hopeless
-    assert seen.asked_again == CODES.keys() - hopeless
+    permanent = {name for name in CODES if name.startswith("4")} - PASSING_CODES
+    assert seen.ended == permanent
+    assert seen.asked_again == CODES.keys() - permanent
 
 
 def test_a_budget_is_asked_for_once_an_interval_whatever_the_status(trouble):
@@ -545,7 +547,7 @@ def test_retry_after_puts_off_the_next_poll(service, make_trigger, retry_after_a
 def test_retry_after_is_honoured_for_an_hour_at_most(service, make_trigger, retry_after_as):
     service.faults.add(status(503, retry_after=86_400, retry_after_as=retry_after_as))
 
-    assert asyncio.run(first_poll(make_trigger())).next_in == LONGEST_RETRY_AFTER
+    assert asyncio.run(first_poll(make_trigger())).next_in == MAX_RETRY_AFTER
 
 
 async def first_shared_event(trigger):
@@ -563,7 +565,7 @@ async def first_shared_event(trigger):
     "wait", [first_event, pytest.param(first_shared_event, marks=SHARED_STREAMS)], ids=["alone", "shared"]
 )
 @pytest.mark.parametrize(
-    "trigger", [threshold_trigger(asks_first=True), level_trigger(budget=10)], ids=["threshold", "level"]
+    "trigger", [threshold_trigger(poll_immediately=True), level_trigger(budget=10)], ids=["threshold", "level"]
 )
 def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigger):
     service.faults.add(status(429, retry_after=3))
@@ -576,9 +578,9 @@ def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigg
 
 def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_over(service):
     """A triggerer runs for months, and has ever new questions, which would be kept as long."""
-    _UsageTrigger._put_off.clear()
-    triggers = [threshold_trigger(org_id=org, asks_first=True) for org in ("org_acme", "org_globex", "org_umbra")]
-    first, second, third = (trigger._question() for trigger in triggers)
+    BaseUsageTrigger._retry_not_before.clear()
+    triggers = [threshold_trigger(org_id=org, poll_immediately=True) for org in ("org_acme", "org_globex", "org_umbra")]
+    first, second, third = (trigger._stream_key() for trigger in triggers)
 
     def refused(trigger, seconds):
         service.faults.add(status(429, retry_after=seconds))
@@ -586,8 +588,8 @@ def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_
 
     refused(triggers[0], 1)
     refused(triggers[1], 60)
-    assert _UsageTrigger._put_off.keys() == {first, second}
+    assert BaseUsageTrigger._retry_not_before.keys() == {first, second}
     time.sleep(1.1)
     refused(triggers[2], 60)
-    assert _UsageTrigger._put_off.keys() == {second, third}
-    _UsageTrigger._put_off.clear()
+    assert BaseUsageTrigger._retry_not_before.keys() == {second, third}
+    BaseUsageTrigger._retry_not_before.clear()

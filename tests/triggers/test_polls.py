@@ -17,9 +17,10 @@ import time_machine
 
 from reducto_provider.exceptions import ReductoServerError
 from reducto_provider.hooks import transport
-from reducto_provider.triggers import usage as module
+from reducto_provider.triggers import levels
+from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from reducto_provider.triggers.polls import MAX_FAILURE_TIME, MIN_FAILED_POLLS, FailedPolls, Poller
-from reducto_provider.triggers.usage import ReductoUsageLevelTrigger, ReductoUsageThresholdTrigger
+from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from simulator import Reset, Stall, redirect, status
 from tests.airflows import SHARED_STREAMS
@@ -210,7 +211,9 @@ async def first_of(events):
         return await anext(events)
 
 
-@pytest.mark.parametrize("make_trigger", [threshold_trigger, lambda: threshold_trigger(asks_first=True), level_trigger])
+@pytest.mark.parametrize(
+    "make_trigger", [threshold_trigger, lambda: threshold_trigger(poll_immediately=True), level_trigger]
+)
 @pytest.mark.parametrize("requests", [0, 1, 2])
 def test_a_trigger_that_is_cancelled(service, make_trigger, requests, leaves_nothing_open):
     service.faults.add(status(503))
@@ -232,7 +235,7 @@ def test_a_loop_that_ends(service, leaves_nothing_open):
     service.faults.add(Stall(60), times=None)
 
     async def ends():
-        triggers = [threshold_trigger(asks_first=True, poke_interval=float(seconds)) for seconds in (1, 2, 2, 3)]
+        triggers = [threshold_trigger(poll_immediately=True, poke_interval=float(seconds)) for seconds in (1, 2, 2, 3)]
         tasks = [asyncio.create_task(first_of(trigger.run())) for trigger in triggers]
         await until(lambda: len(service.requests) >= 3)
         return tasks  # which asyncio.run cancels, as a triggerer's shutdown does
@@ -251,7 +254,7 @@ def test_who_begins_and_ends_at_the_same_moment_asks_once(service, leaves_nothin
     async def scenario():
         deadline = time.time() + 4
         triggers = [
-            threshold_trigger(threshold=str(number), asks_first=True, poke_interval=300.0, deadline=deadline)
+            threshold_trigger(threshold=str(number), poll_immediately=True, poke_interval=300.0, deadline=deadline)
             for number in range(200)
         ]
         waits = [asyncio.create_task(first_of(trigger.run())) for trigger in triggers]
@@ -269,7 +272,7 @@ def test_each_event_loop_asks_by_itself(service, leaves_nothing_open):
     service.usage.add("org_acme", query().start, credits=11, requests=1)
 
     def in_a_loop(_):
-        return asyncio.run(first_of(threshold_trigger(asks_first=True).run())).payload["status"]
+        return asyncio.run(first_of(threshold_trigger(poll_immediately=True).run())).payload["status"]
 
     with ThreadPoolExecutor() as pool:
         assert list(pool.map(in_a_loop, range(2))) == ["exceeded"] * 2
@@ -291,13 +294,15 @@ def test_who_is_cancelled_takes_no_answer_from_the_others(service, leaves_nothin
     service.usage.add("org_acme", query().start, credits=11, requests=1)
 
     async def scenario():
-        first, *others = [asyncio.create_task(first_of(threshold_trigger(asks_first=True).run())) for _ in range(3)]
+        first, *others = [
+            asyncio.create_task(first_of(threshold_trigger(poll_immediately=True).run())) for _ in range(3)
+        ]
         await until(lambda: service.journal.in_flight == 1)
         first.cancel()
         assert [event.payload["status"] for event in await asyncio.gather(*others)] == ["exceeded"] * 2
         assert first.cancelled()
 
-        await first_of(threshold_trigger(asks_first=True).run())
+        await first_of(threshold_trigger(poll_immediately=True).run())
 
     asyncio.run(scenario())
     assert len(service.requests) == 2, "one for the three, one for who came later"
@@ -308,12 +313,12 @@ def test_who_comes_when_all_others_have_gone_asks_anew(service, leaves_nothing_o
     service.usage.add("org_acme", query().start, credits=11, requests=1)
 
     async def scenario():
-        gone = [asyncio.create_task(first_of(threshold_trigger(asks_first=True).run())) for _ in range(2)]
+        gone = [asyncio.create_task(first_of(threshold_trigger(poll_immediately=True).run())) for _ in range(2)]
         await until(lambda: service.journal.in_flight == 1)
         for task in gone:
             task.cancel()
         await asyncio.wait(gone)
-        event = await first_of(threshold_trigger(asks_first=True).run())
+        event = await first_of(threshold_trigger(poll_immediately=True).run())
         assert event.payload["status"] == "exceeded"
         await until(lambda: service.journal.in_flight == 0)
 
@@ -392,7 +397,7 @@ def test_who_is_slow_loses_nothing(service, shared, leaves_nothing_open):
     async def scenario():
         streams = shared(max_subscriber_queue=100)
         service.faults.add(Stall(3))
-        slow = streams.begin(1, threshold_trigger(asks_first=True))  # its own question is the one that stalls
+        slow = streams.begin(1, threshold_trigger(poll_immediately=True))  # its own question is the one that stalls
         await until(lambda: len(service.requests) >= 1)
         others = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(2, 202)]
         await until(lambda: len(service.requests) >= 3)
@@ -453,12 +458,12 @@ def test_levels_passed_at_once_are_handed_on_one_by_one(service, monkeypatch, le
     sleep = asyncio.sleep
 
     async def noted(seconds):
-        if seconds == module._PERSIST_SECONDS:
+        if seconds == levels._PERSIST_SECONDS:
             happened.append("waited")
             seconds = 0
         await sleep(seconds)
 
-    monkeypatch.setattr(module.asyncio, "sleep", noted)
+    monkeypatch.setattr(levels.asyncio, "sleep", noted)
 
     async def scenario():
         trigger = ReductoUsageLevelTrigger(budget=100, poke_interval=1)

@@ -9,8 +9,8 @@ from decimal import Decimal
 import pytest
 import time_machine
 
-from reducto_provider.triggers import usage as module
-from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from reducto_provider.triggers import base
+from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.threshold import UsageThreshold
 
@@ -22,7 +22,7 @@ FILTERS = {"products": ("parse",), "features": ("a", "b"), "api_keys": ("k",), "
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(module, "SHORTEST_INTERVAL", 0.01)
+    monkeypatch.setattr(base, "MIN_INTERVAL", 0.01)
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def connected(simulator, connect):
 
 def waiting_for(window, threshold="100", *, metric="credits", query=None, options=None, **fields):
     query = UsageQuery(start=window[0], end=window[1], org_id="org_acme", **(query or {}))
-    waited_for = UsageThreshold(query=query, metric=metric, threshold=Decimal(threshold), **fields)
+    condition = UsageThreshold(query=query, metric=metric, threshold=Decimal(threshold), **fields)
     return ReductoUsageThresholdTrigger.waiting_for(
-        waited_for, reducto_conn_id="reducto_default", poke_interval=0.01, **(options or {})
+        condition, reducto_conn_id="reducto_default", poke_interval=0.01, **(options or {})
     )
 
 

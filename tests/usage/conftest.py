@@ -11,6 +11,7 @@ import pytest
 
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+from reducto_provider.usage.wire import decode_report
 
 FIRST, LAST = date(2026, 5, 19), date(2026, 6, 18)
 
@@ -69,6 +70,6 @@ def report(query, row, body) -> Callable[..., UsageReport]:
             )
             for group, credits, requests, *day in usage
         ]
-        return UsageReport.decode(body(*rows), query())
+        return decode_report(body(*rows), query())
 
     return make

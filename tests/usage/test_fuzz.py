@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducto_provider.usage import report as report_module
+from reducto_provider.usage import wire
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageContractError, UsageReport
+from reducto_provider.usage.report import UsageContractError
+from reducto_provider.usage.wire import decode_report
 
 FIRST, LAST = date(2026, 5, 19), date(2026, 6, 18)
 QUERY = UsageQuery(start=FIRST, end=LAST, org_id="org_abc123")
@@ -36,7 +37,7 @@ GROUPS = st.one_of(
 def small_slices():
     """Answers of a few rows are decoded in slices, as large ones are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_module, "_SLICE_BYTES", 100)
+        patch.setattr(wire, "_SLICE_BYTES", 100)
         yield
 
 
@@ -63,7 +64,7 @@ def body_of(rows, extra=""):
 def check(body):
     """Decode it and, if it is taken for data, hold it against the standard library's reading of the same bytes."""
     try:
-        report = UsageReport.decode(body, QUERY)
+        report = decode_report(body, QUERY)
     except UsageContractError:
         return None
     answer = json.loads(body, parse_float=Decimal)
@@ -123,7 +124,7 @@ def test_cut_anywhere(rows, cut):
     body = body_of(rows)
     if cut < len(body):
         try:
-            UsageReport.decode(body[:cut], QUERY)
+            decode_report(body[:cut], QUERY)
         except UsageContractError:
             return
         raise AssertionError("taken for data")

@@ -24,13 +24,13 @@ from reducto_provider.usage.window import (
     check_days_over,
     days_of_run,
     days_of_window,
-    least_days,
+    min_days,
     warn_of_early_run,
 )
 from tests.airflows import PARTITIONS, dag_author, new_in
 from tests.usage.runs import breaks, covered_by, partition_runs, run_context, too_early
 
-MOST_RUNS = 25
+MAX_RUNS = 25
 
 
 def several(strategy):
@@ -64,7 +64,7 @@ def covered_from(scheduler, timetable, start):
         covered = covered_by(scheduler, timetable, str(start), str(start + timedelta(days=length)))
         if len(covered) > 3:
             break
-    return covered[:MOST_RUNS]
+    return covered[:MAX_RUNS]
 
 
 def runs_by_partition(expression, start, **arguments):
@@ -78,7 +78,7 @@ def runs_by_partition(expression, start, **arguments):
         )
         if len(runs) > 3:
             break
-    return runs[:MOST_RUNS]
+    return runs[:MAX_RUNS]
 
 
 def no_time_is_left_out(runs):
@@ -207,7 +207,7 @@ class TestWindows:
         assert found == days_of_window(window, run_context(None, moment.in_timezone(zone)))
         assert found == days_of_window(str(window), context)
         assert found.first <= moment.date() <= found.last
-        assert found.length == len(list(found.days())) >= least_days(window)
+        assert found.length == len(list(found.days())) >= min_days(window)
 
     @given(day=st.dates(date(1, 2, 1), date(9999, 11, 30)), window=st.sampled_from(CALENDAR_WINDOWS))
     def test_the_calendar_is_cut_without_gaps(self, day, window):
@@ -222,7 +222,7 @@ class TestWindows:
     def test_least_days_is_met(self, window):
         year = (date(2026, 1, 1) + timedelta(days=offset) for offset in range(365))
 
-        assert min(calendar_window(window, day).length for day in year) == least_days(window)
+        assert min(calendar_window(window, day).length for day in year) == min_days(window)
 
 
 @given(

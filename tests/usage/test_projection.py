@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CreditsUnavailableError, UsageReport, UsageRow
 from reducto_provider.usage.threshold import PROJECTED_FROM_DAYS, UsageThreshold
@@ -78,9 +78,9 @@ class TestConstantUsage:
     def test_on_any_day_of_any_month(self, each_day, moment, first):
         length, settle_days, offset = moment
         usage = report(*[each_day] * (offset + 1), first=first.date())
-        waited_for = threshold(length, first=first.date(), settle_days=settle_days)
+        condition = threshold(length, first=first.date(), settle_days=settle_days)
 
-        assert waited_for.read(usage, on(offset, first.date())).value == each_day * length
+        assert condition.read(usage, on(offset, first.date())).value == each_day * length
 
     @given(moments(), CREDITS, CREDITS)
     def test_each_group_by_itself(self, moment, one, other):
@@ -194,33 +194,33 @@ class TestRows:
         assert project(usage, 3, metric="requests").value == 30
 
     def test_both_numbers_are_told(self):
-        waited_for = threshold()
-        reading = waited_for.read(report("10", "10", "10", "1"), on(3))
+        condition = threshold()
+        reading = condition.read(report("10", "10", "10", "1"), on(3))
 
         assert str(reading) == ("org_acme, 2026-06-01 to 2026-06-30: 31 used, 300 projected of 100 credits (300.0%)")
         assert reading.as_json().items() >= {"value": 300, "used": 31, "projected": True, "exceeded": True}.items()
 
     def test_why_nothing_is_projected_is_told_while_it_may_be_yet(self):
-        waited_for = threshold()
+        condition = threshold()
         told = [
-            "projected from 3 complete days on" in waited_for.waits_on(waited_for.read(report("10"), on(offset)))
+            "projected from 3 complete days on" in condition.describe_wait(condition.read(report("10"), on(offset)))
             for offset in (1, 2, 3, 29, 30, 90)
         ]
 
         assert told == [True, True, False, False, False, False]
-        unasked = replace(waited_for, projected=False)
+        unasked = replace(condition, projected=False)
         reading = unasked.read(report("10"), on(2))
-        assert unasked.waits_on(reading) == str(reading)
+        assert unasked.describe_wait(reading) == str(reading)
 
 
 class TestThreshold:
     def test_a_projection_exceeds_and_closes_as_usage_does(self):
-        waited_for = threshold(limit="300")
+        condition = threshold(limit="300")
         constant = report(*["10"] * 30)
 
-        assert waited_for.outcome(waited_for.read(constant, on(10))) == "waiting"
+        assert condition.outcome(condition.read(constant, on(10))) == "waiting"
         assert threshold(limit="299.999999999").outcome(threshold().read(constant, on(10))) == "exceeded"
-        assert waited_for.outcome(waited_for.read(constant, on(30))) == "closed"
+        assert condition.outcome(condition.read(constant, on(30))) == "closed"
 
     @pytest.mark.parametrize("settle_days", [0, 1, 10])
     def test_a_window_too_short_is_refused(self, settle_days):
@@ -280,7 +280,7 @@ class TestSensor:
         first, last = days or (None, None)
 
         with pytest.raises(ValueError, match="projected needs a window of more than 3 days"):
-            UsageThreshold.of_run(
+            UsageThreshold.from_context(
                 {"dag_run": run, "dag": SimpleNamespace(timetable=None)},
                 window=window,
                 threshold="1",

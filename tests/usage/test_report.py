@@ -11,8 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from reducto_provider.usage import report as report_module
-from reducto_provider.usage.report import UsageContractError, UsageReport, UsageRow, json_number, plain
+from reducto_provider.usage import wire
+from reducto_provider.usage.report import UsageContractError, UsageReport, UsageRow, format_decimal, json_number
+from reducto_provider.usage.wire import decode_report, sent_rows
 
 DOCUMENTED = b"""{"orgId": "org_abc123", "startDate": "2026-05-19", "endDate": "2026-06-18", "groupBy": "product",
  "data": [{"date": "2026-05-19", "group": "parse", "credits": 150.0, "requestCount": 75},
@@ -25,14 +26,14 @@ def decode(query, body):
     """Decode an answer with these rows, asked by a query with these fields."""
 
     def decode(*rows, **fields):
-        return UsageReport.decode(body(*rows), query(**fields))
+        return decode_report(body(*rows), query(**fields))
 
     return decode
 
 
 class TestRows:
     def test_the_documented_example(self, query):
-        report = UsageReport.decode(DOCUMENTED, query(org_id="org_abc123"))
+        report = decode_report(DOCUMENTED, query(org_id="org_abc123"))
 
         assert report == UsageReport(
             org_id="org_abc123",
@@ -56,13 +57,13 @@ class TestRows:
 
     @pytest.mark.parametrize("dimension", ["product", "feature", "api_key", "file_type"])
     def test_each_dimension(self, body, row, query, dimension):
-        report = UsageReport.decode(body(row(), groupBy=f'"{dimension}"'), query(group_by=dimension))
+        report = decode_report(body(row(), groupBy=f'"{dimension}"'), query(group_by=dimension))
 
         assert report.group_by == dimension
         assert len(report.rows) == 1
 
     def test_the_service_chooses_the_organization_when_none_is_asked_for(self, body, query):
-        assert UsageReport.decode(body(orgId='"org_other"'), query(org_id=None)).org_id == "org_other"
+        assert decode_report(body(orgId='"org_other"'), query(org_id=None)).org_id == "org_other"
 
     def test_the_first_and_the_last_day_belong_to_the_range(self, decode, row):
         report = decode(row(date='"2026-06-18"'), row(date='"2026-05-19"'))
@@ -115,7 +116,7 @@ class TestRows:
         for seed in range(5):
             shuffled = random.Random(seed).sample(rows, len(rows))
             assert decode(*shuffled) == expected
-            assert decode(*shuffled).sent_rows() == expected.sent_rows()
+            assert sent_rows(decode(*shuffled)) == sent_rows(expected)
 
 
 class TestLargeAnswers:
@@ -149,17 +150,17 @@ class TestLargeAnswers:
         answer = body(data=f"[{separator.join(rows)}]")
 
         if count:
-            assert len(UsageReport.decode(answer, query()).rows) == count
+            assert len(decode_report(answer, query()).rows) == count
         else:
             with pytest.raises(UsageContractError):
-                UsageReport.decode(answer, query())
+                decode_report(answer, query())
 
     def test_nothing_follows_the_last_comma(self, query, body, rows, monkeypatch):
-        monkeypatch.setattr(report_module, "_SLICE_BYTES", 1)  # so that each row is decoded for itself
+        monkeypatch.setattr(wire, "_SLICE_BYTES", 1)  # so that each row is decoded for itself
 
-        assert len(UsageReport.decode(body(*rows[:3]), query()).rows) == 3
+        assert len(decode_report(body(*rows[:3]), query()).rows) == 3
         with pytest.raises(UsageContractError, match="trailing comma"):
-            UsageReport.decode(body(data=f"[{', '.join(rows[:3])}, ]"), query())
+            decode_report(body(data=f"[{', '.join(rows[:3])}, ]"), query())
 
     @pytest.mark.parametrize("index", [0, 1, 2_500, ROWS - 1])
     @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ class TestCredits:
         ],
     )
     def test_as_people_and_json_write_it(self, value, text, number):
-        assert plain(Decimal(value)) == text
+        assert format_decimal(Decimal(value)) == text
         assert json_number(Decimal(value)) == number
         assert isinstance(json_number(Decimal(value)), type(number))
 
@@ -293,7 +294,7 @@ class TestUnknownKeys:
         assert caplog.records == []
 
     def test_around_the_rows_do_no_harm(self, body, row, query):
-        assert len(UsageReport.decode(body(row(), generatedAt='"2026-06-18"', plan="null"), query()).rows) == 1
+        assert len(decode_report(body(row(), generatedAt='"2026-06-18"', plan="null"), query()).rows) == 1
 
 
 class TestSentRows:
@@ -305,11 +306,11 @@ class TestSentRows:
 
         report = decode(later, last, empty, none)
 
-        assert report.sent_rows() == [text.encode() for text in (none, empty, last, later)]
+        assert sent_rows(report) == [text.encode() for text in (none, empty, last, later)]
         assert [each.group for each in report.rows] == [None, "", "caf\u00e9", "parse"]
 
     def test_of_no_usage(self, decode):
-        assert decode().sent_rows() == []
+        assert sent_rows(decode()) == []
 
 
 class TestContract:
@@ -328,14 +329,14 @@ class TestContract:
     )
     def test_an_answer_to_another_question(self, body, row, query, literals, said):
         with pytest.raises(UsageContractError) as error:
-            UsageReport.decode(body(row(), **literals), query(org_id="org_abc123"))
+            decode_report(body(row(), **literals), query(org_id="org_abc123"))
 
         assert [text for text in said if text not in str(error.value)] == []
 
     @pytest.mark.parametrize("org_id", ['""', '" "'])
     def test_an_answer_for_no_organization(self, body, row, query, org_id):
         with pytest.raises(UsageContractError, match="orgId is empty"):
-            UsageReport.decode(body(row(), orgId=org_id), query())
+            decode_report(body(row(), orgId=org_id), query())
 
     @pytest.mark.parametrize("day", ["2026-05-18", "2026-06-19", "2025-06-01", "0001-01-01", "9999-12-31"])
     def test_a_day_outside_the_range(self, decode, row, day):
@@ -469,7 +470,7 @@ class TestContract:
     )
     def test_an_answer_of_another_form(self, body, query, literals):
         with pytest.raises(UsageContractError, match="does not have the documented form"):
-            UsageReport.decode(body(**literals), query())
+            decode_report(body(**literals), query())
 
     @pytest.mark.parametrize(
         "content",
@@ -509,12 +510,12 @@ class TestContract:
     )
     def test_an_answer_that_is_not_one(self, query, content):
         with pytest.raises(UsageContractError):
-            UsageReport.decode(content, query())
+            decode_report(content, query())
 
     def test_an_answer_cut_short_anywhere(self, query):
         for length in range(len(DOCUMENTED)):
             with pytest.raises(UsageContractError):
-                UsageReport.decode(DOCUMENTED[:length], query())
+                decode_report(DOCUMENTED[:length], query())
 
     @pytest.mark.parametrize(
         ("field", "literal"),
@@ -537,7 +538,7 @@ def test_a_big_answer(query, body):
     ]
     random.Random(1).shuffle(rows)
 
-    report = UsageReport.decode(body(*rows, groupBy='"api_key"'), query(group_by="api_key"))
+    report = decode_report(body(*rows, groupBy='"api_key"'), query(group_by="api_key"))
 
     assert len(report.rows) == 300_000
     assert report.credits == Decimal("230.1") * 300_000

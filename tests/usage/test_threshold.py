@@ -166,17 +166,17 @@ class TestQueryAt:
         assert (asked.start, asked.end) == (date(2026, 6, 1), end)
 
     def test_before_the_window_there_is_nothing_to_ask(self, threshold):
-        waited_for = threshold(days=self.MONTH)
+        condition = threshold(days=self.MONTH)
 
-        assert waited_for.query_at(datetime(2026, 5, 31, 23, 59, tzinfo=UTC)) is None
-        assert waited_for.waits_on(None) == "2026-06-01 to 2026-06-30 has not begun"
+        assert condition.query_at(datetime(2026, 5, 31, 23, 59, tzinfo=UTC)) is None
+        assert condition.describe_wait(None) == "2026-06-01 to 2026-06-30 has not begun"
 
     def test_the_rest_of_the_question_stays(self, query):
         asked = query(group_by="feature", org_id="org_abc123", products=["parse"], end=date(2026, 12, 31))
-        waited_for = UsageThreshold(query=asked, metric="credits", threshold=Decimal(1))
+        condition = UsageThreshold(query=asked, metric="credits", threshold=Decimal(1))
 
-        assert waited_for.query_at(NOON) == query(group_by="feature", org_id="org_abc123", products=["parse"])
-        assert waited_for.window == DayRange(asked.start, date(2026, 12, 31))
+        assert condition.query_at(NOON) == query(group_by="feature", org_id="org_abc123", products=["parse"])
+        assert condition.window == DayRange(asked.start, date(2026, 12, 31))
 
 
 class TestOutcome:
@@ -195,9 +195,9 @@ class TestOutcome:
         ids=str,
     )
     def test_a_window_closes_when_its_last_days_have_settled(self, threshold, reading, settle_days, moment, outcome):
-        waited_for = threshold(days=TestQueryAt.MONTH, settle_days=settle_days)
+        condition = threshold(days=TestQueryAt.MONTH, settle_days=settle_days)
 
-        assert waited_for.outcome(reading("100", time=moment)) == outcome
+        assert condition.outcome(reading("100", time=moment)) == outcome
 
     @pytest.mark.parametrize("moment", [NOON, datetime(2027, 1, 1, tzinfo=UTC)])
     def test_exceeded_stays_exceeded_in_a_closed_window(self, threshold, reading, moment):

@@ -15,7 +15,7 @@ from dateutil.relativedelta import relativedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.threshold import UsageThreshold
 from reducto_provider.usage.window import (
@@ -839,8 +839,8 @@ class TestWindowOfARun:
     """What a sensor asks for depends on its run alone, and not on when it is asked."""
 
     @staticmethod
-    def waited_for(context, window="month", **fields):
-        return UsageThreshold.of_run(context, window=window, **THRESHOLD, **{**QUESTION, **fields})
+    def condition(context, window="month", **fields):
+        return UsageThreshold.from_context(context, window=window, **THRESHOLD, **{**QUESTION, **fields})
 
     @pytest.mark.parametrize(
         ("window", "moment", "expected"),
@@ -871,13 +871,13 @@ class TestWindowOfARun:
         seen = []
         for later in (timedelta(0), timedelta(minutes=5), timedelta(days=3), timedelta(days=40), timedelta(days=800)):
             with time_machine.travel(utc(moment) + later, tick=False):
-                waited_for = self.waited_for(context, window)
-                seen.append(waited_for)
+                condition = self.condition(context, window)
+                seen.append(condition)
         assert seen == [seen[0]] * 5
         assert seen[0].window == expected
 
         over = utc(str(expected.last)) + timedelta(days=1)
-        assert {waited_for.query_at(over + timedelta(days=n)) for waited_for in seen for n in (0, 1, 900)} == {
+        assert {condition.query_at(over + timedelta(days=n)) for condition in seen for n in (0, 1, 900)} == {
             seen[0].query
         }, "what is asked once the window is over"
 
@@ -886,25 +886,25 @@ class TestWindowOfARun:
     def test_the_zone_of_the_moment_does_not_matter(self, window, zone):
         for moment in ("2026-06-30T23:59:59", "2026-07-01T00:00", "2026-03-08T07:00", "2026-11-01T06:30"):
             context = run_context(None, utc(moment).in_timezone(zone))
-            assert self.waited_for(context, window) == self.waited_for(run_context(None, utc(moment)), window)
+            assert self.condition(context, window) == self.condition(run_context(None, utc(moment)), window)
 
     def test_the_moment_is_the_end_of_the_interval_or_run_after(self):
         interval = run_context(None, utc("2026-05-31T00:00"), utc("2026-06-01T00:00"), run_after=utc("2026-08-08"))
         triggered = run_context(None, None, run_after=utc("2026-06-01T00:00"), logical_date=None)
 
-        assert self.waited_for(interval).window == self.waited_for(triggered).window == days("2026-06-01", "2026-06-30")
+        assert self.condition(interval).window == self.condition(triggered).window == days("2026-06-01", "2026-06-30")
 
     @pytest.mark.parametrize("first", [date(2026, 5, 1), "2026-05-01"])
     def test_explicit_days(self, first):
         context = run_context(None, utc("2026-06-18T12:30"))
 
-        explicit = self.waited_for(context, usage_start_date=first, usage_end_date="2026-05-31")
+        explicit = self.condition(context, usage_start_date=first, usage_end_date="2026-05-31")
         assert explicit.window == days("2026-05-01", "2026-05-31")
 
     @pytest.mark.parametrize("window", ["week", "day", "run", 7, "7", "Month"])
     def test_explicit_days_beside_another_window_are_refused(self, window):
         with pytest.raises(ValueError, match="are two windows: give one of them"):
-            self.waited_for(
+            self.condition(
                 run_context(None, utc("2026-06-18")), window, usage_start_date="2026-05-01", usage_end_date="2026-05-31"
             )
         if window != "Month":
@@ -920,17 +920,17 @@ class TestWindowOfARun:
     @pytest.mark.parametrize("given", ["usage_start_date", "usage_end_date"])
     def test_half_a_range_is_refused(self, given):
         with pytest.raises(ValueError, match="go together"):
-            self.waited_for(run_context(None, utc("2026-06-18")), **{given: "2026-06-01"})
+            self.condition(run_context(None, utc("2026-06-18")), **{given: "2026-06-01"})
 
     @given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), st.sampled_from(["month", "week", "day", 1, 30]))
     def test_it_holds_the_moment_and_windows_join_up(self, moment, window):
         context = run_context(None, moment.replace(tzinfo=UTC))
-        found = self.waited_for(context, window).window
+        found = self.condition(context, window).window
 
         assert found.first <= moment.date() <= found.last
         after = run_context(None, datetime.combine(found.last + timedelta(days=1), moment.time(), tzinfo=UTC))
         if isinstance(window, str):
-            assert self.waited_for(after, window).window.first == found.last + timedelta(days=1)
+            assert self.condition(after, window).window.first == found.last + timedelta(days=1)
         else:
             assert (found.length, found.last) == (window, moment.date())
 

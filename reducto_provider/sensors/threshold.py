@@ -1,11 +1,10 @@
-"""Waits until usage exceeds a threshold."""
+"""Wait until usage exceeds a threshold."""
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -32,9 +31,10 @@ from reducto_provider.exceptions import (
 )
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
+from reducto_provider.sensors.failure_store import FailureStore
 from reducto_provider.triggers.polls import (
     MAX_FAILURE_TIME,
-    SHORTEST_INTERVAL,
+    MIN_INTERVAL,
     FailedPolls,
     as_reducto_error,
     retry_after_of,
@@ -52,7 +52,7 @@ from reducto_provider.usage.threshold import (
     check_projectable,
     parse_threshold,
 )
-from reducto_provider.usage.window import DayRange, NoDayEndedError, check_window, least_days
+from reducto_provider.usage.window import DayRange, NoDayEndedError, check_window, min_days
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -60,14 +60,15 @@ if TYPE_CHECKING:
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
 
-log = logging.getLogger(__name__)
-
 ClosedWindowAction = Literal["skip", "fail", "wait"]
+
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
 # The last poll begins when the time is over, and takes thirteen minutes if a connection's default attempts all fail.
 _DEFERRAL_GRACE = timedelta(minutes=15)
-_LONGEST_WAIT = timedelta(days=36_500)  # Airflow adds the time of a deferral to now: timedelta.max is too much
+
+_MAX_WAIT = timedelta(days=36_500)  # Airflow adds the time of a deferral to now: timedelta.max is too much
+
 # What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
 _UNANSWERED = re.compile(
     r"\bxcom_pull\s*\((?![^}]*\bmap_indexes\b)|\bprev_\w+_success\b|\bget_previous_(dagrun|start_date)\b"
@@ -139,7 +140,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     """
 
     run_state = ("hook", "_failure_store")
-    _failure_store: _FailureStore | None = None
+    _failure_store: FailureStore | None = None
 
     template_fields: Sequence[str] = ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")
     operator_extra_links = (ReductoStudioLink(),)
@@ -210,7 +211,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         self._failed_polls.reset()
         self._failure_store = None
         if self.mode == "reschedule" and not self.deferrable and "task_state_store" in context:  # from Airflow 3.3 on
-            self._failure_store = _FailureStore(context)
+            self._failure_store = FailureStore(context)
             self._failure_store.load(self._failed_polls)
         self._started_at = time.time()
         try:
@@ -221,19 +222,19 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once and decide; when deferrable and there is to wait, hand over to the trigger."""
-        waited_for = self._waited_for(context)
+        condition = self._condition(context)
         self._retry_after = 0.0
         done: bool | PokeReturnValue = False
         try:
-            done = self._poll(waited_for)
+            done = self._poll(condition)
         except AirflowSkipException:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
-            self._tolerate(error, waited_for.query)
+            self._tolerate(error, condition.query)
         else:
             self._failed_polls.reset()
         if self.deferrable and not done and time.time() < self._ends_at:
-            self._defer(waited_for)
+            self._defer(condition)
         return done
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -303,39 +304,39 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     def _known_days(self) -> int | None:
         """How many days the window has at the least, as far as that can be known before a run."""
         if self.usage_start_date is None:
-            return least_days(check_window(self.window)) if is_literal(self.window) else None
+            return min_days(check_window(self.window)) if is_literal(self.window) else None
         if self.usage_start_date != RUN_DAYS and is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
             first, last = (parse_day(name, getattr(self, name)) for name in ("usage_start_date", "usage_end_date"))
             return DayRange(first, last).length
         return None
 
-    def _waited_for(self, context: Context) -> UsageThreshold:
+    def _condition(self, context: Context) -> UsageThreshold:
         try:
             self.check_arguments()
-            return UsageThreshold.of_run(context, **{name: getattr(self, name) for name in RUN_FIELDS})
+            return UsageThreshold.from_context(context, **{name: getattr(self, name) for name in RUN_FIELDS})
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except (ValueError, OverflowError) as error:
             self._fail(ReductoConfigurationError(f"{self.task_id}: {error}"))
 
-    def _poll(self, waited_for: UsageThreshold) -> PokeReturnValue | Literal[False]:
+    def _poll(self, condition: UsageThreshold) -> PokeReturnValue | Literal[False]:
         moment = datetime.now(UTC)
-        query = waited_for.query_at(moment)
+        query = condition.query_at(moment)
         reading = None
         if query is not None:
             try:
                 report = self.hook.get_usage(query)
                 self._warn_if_unmatched(query, len(report.rows))
-                reading = waited_for.read(report, moment)
+                reading = condition.read(report, moment)
             except CreditsUnavailableError as error:
                 raise ReductoCreditsUnavailableError(str(error)) from error
-            match waited_for.outcome(reading):
+            match condition.outcome(reading):
                 case "exceeded":
                     self.log.info("%s: exceeded", reading)
                     return PokeReturnValue(is_done=True, xcom_value=reading.as_json())
                 case "closed" if self.on_closed_window != "wait":
                     self._give_up(reading)
-        self.log.info("%s; %s", waited_for.waits_on(reading), self._next_poll)
+        self.log.info("%s; %s", condition.describe_wait(reading), self._next_poll)
         return False
 
     def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
@@ -376,7 +377,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     @property
     def _limit(self) -> float:
         """Seconds that the wait may take."""
-        return min(self.timeout, *(limit.total_seconds() for limit in (self.execution_timeout, _LONGEST_WAIT) if limit))
+        return min(self.timeout, *(limit.total_seconds() for limit in (self.execution_timeout, _MAX_WAIT) if limit))
 
     @property
     def _ends_at(self) -> float:
@@ -387,7 +388,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
-        interval = f"next poll in {max(self.poke_interval, self._retry_after, SHORTEST_INTERVAL):g} s"
+        interval = f"next poll in {max(self.poke_interval, self._retry_after, MIN_INTERVAL):g} s"
         if self.mode == "reschedule" and not self.deferrable:
             return interval  # when the wait began is Airflow's to know
         return f"{interval}, until {utc_minute(self._ends_at)}"
@@ -399,13 +400,13 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         if not left and self._limit < self.timeout:
             raise AirflowTaskTimeout(f"execution_timeout of {self._limit:g} s is over")
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        return min(max(interval, self._retry_after, SHORTEST_INTERVAL), left)
+        return min(max(interval, self._retry_after, MIN_INTERVAL), left)
 
-    def _defer(self, waited_for: UsageThreshold) -> NoReturn:
-        from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+    def _defer(self, condition: UsageThreshold) -> NoReturn:
+        from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 
         trigger = ReductoUsageThresholdTrigger.waiting_for(
-            waited_for,
+            condition,
             deadline=self._ends_at,
             failed_polls=self._failed_polls.count,
             failing_since=self._failed_polls.since,
@@ -452,14 +453,14 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         ends_after = min(timeout, self.execution_timeout or timeout)  # Airflow takes the lesser of the two
         self.start_from_trigger = True
         self.start_trigger_args = StartTriggerArgs(
-            trigger_cls="reducto_provider.triggers.usage.ReductoUsageThresholdTrigger",
+            trigger_cls="reducto_provider.triggers.threshold.ReductoUsageThresholdTrigger",
             trigger_kwargs={
                 **{name: _as_json(value) for name, value in arguments.items()},
                 "metric": self.metric,
                 "per_group": self.per_group,
                 "projected": self.projected,
                 "settle_days": self.settle_days,
-                "asks_first": True,
+                "poll_immediately": True,
                 "grace": ends_after.total_seconds() - self._limit,
                 **self._trigger_options,
             },
@@ -478,55 +479,6 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
             "silent_fail": self.silent_fail,
             "max_failure_time": self.max_failure_time,
         }
-
-
-class _FailureStore:
-    """
-    Remembers the failed polls of a sensor that is rescheduled, in Airflow's task state store.
-
-    Nothing else that a task may write survives a reschedule: Airflow clears its XComs at each start, and of the visits
-    to a worker before it tells when the first one began, no more. What is stored holds for the next visit of the same
-    try only. So nothing has to be removed when a poll succeeds, and nothing outdated counts.
-    """
-
-    _KEY = "reducto_failed_polls"
-
-    def __init__(self, context: Mapping[str, Any]) -> None:
-        self._store = context["task_state_store"]
-        self._try = str(context["ti"].id)
-        self._visit = int(context.get("task_reschedule_count", 0))
-        self._readable = True
-        self.is_current = False
-        """Whether the next visit will find the failures so far."""
-
-    def load(self, failed_polls: FailedPolls) -> None:
-        """Count in what the visit before has stored."""
-        if self._visit == 0:
-            return
-        try:
-            stored = self._store.get(self._KEY)
-        except Exception as error:  # noqa: BLE001  # of Airflow's API, or of a backend of the deployment's own
-            self._readable = False
-            log.warning("The task state store can't be read, and failed polls so far are forgotten: %s", error)
-            return
-        match stored:
-            case {"try": self._try, "visit": int(visit), "count": int(count), "since": int() | float() as since}:
-                if visit == self._visit - 1:
-                    failed_polls.count, failed_polls.since = count, float(since)
-                    self.is_current = True
-
-    def save(self, failed_polls: FailedPolls) -> None:
-        """Store the failures so far for the next visit."""
-        failures = {"try": self._try, "visit": self._visit, "count": failed_polls.count, "since": failed_polls.since}
-        self.is_current = False
-        if not self._readable:
-            return
-        try:
-            self._store.set(self._KEY, failures)
-        except Exception as error:  # noqa: BLE001  # as above
-            log.warning("Failed polls can't be stored, and the task stays on its worker while they fail: %s", error)
-        else:
-            self.is_current = True
 
 
 def _parse_seconds(name: str, value: object) -> float:

@@ -13,12 +13,10 @@ from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from jinja2 import Undefined
 
 from reducto_provider.exceptions import ReductoConfigurationError
-from reducto_provider.operators.usage import (
-    ReductoUsageExportOperator,
-    ReductoUsageFleetExportOperator,
-    ReductoUsageReconciliationOperator,
-)
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import REMEDIES
 from tests.airflows import ResolveMixin
 
@@ -326,10 +324,10 @@ def test_digits_of_a_native_template(connect, simulator, operator):
 RUN = """
 from datetime import timedelta
 from airflow.providers.common.compat.sdk import DAG, task, task_group
-from reducto_provider.operators.usage import (
-    ReductoUsageExportOperator, ReductoUsageFleetExportOperator, ReductoUsageReconciliationOperator
-)
-from reducto_provider.sensors.usage import ReductoUsageThresholdSensor
+from reducto_provider.operators.export import ReductoUsageExportOperator
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 EXPORT = {{"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-02", "retries": 2, "retry_delay": timedelta(0)}}
 PARAMS = {{"none": None, "blank": " ", "empty": [], "org": "org_globex", "all": "*", "run": "run"}}

@@ -12,8 +12,8 @@ import pytest
 import time_machine
 
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
-from reducto_provider.triggers.polls import LONGEST_RETRY_AFTER, MIN_FAILED_POLLS, Poll
-from reducto_provider.triggers.usage import ReductoUsageThresholdTrigger
+from reducto_provider.triggers.polls import MAX_RETRY_AFTER, MIN_FAILED_POLLS, Poll
+from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
 from reducto_provider.usage.threshold import UsageThreshold
@@ -25,14 +25,14 @@ QUERY = {"start": DAY, "end": DAY, "org_id": "org_a", "group_by": "api_key", "pr
 
 
 def trigger(query=None, threshold="10.000000001", metric="requests", per_group=True, settle_days=0, **options):
-    waited_for = UsageThreshold(
+    condition = UsageThreshold(
         query=UsageQuery(**{**QUERY, **(query or {})}),
         metric=metric,
         threshold=Decimal(threshold),
         per_group=per_group,
         settle_days=settle_days,
     )
-    return ReductoUsageThresholdTrigger.waiting_for(waited_for, **{"reducto_conn_id": "conn", **options})
+    return ReductoUsageThresholdTrigger.waiting_for(condition, **{"reducto_conn_id": "conn", **options})
 
 
 def test_nothing_is_lost_on_the_way_through_the_database():
@@ -41,13 +41,13 @@ def test_nothing_is_lost_on_the_way_through_the_database():
     path, arguments = original.serialize()
     again = ReductoUsageThresholdTrigger(**json.loads(json.dumps(arguments)))
 
-    assert path == "reducto_provider.triggers.usage.ReductoUsageThresholdTrigger"
+    assert path == "reducto_provider.triggers.threshold.ReductoUsageThresholdTrigger"
     assert again.serialize() == original.serialize()
-    waited_for = again._waited_for()
-    assert waited_for.threshold == Decimal("10.000000001")
-    assert (waited_for.metric, waited_for.per_group, waited_for.settle_days) == ("requests", True, 3)
-    assert waited_for.query.filters() == {"products": ["edit", "parse"]}
-    assert (waited_for.query.org_id, waited_for.query.group_by) == ("org_a", "api_key")
+    condition = again._condition()
+    assert condition.threshold == Decimal("10.000000001")
+    assert (condition.metric, condition.per_group, condition.settle_days) == ("requests", True, 3)
+    assert condition.query.filters() == {"products": ["edit", "parse"]}
+    assert (condition.query.org_id, condition.query.group_by) == ("org_a", "api_key")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_service_is_left_alone_until_a_moment_also_by_a_triggerer_that_start
         clock.shift(timedelta(days=1))
         assert waiting._interval(0) == 10
         clock.shift(timedelta(days=-30))  # a clock that was set
-        assert waiting._interval(0) == LONGEST_RETRY_AFTER
+        assert waiting._interval(0) == MAX_RETRY_AFTER
 
 
 @new_in(3, 3, "arguments of triggers that are templates")
@@ -135,7 +135,9 @@ def test_whatever_a_template_raises_becomes_the_event(template, named):
 
 
 def event_of_template(template):
-    begins = ReductoUsageThresholdTrigger(reducto_conn_id="conn", threshold=template, window="month", asks_first=True)
+    begins = ReductoUsageThresholdTrigger(
+        reducto_conn_id="conn", threshold=template, window="month", poll_immediately=True
+    )
     begins.template_fields = ("threshold",)
     begins.render_template_fields({"params": {"budget": None, "zero": 0}})
 
@@ -223,7 +225,7 @@ def test_any_other_failure_ends_the_wait():
 def test_who_reads_a_poll_that_failed_does_not_lengthen_its_traceback():
     def frames(poll):
         with pytest.raises(KeyError) as raised:
-            asyncio.run(poll.read(trigger()._waited_for()))
+            asyncio.run(poll.read(trigger()._condition()))
         return len(raised.traceback)
 
     try:

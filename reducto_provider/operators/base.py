@@ -1,0 +1,256 @@
+"""Base class of the operators: organization, days, filters and connection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
+
+from reducto_provider.airflow_compat import GivenArguments
+from reducto_provider.exceptions import (
+    ReductoDayNotOverError,
+)
+from reducto_provider.export.focus import PRICE_OPTIONS
+from reducto_provider.hooks import event_loop
+from reducto_provider.links.studio import ReductoStudioLink
+from reducto_provider.run_state import DropsRunState
+from reducto_provider.usage.fields import (
+    QUERY_FIELDS,
+    check_both_days,
+    check_literals,
+    is_run_days,
+    parse_query,
+)
+from reducto_provider.usage.query import unmatched_filters
+from reducto_provider.usage.report import json_number
+from reducto_provider.usage.window import (
+    DayNotOverError,
+    DayRange,
+    NoDayEndedError,
+    check_days_over,
+    days_of_run,
+    today,
+    warn_of_early_run,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from reducto_provider.export.formats import Format
+    from reducto_provider.export.storage import Storage
+    from reducto_provider.hooks.reducto import ReductoHook
+    from reducto_provider.usage.query import UsageQuery
+    from reducto_provider.usage.report import UsageReport
+
+DEFAULT_MAX_XCOM_BYTES = 48 * 1024
+
+
+class BaseUsageOperator(DropsRunState, GivenArguments):
+    """Base class of the operators: organization, days, filters and connection."""
+
+    run_state = ("hook", "_reports", "_target", "_files", "_fleet", "_reported_changes")
+
+    operator_extra_links = (ReductoStudioLink(),)
+    ui_color = "#e4e0f5"
+
+    group_by: str | Sequence[str] = "product"
+
+    # What the task has read, for its lineage. Empty at the start: OpenLineage then runs in a process that shares the
+    # task's channel to Airflow, where a connection lookup could hang the task.
+    _reports: Sequence[UsageReport] = ()
+    _target: tuple[Storage, Format] | None = None
+
+    def __init__(
+        self,
+        *,
+        org_id: str | None = None,
+        usage_start_date: date | str | None = None,
+        usage_end_date: date | str | None = None,
+        lookback_days: int = 0,
+        settle_days: int = 0,
+        products: str | Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
+        api_keys: str | Sequence[str] | None = None,
+        file_types: str | Sequence[str] | None = None,
+        reducto_conn_id: str = "reducto_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.org_id = org_id
+        self.usage_start_date = usage_start_date
+        self.usage_end_date = usage_end_date
+        self.lookback_days = lookback_days
+        self.settle_days = settle_days
+        self.products = products
+        self.features = features
+        self.api_keys = api_keys
+        self.file_types = file_types
+        self.reducto_conn_id = reducto_conn_id
+
+    @cached_property
+    def hook(self) -> ReductoHook:
+        """The hook of ``reducto_conn_id``."""
+        from reducto_provider.hooks.reducto import ReductoHook
+
+        return ReductoHook(self.reducto_conn_id)
+
+    def on_kill(self) -> None:
+        """Cancel requests in flight. Files being written are completed."""
+        event_loop.cancel()
+
+    def _query_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in QUERY_FIELDS}
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return what the task read and wrote. OpenLineage calls this after a success or a failure."""
+        from airflow.providers.openlineage.extractors import OperatorLineage
+
+        from reducto_provider.lineage import usage_dataset
+
+        return OperatorLineage(inputs=[usage_dataset(*each) for each in self._inputs()], outputs=self._outputs())
+
+    def _inputs(self) -> list[tuple[str, str, str]]:
+        """Return service, organization and dimension of each report that was read."""
+        return [(self.hook.settings.base_url, report.org_id, report.group_by) for report in self._reports]
+
+    def _outputs(self) -> list[OutputDataset]:
+        return []
+
+    def _check_literals(self) -> None:
+        check_literals(self._query_fields())
+        self._check_number("lookback_days", 0)
+        self._check_number("settle_days", 0)
+        if self.usage_start_date is None or is_run_days(self._query_fields()):
+            self._check_settle_days()
+
+    def _check_settle_days(self) -> None:
+        """Check that days left out as unsettled are within the lookback of a later run."""
+        if self.settle_days > self.lookback_days:
+            raise ValueError(
+                f"lookback_days must be at least settle_days={self.settle_days}, not {self.lookback_days}: a day "
+                "that one run leaves out as unsettled is otherwise never exported"
+            )
+
+    def _check_number(self, name: str, minimum: int, maximum: int | None = None) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum or (maximum and value > maximum):
+            raise ValueError(
+                f"{name} must be a whole number, {minimum} {f'to {maximum}' if maximum else 'or more'}, not {value!r}"
+            )
+
+    def _query(self, context: Context) -> UsageQuery:
+        """Return the query of this run, and log it."""
+        query = self._query_of_run(context)
+        self.log.info(
+            "Asking Reducto for usage: %s; through connection %s",
+            query,
+            self.reducto_conn_id,
+        )
+        return query
+
+    def _query_of_run(self, context: Context) -> UsageQuery:
+        """
+        Return the query of this run.
+
+        :raises AirflowSkipException: if no day is left.
+        :raises ReductoDayNotOverError: if it is too early; a retry can ask for the days later.
+        :raises ValueError: naming the invalid field.
+        """
+        fields = self._query_fields()
+        check_both_days(fields)
+        day = today()
+        if days_of_the_run := fields["usage_start_date"] is None or is_run_days(fields):
+            self._check_settle_days()
+            fields["usage_start_date"], fields["usage_end_date"] = self._days_of_run(context, day)
+        query = parse_query(**fields)
+        query = replace(query, start=query.start - timedelta(days=self.lookback_days))
+        if query.start > day:
+            raise ReductoDayNotOverError(
+                f"{self.task_id}: {DayRange(query.start, query.end)} is in the future: there is no usage before "
+                f"{query.start} 00:00 UTC, retry after that"
+            )
+        if query.end > day:
+            self.log.warning("The days after %s are left out: they are in the future", day)
+            query = replace(query, end=day)
+        if self.settle_days:
+            settled = day - timedelta(days=self.settle_days + 1)
+            if query.start > settled:
+                raise AirflowSkipException(
+                    f"no day of {DayRange(query.start, query.end)} has settled: the last settled day, with "
+                    f"settle_days={self.settle_days}, is {settled}. Use lookback_days to export the days before"
+                )
+            if query.end > settled:
+                self.log.log(
+                    logging.INFO if days_of_the_run else logging.WARNING,
+                    "The days after %s are left out: with settle_days=%d they have not settled",
+                    settled,
+                    self.settle_days,
+                )
+                query = replace(query, end=settled)
+        return query
+
+    def _days_of_run(self, context: Context, day: date) -> DayRange:
+        try:
+            days = days_of_run(context)
+            check_days_over(context, day, self.settle_days)
+        except NoDayEndedError as error:
+            raise AirflowSkipException(str(error)) from error
+        except DayNotOverError as error:
+            raise ReductoDayNotOverError(f"{self.task_id}: {error}") from error
+        if warning := warn_of_early_run(context, day, self.settle_days):
+            self.log.warning("%s", warning)
+        return days
+
+    def _warn_if_not_final(self, query: UsageQuery) -> None:
+        if query.end >= (day := today()):
+            self.log.warning(
+                "Usage from %s on is not final: it still grows. Export it again once the day is over.", day
+            )
+
+    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
+        if warning := unmatched_filters(query, row_count):
+            self.log.warning("%s", warning)
+
+    def _emit_asset_events(self, context: Context, summary: dict[str, Any]) -> None:
+        """Attach the summary to the event of each asset outlet, for the DAGs that it triggers."""
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra = summary
+
+    def _acknowledge(self, changes: Mapping[str, Mapping[date, str]]) -> None:
+        """Record ``changes``, by folder of manifests, as reported: later runs need not report them."""
+        from reducto_provider.export.reported import acknowledge
+
+        assert self._target is not None  # noqa: S101  # for mypy
+        if left := acknowledge(self._target[0], changes):
+            self.log.warning(
+                "Time ran out before the reported changes of %d partitions were recorded: they are reported again", left
+            )
+
+
+def price_options(operator: BaseUsageOperator) -> dict[str, Any]:
+    return {name: getattr(operator, name) for name in PRICE_OPTIONS}
+
+
+def run_key(context: Context) -> str:
+    ti = context["ti"]
+    return f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"
+
+
+def summarize(report: UsageReport) -> dict[str, Any]:
+    return {
+        "org_id": report.org_id,
+        "usage_start_date": report.start.isoformat(),
+        "usage_end_date": report.end.isoformat(),
+        "group_by": report.group_by,
+        "row_count": len(report.rows),
+        "credits": None if report.credits is None else json_number(report.credits),
+        "request_count": report.request_count,
+    }

@@ -1,0 +1,185 @@
+"""Poll in the triggerer, alone or together with all that ask the same."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import time
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from contextvars import copy_context
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import Any, ClassVar
+
+from airflow.providers.common.compat.triggers import BaseEventTrigger
+from airflow.triggers.base import TriggerEvent
+
+from reducto_provider.triggers.polls import (
+    MAX_RETRY_AFTER,
+    MIN_INTERVAL,
+    Poll,
+    Poller,
+    retry_after_of,
+)
+from reducto_provider.triggers.single_flight import SingleFlight
+from reducto_provider.usage.query import UsageQuery, unmatched_filters
+from reducto_provider.usage.threshold import without_nul
+
+
+@cache
+def _log_thread() -> ThreadPoolExecutor:
+    """Return a thread for logs alone: those of asyncio would all wait for one log, and leave the loop little time."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
+
+
+# No thread survives a fork. The executor would still believe in its own, and each line would wait for it.
+os.register_at_fork(after_in_child=_log_thread.cache_clear)
+
+
+class BaseUsageTrigger(BaseEventTrigger):
+    """
+    Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
+
+    A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`_stream_key`) and what the
+    answers mean (:meth:`filter_shared_stream`). Its arguments are plain JSON values. No secret is among them, since a
+    serialized DAG may hold them in clear. Each lies in an attribute of its name.
+    """
+
+    # A deferred sensor stays in its task's queue; event triggers as such leave it.
+    supports_triggerer_queue = True
+
+    reducto_conn_id: str
+    poke_interval: float
+    exponential_backoff: bool = False
+    max_wait: float | None = None
+    not_before: float = 0.0
+    _warned = False
+    """Whether it has said that nothing matches its filters."""
+    poll_immediately: bool = False
+    """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
+
+    _first_polls: ClassVar[SingleFlight[list[Poll]]] = SingleFlight()
+    """Polls outside of a stream, for all triggers that begin or end at the same moment, by stream key."""
+    _retry_not_before: ClassVar[dict[Hashable, float]] = {}
+    """By stream key: the loop time before which ``Retry-After`` forbids the next poll."""
+
+    @property
+    def log(self) -> Any:
+        """One for all triggers of a class, since Airflow's own would be one more for each of thousands."""
+        return self.logger()
+
+    async def _alog(self, level: str, text: str, *args: Any, **options: Any) -> None:
+        """
+        Log, in a thread.
+
+        In a triggerer each line goes down a pipe. To wait for room in it would hold up the event loop, and for ever
+        when the process at the other end is itself waiting for that loop. Of hundreds who wait, each poll is hundreds
+        of lines.
+        """
+        line = partial(copy_context().run, getattr(self.log, level), text, *args, **options)
+        await asyncio.get_running_loop().run_in_executor(_log_thread(), line)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, plain JSON values."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {name: getattr(self, name) for name in inspect.signature(type(self)).parameters},
+        )
+
+    @classmethod
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
+        """Poll without end. Failures are yielded, not raised: raised, they would end every subscriber's wait."""
+        trigger = cls(**kwargs)
+        key, count, interval = trigger._stream_key(), 0, trigger._interval(0)
+        async with Poller(trigger.reducto_conn_id) as poller:
+            while True:
+                await asyncio.sleep(interval)
+                await asyncio.sleep(cls._retry_not_before.get(key, 0.0) - asyncio.get_running_loop().time())
+                count += 1
+                polls = await trigger._ask(poller)
+                interval = trigger._interval(count, polls)
+                for poll in polls:
+                    yield replace(poll, next_in=interval)
+
+    @abstractmethod
+    def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        """Make this trigger's events of the polls."""
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """The same over a stream of its own, where Airflow shares none."""
+        async with (
+            aclosing(self.open_shared_stream(self.serialize()[1])) as polls,
+            aclosing(self.filter_shared_stream(polls)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    def shared_stream_key(self) -> Hashable | None:
+        """All that the poll depends on."""
+        return self._stream_key()
+
+    @abstractmethod
+    def _stream_key(self) -> Hashable:
+        """All that the poll depends on."""
+
+    @abstractmethod
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        """What to ask at a moment; nothing while there is nothing to ask yet."""
+
+    async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
+        """The polls of the stream, before them one outside of it if nobody has asked yet."""
+        if self.poll_immediately:
+            polls = await self._ask_now()
+            interval = self._interval(0, polls)
+            for poll in polls:
+                yield replace(poll, next_in=interval)
+        async for poll in shared_stream:
+            yield poll
+
+    async def _ask_now(self) -> list[Poll]:
+        key = self._stream_key()
+        return await self._first_polls.run(key, lambda: self._ask_for_all(key))
+
+    async def _ask_for_all(self, key: Hashable) -> list[Poll]:
+        async with Poller(self.reducto_conn_id) as poller:
+            polls = await self._ask(poller)
+        if seconds := max(retry_after_of(poll.error) for poll in polls):
+            now = asyncio.get_running_loop().time()
+            for over in [other for other, until in self._retry_not_before.items() if until <= now]:
+                del self._retry_not_before[over]
+            self._retry_not_before[key] = now + seconds
+        return polls
+
+    async def _ask(self, poller: Poller) -> list[Poll]:
+        moment = datetime.now(UTC)
+        queries = self._queries(moment)
+        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
+
+    async def _warn_if_unmatched(self, poll: Poll) -> None:
+        if self._warned or poll.query is None or poll.report is None:
+            return
+        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
+            self._warned = True
+            await self._alog("warning", "%s", warning)
+
+    def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
+        """Seconds before the next poll, after ``count`` of them, of which the last came to ``polls``."""
+        interval = self.poke_interval
+        if self.exponential_backoff:
+            interval *= 2.0 ** min(count, 32)
+            if self.max_wait is not None:
+                interval = min(interval, self.max_wait)
+        asked_for = [retry_after_of(poll.error) for poll in polls]
+        if count == 0:
+            asked_for.append(min(self.not_before - time.time(), MAX_RETRY_AFTER))
+        return max(interval, MIN_INTERVAL, *asked_for)
+
+
+def make_event(payload: dict[str, Any]) -> TriggerEvent:
+    storable = {name: without_nul(value) if isinstance(value, str) else value for name, value in payload.items()}
+    return TriggerEvent(storable)  # type: ignore[no-untyped-call]

@@ -1,0 +1,111 @@
+"""Remember which levels of a budget have fired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reducto_provider.usage.threshold import Reading
+
+if TYPE_CHECKING:
+    from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
+
+_WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+
+
+class FiredLevels:
+    """Which levels have fired, by window: in Airflow's asset state store where there is one, else for now."""
+
+    def __init__(self) -> None:
+        self._fired: dict[str, dict[str, list[float]]] = {}
+        self._to_store: set[str] = set()
+        self._stored = True
+
+    async def new(self, trigger: ReductoUsageLevelTrigger, reading: Reading, passed: list[float]) -> list[float]:
+        """Those of the levels passed that have not fired yet in the window of the reading."""
+        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
+        if key not in self._fired:
+            self._fired[key] = await self._load(trigger, key)
+        elif not {*passed} <= {*self._fired[key].get(window, [])}:
+            # While this triggerer was taken for dead, another one may have fired them. If that can't be learned they
+            # fire: again, rather than not at all; that the store fails is logged when they are to be stored.
+            with suppress(Exception):
+                self._fired[key] = _union(await self._load(trigger, key), self._fired[key])
+        return [level for level in passed if level not in self._fired[key].get(window, [])]
+
+    def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
+        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
+        windows = self._fired.setdefault(key, {})
+        windows[window] = [*windows.get(window, []), level]
+        self._to_store.add(key)
+
+    async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
+        """
+        Hand on what has been added, and see the next time that it is there: else that failed, or another trigger of
+        the asset, which did the same at the same moment, has written over it.
+        """
+        if not self._stored or (store := _store_of(trigger)) is None:
+            return
+        for key in list(self._to_store):
+            stored = await self._load(trigger, key)
+            windows = dict(list(_union(stored, self._fired[key]).items())[-_WINDOWS_REMEMBERED:])
+            if windows == stored:
+                self._to_store.discard(key)
+            else:
+                await store.aset(key, windows)
+
+    async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
+        if not self._stored or (store := _store_of(trigger)) is None:
+            return {}
+        try:
+            stored = await store.aget(key)
+        except ValueError as error:
+            if type(error) is not ValueError:  # what can't be decoded: a store that fails for now, as any other error
+                raise
+            # Several assets are watched by the same trigger: whose store?
+            self._stored = False
+            await trigger._alog(
+                "warning",
+                "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
+                "asset a trigger with arguments of its own (%s)",
+                error,
+            )
+            return {}
+        if stored is None:
+            return {}
+        try:
+            return msgspec.convert(stored, dict[str, list[int | float]])
+        except msgspec.ValidationError as error:  # somebody else wrote it: better that a level fires again than never
+            await trigger._alog(
+                "warning", "What is stored as %s of the levels that have fired can't be read: %s", key, error
+            )
+            return {}
+
+
+def _union(windows: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The levels of both, by window, the oldest first."""
+    return {
+        window: sorted({*windows.get(window, []), *others.get(window, [])})
+        for window in sorted(windows.keys() | others.keys())
+    }
+
+
+def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
+    return getattr(trigger, "asset_state_store", None)  # there is none before Airflow 3.3
+
+
+def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
+    """One for each thing that is watched, however often, and over whichever connection."""
+    watched = {
+        "org_id": reading.org_id,
+        "window": trigger.window,
+        "metric": trigger.metric,
+        "budget": trigger.budget,
+        "filters": trigger._watched(reading.window).query.filters(),
+    }
+    digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()
+    return f"reducto_usage_levels_{digest[:32]}"

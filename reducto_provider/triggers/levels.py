@@ -1,0 +1,221 @@
+"""Fire an event for each level of a budget that usage exceeds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from airflow.triggers.base import TriggerEvent
+
+from reducto_provider.exceptions import ReductoError
+from reducto_provider.triggers.base import BaseUsageTrigger, make_event
+from reducto_provider.triggers.fired_levels import FiredLevels
+from reducto_provider.triggers.polls import (
+    Poll,
+)
+from reducto_provider.usage.fields import (
+    check_not_empty,
+    is_literal,
+    parse_query,
+)
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import Metric, format_decimal
+from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, calendar_window
+
+# Until an event has reached the database, where the triggerer puts it once a second, and the scheduler has made a run
+# of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
+_PERSIST_SECONDS = 15.0
+
+
+class ReductoUsageLevelTrigger(BaseUsageTrigger):
+    """
+    Fire an event for each level of a budget that usage passes, for an ``AssetWatcher`` to start DAGs by.
+
+    Each level fires once per window and organization, and again in the next window; to equal a level is not to pass
+    it. Several levels passed at once fire one after the other, the lowest first. An event is
+    ``{"level": 80, "reading": {...}}``, the reading being that of the threshold sensor with the budget for its
+    threshold. Unlike a sensor's, the window moves with the clock: it is the calendar period, in UTC days, of the
+    moment of the poll. For ``settle_days`` after its end a window is still watched beside the one that follows, since
+    its last hours are counted only then.
+
+    What has fired is remembered in the asset's state store, which Airflow has from 3.3 on, some seconds after
+    the event: a triggerer that stops in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
+    an asset that has not this trigger alone, it is remembered while the trigger runs: after a restart of the
+    triggerer, a pause of the DAGs that the asset starts, or a change of the arguments, the levels that are passed
+    already fire once more. Airflow 2 has no watchers.
+
+    A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
+
+    :param budget: what 100 % are; from 1e-9 to less than 1e18.
+    :param levels: in percent of the budget, each more than 0 and up to 10,000.
+    :param metric: ``credits`` or ``requests``.
+    :param window: ``month``, ``week`` (from Monday) or ``day``.
+    :param settle_days: days after a window's end in which it is still watched.
+    :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
+    :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
+        ``file_types``.
+    :param reducto_conn_id: the Airflow connection of type ``reducto``.
+    :param poke_interval: seconds between polls.
+    :raises ValueError: for an argument that can't be right, and for a template, which nobody renders here.
+    """
+
+    poll_immediately = True
+
+    def __init__(
+        self,
+        *,
+        budget: float | Decimal | str,
+        levels: Sequence[float] = (50, 80, 100),
+        metric: Metric = "credits",
+        window: str = "month",
+        settle_days: int = 1,
+        org_id: str | None = None,
+        products: str | Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
+        api_keys: str | Sequence[str] | None = None,
+        file_types: str | Sequence[str] | None = None,
+        reducto_conn_id: str = "reducto_default",
+        poke_interval: float | timedelta = 300.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
+        _check_final({"org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
+        self.budget = _parse_budget(budget)
+        self.levels = _parse_levels(levels)
+        self.metric = metric
+        self.window = window
+        self.settle_days = settle_days
+        self.org_id = org_id
+        self.reducto_conn_id = reducto_conn_id
+        self.poke_interval = _parse_interval(poke_interval)
+        if window not in CALENDAR_WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(CALENDAR_WINDOWS)}, not {window!r}")
+        if not isinstance(settle_days, int) or isinstance(settle_days, bool) or not 0 <= settle_days <= 31:
+            raise ValueError(f"settle_days must be a whole number from 0 to 31, not {settle_days!r}")
+        today = datetime.now(UTC).date()
+        self._today = UsageThreshold(
+            query=parse_query(
+                usage_start_date=today,
+                usage_end_date=today,
+                group_by="product",
+                org_id=org_id,
+                **filters,
+            ),
+            metric=metric,
+            threshold=Decimal(self.budget),
+        )
+        names = self._today.query.filters()
+        self.products, self.features = names.get("products"), names.get("features")
+        self.api_keys, self.file_types = names.get("api_keys"), names.get("file_types")
+        self._memory = FiredLevels()
+
+    def _stream_key(self) -> Hashable:
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            self.reducto_conn_id,
+            self.window,
+            self.settle_days,
+            self.org_id,
+            *((name, *values) for name, values in self._today.query.filters().items()),
+            self.poke_interval,
+        )
+
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        windows = [calendar_window(self.window, moment.date())]
+        while (before := windows[0].first - timedelta(days=1)) >= moment.date() - timedelta(days=self.settle_days):
+            windows.insert(0, calendar_window(self.window, before))
+        queries = (self._watched(window).query_at(moment) for window in windows)
+        return [query for query in queries if query is not None]
+
+    def _watched(self, window: DayRange) -> UsageThreshold:
+        return replace(self._today, query=replace(self._today.query, start=window.first, end=window.last))
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
+        """An event for each level that a poll finds newly passed."""
+        async with aclosing(self._polls(shared_stream)) as polls:
+            async for poll in polls:
+                try:
+                    passed = await self._newly_passed(poll)
+                except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
+                    await self._log_failure(error, poll)
+                    continue
+                await self._store_memory()
+                for level, reading in passed:
+                    yield make_event({"level": level, "reading": reading.as_json()})
+                    self._memory.add(self, level, reading)
+                    await asyncio.sleep(_PERSIST_SECONDS)
+                    await self._store_memory()
+
+    async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
+        """The levels that a poll finds passed and that have not fired in its window, with the reading."""
+        day = poll.query.start if poll.query else poll.time.date()
+        reading = await poll.read(self._watched(calendar_window(self.window, day)))
+        if reading is None:
+            return []
+        await self._warn_if_unmatched(poll)
+        # Fractions, since decimals of many digits would be rounded.
+        percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
+        passed = [level for level in self.levels if percent > Fraction(str(level))]
+        new = await self._memory.new(self, reading, passed)
+        told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
+        await self._alog("info", "%s%s; next poll in %g s", reading, told, poll.next_in)
+        return [(level, reading) for level in new]
+
+    async def _log_failure(self, error: Exception, poll: Poll) -> None:
+        if isinstance(error, ReductoError) and error.transient:
+            await self._alog("warning", "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
+        else:
+            unforeseen = None if isinstance(error, ReductoError) else error
+            await self._alog(
+                "error",
+                "Poll of %s failed, and will until that is mended: %s; next poll in %g s",
+                poll.query,
+                error,
+                poll.next_in,
+                exc_info=unforeseen,
+            )
+
+    async def _store_memory(self) -> None:
+        try:
+            await self._memory.store(self)
+        except Exception as error:  # noqa: BLE001  # as above
+            text = "What has fired is not stored yet, and a restart would fire it again"
+            await self._alog("warning", text, exc_info=error)
+
+
+def _check_final(fields: dict[str, Any]) -> None:
+    check_not_empty(fields)
+    for name, value in fields.items():
+        if not is_literal(value):
+            raise ValueError(f"{name} must be final, not {value!r}: what a watcher asks is not rendered")
+
+
+def _parse_budget(budget: object) -> str:
+    try:
+        if number := parse_threshold(budget):
+            return format_decimal(number)
+    except ValueError:
+        pass
+    raise ValueError(f"budget must be a number from 1e-9 to less than 1e18, not {budget!r}")
+
+
+def _parse_interval(interval: object) -> float:
+    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf"):
+        return float(seconds)
+    raise ValueError(f"poke_interval must be a number of seconds, more than 0, or a timedelta, not {interval!r}")
+
+
+def _parse_levels(levels: object) -> list[float]:
+    if isinstance(levels, list | tuple | set) and levels:
+        numbers = [level for level in levels if isinstance(level, int | float) and not isinstance(level, bool)]
+        if len(set(numbers)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
+            return sorted(numbers)
+    raise ValueError(f"levels must be different numbers of percent, more than 0 and up to 10000, not {levels!r}")
