@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 log = logging.getLogger(__name__)
+
+CACHED_LOGGER: Final = "_cached_logger"
+"""
+The attribute in which operators of Airflow 3 keep the logger they have used. Unlike Airflow 2.11, which leaves its own
+``_log`` out of pickles, they pickle it along, and structlog's logger of a task process can't be pickled.
+"""
 
 _DELIMITERS = {
     "block_start_string",

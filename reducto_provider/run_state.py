@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
+from reducto_provider.airflow_compat import CACHED_LOGGER
+
 Copied = TypeVar("Copied", bound="DropsRunState")
 
 
@@ -20,7 +22,7 @@ class DropsRunState:
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
-        return {name: value for name, value in state.items() if name not in self.run_state}
+        return {name: value for name, value in state.items() if name not in (*self.run_state, CACHED_LOGGER)}
 
     def __deepcopy__(self: Copied, memo: dict[int, Any]) -> Copied:
         # Airflow's own copies each attribute that is there, and has no other way to leave one out.

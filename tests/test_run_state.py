@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +76,25 @@ def test_the_key_is_in_no_pickle(task):
     task.execute(context(task))
 
     assert b"sim-key-all" not in pickle.dumps(task)
+
+
+PICKLED_WHERE_STRUCTLOG_LOGS = """
+import pickle
+import airflow.settings  # configures the logs
+from reducto_provider.operators.export import ReductoUsageExportOperator
+task = ReductoUsageExportOperator(task_id="task")
+task.log.info("used")
+print(type(pickle.loads(pickle.dumps(task))).__name__)
+"""
+
+
+def test_a_task_that_has_logged_is_pickled(tmp_path):
+    """In a process of its own, since pytest's logger can be pickled anyway."""
+    env = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PICKLED_WHERE_STRUCTLOG_LOGS], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("ReductoUsageExportOperator\n"), done.stderr
 
 
 def test_a_dag_whose_tasks_have_run_is_copied_with_them(task):
