@@ -89,8 +89,9 @@ print(type(pickle.loads(pickle.dumps(task))).__name__)
 
 
 def test_a_task_that_has_logged_is_pickled(tmp_path):
-    """In a process of its own, since pytest's logger can be pickled anyway."""
-    env = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    """In a process of its own, without the variables by which Airflow sees pytest and does not configure its logs."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env["AIRFLOW_HOME"] = str(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", PICKLED_WHERE_STRUCTLOG_LOGS], env=env, capture_output=True, text=True, check=False
     )
