@@ -25,7 +25,7 @@ def table(story: Story) -> str:
     met = story.trouble.met()
     faults = ", ".join(f"{count} of {name}" for name, count in sorted(met.items()))
     refused = sum(request.status == 401 for request in requests)
-    files = [key for key in story.s3.objects(BUCKET) if "/metadata/" not in key]
+    files = [key for key in story.s3.objects(BUCKET) if "/metadata/" not in key and "/." not in key]
     figures = {
         "organizations, days": f"{len(ORGS)}, {story.first} to {story.last}",
         "runs of example DAGs": f"{runs:,}",
