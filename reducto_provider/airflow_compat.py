@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from inspect import Parameter, Signature, signature
@@ -112,13 +113,13 @@ class GivenArguments(BaseOperator):
         check_not_empty({name: getattr(self, name) for name in self._arguments()})
         self._check_literals()
 
+    @abstractmethod
     def _check_literals(self) -> None:
         """
         Check the arguments that are literal, none of which is empty.
 
         :raises ValueError: naming the argument, the value and the remedy.
         """
-        raise NotImplementedError
 
     def _do_render_template_fields(
         self, parent: Any, template_fields: Iterable[str], context: Context, jinja_env: Any, seen_oids: set[int]

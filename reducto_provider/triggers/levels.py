@@ -175,7 +175,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
             unforeseen = None if isinstance(error, ReductoError) else error
             await self._alog(
                 "error",
-                "Poll of %s failed, and will until that is mended: %s; next poll in %g s",
+                "Poll of %s failed, and will until the cause is fixed: %s; next poll in %g s",
                 poll.query,
                 error,
                 poll.next_in,

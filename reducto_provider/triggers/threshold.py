@@ -70,7 +70,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
     :param failing_since: when the first of them failed, in seconds since the epoch. A trigger that starts more than a
         minute later leaves both out of account: it was started again, and polls in between may have succeeded.
     :param not_before: until when the service asked to be left alone when it failed then, in seconds since the epoch.
-    :param silent_fail: tolerate without end whatever a retry might mend, as sensors with ``silent_fail`` do.
+    :param silent_fail: tolerate without end whatever a retry might fix, as sensors with ``silent_fail`` do.
     :param poll_immediately: poll once at the start; otherwise the first poll comes after one interval, since a sensor
         that defers has asked before.
     :param window: for a wait that begins in the triggerer (``start_from_trigger``): which days, if none are given.
