@@ -40,7 +40,7 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
-from reducto_provider.usage.fields import QUERY_FIELDS, RUN_DAYS, check_literals, is_literal, parse_day
+from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
@@ -49,10 +49,9 @@ from reducto_provider.usage.threshold import (
     Reading,
     UsageThreshold,
     check_one_window,
-    check_projectable,
     parse_threshold,
 )
-from reducto_provider.usage.window import DayRange, NoDayEndedError, check_window, min_days
+from reducto_provider.usage.window import NoDayEndedError, check_window
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -118,10 +117,10 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         that the run covers.
     :param usage_end_date: its last day, included.
     :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
-    :param projected: hold what the whole window will come to at the rate so far against the threshold: the usage of
-        its complete days, divided by their number and multiplied by that of all its days, but never less than what
-        was used so far. A day is complete when it has been over for more than ``settle_days``. While fewer than
-        three are, what was used stands for itself. The window must have days enough: four and ``settle_days``.
+    :param projected: compare the projected usage of the whole window with the threshold: what was used, and for each
+        day to come the mean of its weekday over up to four complete weeks before, which may have begun before the
+        window. With less than two weeks the mean of all complete days; with less than three complete days, what was
+        used. A day is complete when it has been over for more than ``settle_days``.
     :param on_closed_window: ``skip``, ``fail``, or ``wait`` for restatements until the timeout.
     :param settle_days: days after its end in which a window still counts as open, for restatements.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
@@ -298,17 +297,6 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.settle_days, int) or isinstance(self.settle_days, bool) or self.settle_days < 0:
             raise ValueError(f"settle_days must be a whole number, 0 or more, not {self.settle_days!r}")
-        if self.projected and (days := self._known_days()) is not None:
-            check_projectable(days, self.settle_days)
-
-    def _known_days(self) -> int | None:
-        """How many days the window has at the least, as far as that can be known before a run."""
-        if self.usage_start_date is None:
-            return min_days(check_window(self.window)) if is_literal(self.window) else None
-        if self.usage_start_date != RUN_DAYS and is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
-            first, last = (parse_day(name, getattr(self, name)) for name in ("usage_start_date", "usage_end_date"))
-            return DayRange(first, last).length
-        return None
 
     def _condition(self, context: Context) -> UsageThreshold:
         try:

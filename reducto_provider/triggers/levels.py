@@ -155,7 +155,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
         """The levels that a poll finds passed and that have not fired in its window, with the reading."""
-        day = poll.query.start if poll.query else poll.time.date()
+        day = poll.query.end if poll.query else poll.time.date()
         reading = await poll.read(self._watched(calendar_window(self.window, day)))
         if reading is None:
             return []

@@ -192,7 +192,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
         return None if self.exponential_backoff or self._early_event else self._stream_key()
 
     def _stream_key(self) -> Hashable:
-        query = self._condition().query
+        query = self._condition().query_with_history
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             self.reducto_conn_id,

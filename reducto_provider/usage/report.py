@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 Metric = Literal["credits", "requests"]
+
+Computed = TypeVar("Computed")
 
 CREDITS_SCALE: Final = 9
 """Decimal places that credits are kept to. A service that sums binary floats sends 230.10000000000002."""
@@ -24,8 +26,8 @@ MAX_REQUEST_COUNT = 2**63 - 1
 
 _WHOLE_END = 2**64  # Airflow's processes send each other no larger integers: one in an event ends the triggerer
 
-# Wide enough that no sum of as many values as fit into memory is ever rounded.
-_EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
+EXACT: Final = Context(prec=80, rounding=ROUND_HALF_EVEN)
+"""Wide enough that no sum of as many values as fit into memory is ever rounded."""
 
 
 class UsageContractError(ValueError):
@@ -68,9 +70,7 @@ class UsageReport:
     group_by: str
     rows: tuple[UsageRow, ...]
     body: bytes = field(default=b"", repr=False, compare=False)
-    _amounts: dict[tuple[Any, ...], dict[str | None, Decimal]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def credits(self) -> Decimal | None:
@@ -82,52 +82,59 @@ class UsageReport:
         """The sum of the rows' requests."""
         return sum(row.request_count for row in self.rows)
 
-    def amounts(self, metric: Metric, *, per_group: bool, until: date | None = None) -> dict[str | None, Decimal]:
+    def amounts(self, metric: Metric, *, per_group: bool, since: date | None = None) -> dict[str | None, Decimal]:
         """
-        The exact sums of a metric by group, or of all rows under the group None; empty without rows.
+        Return the exact sums of a metric by group, or of all rows under the group None; empty without rows.
 
-        Summed up once, however many ask: a report may be shared by all who wait for the same usage.
+        They are computed once, however many ask: a report may be shared by all who wait for the same usage.
 
-        :param until: the last day that counts; all days when it is None.
+        :param since: the first day that counts; all days when it is None.
         :raises CreditsUnavailableError: for credits, when the service sent none for some row.
         """
-        key = (metric, per_group, until)
-        if key not in self._amounts:
-            self._amounts[key] = self._sum_up(metric, per_group, until or self.end)
-        return self._amounts[key]
 
-    def projections(self, metric: Metric, *, per_group: bool, days: int, of_days: int) -> dict[str | None, Decimal]:
+        def compute() -> dict[str | None, Decimal]:
+            amounts: dict[str | None, Decimal] = {}
+            with localcontext(EXACT):
+                for day, group, amount in self._amounts_of_rows(metric, per_group):
+                    if since is None or day >= since:
+                        amounts[group] = amounts.get(group, _ZERO) + amount
+            return amounts
+
+        return self.remember(("amounts", metric, per_group, since), compute)
+
+    def daily_amounts(self, metric: Metric, *, per_group: bool) -> dict[str | None, dict[date, Decimal]]:
         """
-        What :meth:`amounts` come to in ``of_days`` days at the rate of the first ``days``, but never less than they
-        are; likewise worked out once.
+        Return :meth:`amounts` by group and day, in the order of the days; a day without a row is not among them.
 
         :raises CreditsUnavailableError: for credits, when the service sent none for some row.
         """
-        used = self.amounts(metric, per_group=per_group)
-        rates = self.amounts(metric, per_group=per_group, until=self.start + timedelta(days=days - 1))
-        key = (metric, per_group, days, of_days)
-        if key not in self._amounts:
-            self._amounts[key] = {
-                group: max(amount, extrapolate(rates.get(group, _ZERO), days, of_days))
-                for group, amount in used.items()
-            }
-        return self._amounts[key]
 
-    def _sum_up(self, metric: Metric, per_group: bool, until: date) -> dict[str | None, Decimal]:
-        amounts: dict[str | None, Decimal] = {}
-        with localcontext(_EXACT):
-            for row in self.rows:
-                if row.date > until:
-                    break
-                amount = row.credits if metric == "credits" else Decimal(row.request_count)
-                if amount is None:
-                    raise CreditsUnavailableError(
-                        f"Reducto sends no credits for organization {self.org_id}, as for accounts on its newer "
-                        "pricing: use metric='requests' instead"
-                    )
-                group = row.group if per_group else None
-                amounts[group] = amounts.get(group, _ZERO) + amount
-        return amounts
+        def compute() -> dict[str | None, dict[date, Decimal]]:
+            amounts: dict[str | None, dict[date, Decimal]] = {}
+            with localcontext(EXACT):
+                for day, group, amount in self._amounts_of_rows(metric, per_group):
+                    days = amounts.setdefault(group, {})
+                    days[day] = days.get(day, _ZERO) + amount
+            return amounts
+
+        return self.remember(("daily_amounts", metric, per_group), compute)
+
+    def remember(self, key: Hashable, compute: Callable[[], Computed]) -> Computed:
+        """Return what ``compute`` returned for this report when ``key`` first came up."""
+        if key not in self._computed:
+            self._computed[key] = compute()
+        found: Computed = self._computed[key]
+        return found
+
+    def _amounts_of_rows(self, metric: Metric, per_group: bool) -> Iterator[tuple[date, str | None, Decimal]]:
+        for row in self.rows:
+            amount = row.credits if metric == "credits" else Decimal(row.request_count)
+            if amount is None:
+                raise CreditsUnavailableError(
+                    f"Reducto sends no credits for organization {self.org_id}, as for accounts on its newer "
+                    "pricing: use metric='requests' instead"
+                )
+            yield row.date, row.group if per_group else None, amount
 
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
@@ -138,18 +145,12 @@ def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
 def add_credits(amounts: Iterable[Decimal | None]) -> Decimal | None:
     """The exact sum of amounts of credits: None when any of them is."""
     total = Decimal(0)
-    with localcontext(_EXACT):
+    with localcontext(EXACT):
         for amount in amounts:
             if amount is None:
                 return None
             total += amount
     return total
-
-
-def extrapolate(amount: Decimal, days: int, of_days: int) -> Decimal:
-    """What ``amount`` in ``days`` days comes to in ``of_days``, half-even to nine places: exact for a constant rate."""
-    with localcontext(_EXACT):
-        return (amount * of_days / days).quantize(CREDITS_UNIT)
 
 
 def format_decimal(value: Decimal) -> str:

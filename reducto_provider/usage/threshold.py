@@ -12,15 +12,13 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
+from reducto_provider.usage.projection import MIN_COMPLETE_DAYS, first_day_of_history, project
 from reducto_provider.usage.query import UsageQuery, printable
 from reducto_provider.usage.report import Metric, UsageReport, format_decimal, json_number
 from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
 Outcome = Literal["exceeded", "closed", "waiting"]
-
-PROJECTED_FROM_DAYS: Final = 3
-"""Complete days that a projection needs: fewer say too little about the rest of a period."""
 
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
 """What a sensor's author says of the wait, as :meth:`UsageThreshold.from_context` takes it."""
@@ -34,9 +32,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a metric came to, and what it was held against.
 
-    ``value`` is what was used so far (``used``), or if ``projected`` what the whole window will come to at the rate
-    so far. ``window`` is the whole period in UTC days, also while it is still running. ``group`` is the one that the
-    value belongs to when groups are looked at one by one, else None. ``time`` is when it was read, in UTC.
+    ``value`` is what was used so far (``used``), or if ``projected`` the projected usage of the whole window.
+    ``window`` is the whole period in UTC days, also while it is still running. ``group`` is the one that the value
+    belongs to when groups are looked at one by one, else None. ``time`` is when it was read, in UTC.
     """
 
     metric: Metric
@@ -138,9 +136,9 @@ class UsageThreshold:
     :param metric: ``credits`` or ``requests``.
     :param threshold: 0 or more; to exceed it is strictly more.
     :param per_group: hold each group against the threshold by itself, instead of their sum.
-    :param projected: hold what the window will come to at the rate so far against the threshold, see :meth:`read`.
+    :param projected: compare the projected usage of the whole window with the threshold, see :meth:`read`.
     :param settle_days: days after its end in which a day, and so the window, may still be restated.
-    :raises ValueError: for an unknown metric, and for a window too short to project.
+    :raises ValueError: for an unknown metric.
     """
 
     query: UsageQuery
@@ -153,8 +151,6 @@ class UsageThreshold:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
-        if self.projected:
-            check_projectable(self.window.length, self.settle_days)
 
     @classmethod
     def from_context(
@@ -195,34 +191,51 @@ class UsageThreshold:
     def window(self) -> DayRange:
         return DayRange(self.query.start, self.query.end)
 
+    @cached_property
+    def query_with_history(self) -> UsageQuery:
+        """The query of the window, and if ``projected`` of the weeks before that a projection is made from."""
+        if not self.projected:
+            return self.query
+        return replace(self.query, start=first_day_of_history(self.window, self.settle_days))
+
     def query_at(self, time: datetime) -> UsageQuery | None:
         """
-        The query to send at a moment: days to come are left out. Nothing can have been used on them, and a
-        service that shortens such a range would answer for another than was asked for. None before the window.
+        Return the query to send at a moment, None before the window.
+
+        Days to come are left out. Nothing can have been used on them, and a service that shortens such a range would
+        answer for another than was asked for. When the window is over, nothing is projected any more, and history is
+        left out.
         """
         day = time.astimezone(UTC).date()
-        return None if day < self.query.start else replace(self.query, end=min(self.query.end, day))
+        if day < self.query.start:
+            return None
+        return self.query if day > self.query.end else replace(self.query_with_history, end=day)
 
     def read(self, report: UsageReport, time: datetime) -> Reading:
         """
-        Hold a report against the threshold.
+        Compare a report with the threshold.
 
-        A projection is the usage of the window's complete days, divided by their number and multiplied by that of
-        all its days, but never less than what was used so far. A day is complete when it has been over for more than
-        ``settle_days``. While fewer than :data:`PROJECTED_FROM_DAYS` are complete, and when the window is over,
-        what was used stands for itself.
+        If ``projected`` the value is that of :func:`~reducto_provider.usage.projection.project`. Where it makes none,
+        and when the window is over, the value is what was used.
 
+        :param report: the answer to :meth:`query_at`.
         :param time: when the report was asked for.
         :raises CreditsUnavailableError: when credits are needed and the service sent none for some row.
         """
-        used = report.amounts(self.metric, per_group=self.per_group)
-        values = used
-        complete = self._complete_days(time) if self.projected else 0
-        if projected := complete >= PROJECTED_FROM_DAYS:
-            values = report.projections(
-                self.metric, per_group=self.per_group, days=complete, of_days=self.window.length
+        used = report.amounts(self.metric, per_group=self.per_group, since=self.window.first)
+        projections: Mapping[str | None, Decimal] = {}
+        if self.projected and self._is_running(time):
+            projections = project(
+                report,
+                self.metric,
+                per_group=self.per_group,
+                window=self.window,
+                today=time.astimezone(UTC).date(),
+                settle_days=self.settle_days,
             )
+        values = {**used, **projections}
         group = max(values, key=lambda each: values[each], default=None)
+        projected = group in projections
         if group is not None and values[group] == 0:
             group = None
         return Reading(
@@ -238,10 +251,8 @@ class UsageThreshold:
             time=time,
         )
 
-    def _complete_days(self, time: datetime) -> int:
-        """Days of the window that a projection may build on; none once the window is over."""
-        day = time.astimezone(UTC).date()
-        return 0 if day > self.query.end else (day - self.query.start).days - self.settle_days
+    def _is_running(self, time: datetime) -> bool:
+        return self.window.first <= time.astimezone(UTC).date() <= self.window.last
 
     def outcome(self, reading: Reading) -> Outcome:
         """
@@ -259,8 +270,8 @@ class UsageThreshold:
         """A poll that decided nothing, in one line for the log. None for a window that has not begun."""
         if reading is None:
             return f"{self.window} has not begun"
-        if self.projected and not reading.projected and self._complete_days(reading.time) > 0:
-            return f"{reading}; projected from {PROJECTED_FROM_DAYS} complete days on"
+        if self.projected and not reading.projected and self._is_running(reading.time):
+            return f"{reading}; projected from {MIN_COMPLETE_DAYS} complete days on"
         return str(reading)
 
 
@@ -272,19 +283,6 @@ def check_one_window(window: str | int, usage_start_date: object) -> None:
     """
     if usage_start_date is not None and window != "month":
         raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
-
-
-def check_projectable(days: int, settle_days: int) -> None:
-    """
-    See that a window has days enough for a projection to be made before it is over.
-
-    :raises ValueError: when it has not.
-    """
-    if days <= PROJECTED_FROM_DAYS + settle_days:
-        raise ValueError(
-            f"projected needs a window of more than {PROJECTED_FROM_DAYS + settle_days} days, as it builds on "
-            f"{PROJECTED_FROM_DAYS} that have been over for more than settle_days={settle_days}: this window has {days}"
-        )
 
 
 def parse_threshold(value: object) -> Decimal:

@@ -194,11 +194,6 @@ def check_window(window: str | int) -> str | int:
     raise ValueError(f"window must be {allowed} or a whole number of days from 1 to 3650, not {window!r}")
 
 
-def min_days(window: str | int) -> int | None:
-    """How many days a window of :func:`check_window` has at the least; None for ``"run"``, of which nobody knows."""
-    return window if isinstance(window, int) else {"month": 28, "week": 7, "day": 1}.get(window)
-
-
 def moment_of_run(context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE) -> datetime:
     """
     Return the moment that a run stands for: the last day of its partition, whether it is scheduled or backfilled; else

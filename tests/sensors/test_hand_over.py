@@ -269,7 +269,7 @@ def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(bega
     [
         ({"threshold": "{{ params.days - 9 }}"}, ReductoConfigurationError, "not '-6'"),
         ({"threshold": "{{ params.nothing }}"}, ReductoConfigurationError, "in the triggerer: .*'nothing'"),
-        ({"window": "{{ params.days }}", "projected": True}, ReductoConfigurationError, "this window has 3"),
+        ({"window": "{{ params.days - 9 }}"}, ReductoConfigurationError, "from 1 to 3650, not '-6'"),
         ({"window": "run", "begins": datetime(2028, 2, 14, 0, 30, tzinfo=UTC)}, AirflowSkipException, "no day of UTC"),
     ],
 )

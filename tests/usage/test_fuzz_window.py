@@ -24,7 +24,6 @@ from reducto_provider.usage.window import (
     check_days_over,
     days_of_run,
     days_of_window,
-    min_days,
     warn_of_early_run,
 )
 from tests.airflows import PARTITIONS, dag_author, new_in
@@ -207,7 +206,7 @@ class TestWindows:
         assert found == days_of_window(window, run_context(None, moment.in_timezone(zone)))
         assert found == days_of_window(str(window), context)
         assert found.first <= moment.date() <= found.last
-        assert found.length == len(list(found.days())) >= min_days(window)
+        assert found.length == len(list(found.days()))
 
     @given(day=st.dates(date(1, 2, 1), date(9999, 11, 30)), window=st.sampled_from(CALENDAR_WINDOWS))
     def test_the_calendar_is_cut_without_gaps(self, day, window):
@@ -217,12 +216,6 @@ class TestWindows:
         assert all(calendar_window(window, each) == found for each in (found.first, found.last))
         assert calendar_window(window, found.last + timedelta(days=1)).first == found.last + timedelta(days=1)
         assert calendar_window(window, found.first - timedelta(days=1)).last == found.first - timedelta(days=1)
-
-    @pytest.mark.parametrize("window", CALENDAR_WINDOWS)
-    def test_least_days_is_met(self, window):
-        year = (date(2026, 1, 1) + timedelta(days=offset) for offset in range(365))
-
-        assert min(calendar_window(window, day).length for day in year) == min_days(window)
 
 
 @given(
