@@ -23,7 +23,7 @@ from reducto_provider.export.formats import SENT_COLUMNS
 from reducto_provider.hooks.reducto import ENDPOINT
 
 if TYPE_CHECKING:
-    from reducto_provider.export.dataset import PublishedFile
+    from reducto_provider.export.sink import PublishedFile
     from reducto_provider.export.storage import Storage
 
 _SCHEMES = {"s3a": "s3", "gcs": "gs", "abfs": "abfss"}

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from reducto_provider.export.dataset import PublishedDays, metadata_folder, partition_of
+from reducto_provider.export.manifest import partition_of
+from reducto_provider.export.sink import Changes, PublishedDays
 from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery, check_text
 from reducto_provider.usage.report import add_credits, format_decimal, json_number
@@ -159,11 +160,11 @@ def fleet_result(query: UsageQuery, outcomes: Sequence[FleetOutcome], max_bytes:
     return result
 
 
-def reported_changes(result: Mapping[str, Any], outcomes: Iterable[FleetOutcome]) -> dict[str, Mapping[date, str]]:
-    """Return the changes that a result lists, by folder of manifests. Organizations left out are not reported."""
+def reported_changes(result: Mapping[str, Any], outcomes: Iterable[FleetOutcome]) -> Changes:
+    """Return the changes that a result lists. Organizations left out are not reported."""
     listed = {(each["org_id"], each["group_by"]) for each in result["organizations"]}
     return {
-        metadata_folder(each.entry.org_id, each.entry.group_by): each.changed
+        (each.entry.org_id, each.entry.group_by): each.changed.items()
         for each in outcomes
         if each.changed and (each.entry.org_id, each.entry.group_by) in listed
     }

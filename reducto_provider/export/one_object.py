@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from msgspec import structs
 
 from reducto_provider import __version__
-from reducto_provider.export.dataset import (
+from reducto_provider.export.formats import Format
+from reducto_provider.export.manifest import checksum, json_file, write_with_manifest
+from reducto_provider.export.reported import Change, new_change
+from reducto_provider.export.sink import (
+    Attempt,
+    Changes,
     DatasetMismatchError,
+    Filters,
     PublishedFile,
-    checksum,
-    json_file,
+    Sink,
     short,
     storage_errors,
-    write_with_manifest,
 )
-from reducto_provider.export.formats import Format
-from reducto_provider.export.reported import Change, new_change
-from reducto_provider.export.storage import Storage
+from reducto_provider.export.storage import Storage, open_storage, split_object_path
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset
 
 
 class _Manifest(msgspec.Struct, kw_only=True):
@@ -40,7 +45,7 @@ class _Manifest(msgspec.Struct, kw_only=True):
     change: Change | None = None
 
 
-class UsageObject:
+class UsageObject(Sink):
     """
     The usage of one organization by one dimension as one object, with both as columns.
 
@@ -51,34 +56,48 @@ class UsageObject:
     :param storage: the folder.
     """
 
-    def __init__(self, storage: Storage, name: str, format: Format, filters: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, storage: Storage, name: str, format: Format, filters: Filters) -> None:
         self._storage = storage
         self._name = name
         self._format = format
         self._filters = {field: list(values) for field, values in filters.items()}
         self._manifest = f".{name}.reducto"
+        self._reported = f".{name}.reported"
 
-    def check(self, query: UsageQuery, run: str | None = None) -> None:
-        """
-        Check that the object is the one for ``query``.
+    @classmethod
+    def check_location(cls, output_path: object) -> str:
+        path = super().check_location(output_path)
+        split_object_path(path)
+        return path
 
-        :param query: may lack the organization; the report then names it.
-        :param run: identifies the exporting task instance across its tries.
-        :raises DatasetMismatchError: naming the differences and the remedy.
-        :raises PublishError: if the object's description can't be read.
-        """
-        place = self._storage.location(self._name)
-        with storage_errors(f"could not read which usage {place} holds; what was there is untouched"):
+    @classmethod
+    def open(cls, output_path: str, conn_id: str | None, format: Format, filters: Filters) -> Self:
+        folder, name = split_object_path(output_path)
+        return cls(open_storage(folder, conn_id), name, format, filters)
+
+    @property
+    def location(self) -> str:
+        return self._storage.location(self._name)
+
+    @property
+    def uri(self) -> str:
+        return self._storage.uri(self._name)
+
+    def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
+        with storage_errors(f"could not read which usage {self.location} holds; what was there is untouched"):
             found = self._read()
-        self._check(found, query.org_id, query.group_by, run)
+        if query is None:
+            self._check(found, None, None, run)
+        else:
+            self._check(found, query.org_id, query.group_by, run)
 
-    def publish(self, report: UsageReport, run: str | None = None) -> PublishedFile:
+    def publish(
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+    ) -> list[PublishedFile]:
         """
         Replace the object by the report. Remove it if there are no rows and the format allows no empty file.
 
-        :param run: see :meth:`check`.
-        :raises DatasetMismatchError: see :meth:`check`.
-        :raises PublishError: the object is complete: the previous version or the new one.
+        After an error the object is complete: the previous version or the new one.
         """
         keys = {"org_id": report.org_id, "group_by": report.group_by}
         rows = self._format.rows(report)
@@ -92,9 +111,9 @@ class UsageObject:
             sha256=checksum(content),
             rows_sha256=self._format.digest(report.rows, rows),
         )
-        place = self._storage.location(self._name)
         with storage_errors(
-            f"could not write usage of {report.org_id} to {place}; what was there is untouched, or replaced as a whole"
+            f"could not write usage of {report.org_id} to {self.location}; what was there is untouched, or replaced as "
+            "a whole"
         ):
             if self._storage.read(self._manifest) is None:
                 with suppress(FileExistsError):  # another export was faster
@@ -106,15 +125,28 @@ class UsageObject:
             write_with_manifest(self._storage, self._name, content, self._manifest, _content(mine))
             # A store that can't create exclusively may have been claimed twice, and map indexes run at the same time.
             self._check(self._read(), report.org_id, report.group_by, run)
-            reported = self._storage.read(_reported(self._name))  # last, as of a dataset
-        return PublishedFile(
-            uri=None if content is None else self._storage.uri(self._name),
+            reported = self._storage.read(self._reported)  # last, as of a dataset
+        published = PublishedFile(
+            uri=None if content is None else self.uri,
             day=None,
             row_count=len(report.rows),
             size=len(content or b""),
             changed=reported != _acknowledgement(mine.change),
             change=mine.change,
         )
+        return [published]
+
+    def acknowledge(self, changes: Changes) -> int:
+        for [(_, change)] in changes.values():
+            self._storage.replace(self._reported, _acknowledgement(change))
+        return 0
+
+    def output(self, org_id: str, group_by: str, files: Sequence[PublishedFile] | None) -> OutputDataset | None:
+        from reducto_provider.lineage import files_dataset
+
+        if files and files[0].uri is None:
+            return None
+        return files_dataset(self._storage, self._name, self._format.columns("org_id", "group_by"), files)
 
     def _read(self) -> _Manifest | None:
         content = self._storage.read(self._manifest)
@@ -126,33 +158,27 @@ class UsageObject:
                 f"beside it are unknown: {error}. Remove both, or export to another output_path"
             ) from error
 
-    def _check(self, found: _Manifest | None, org_id: str | None, group_by: str, run: str | None) -> None:
+    def _check(self, found: _Manifest | None, org_id: str | None, group_by: str | None, run: str | None) -> None:
         if found is None:
             return
-        place = self._storage.location(self._name)
-        expected = {"org_id": org_id or found.org_id, "group_by": group_by, "filters": self._filters}
+        expected = {
+            "org_id": org_id or found.org_id,
+            "group_by": group_by or found.group_by,
+            "filters": self._filters,
+        }
         different = [name for name, value in expected.items() if getattr(found, name) != value]
         if different:
             holds = ", ".join(f"{name} {short(repr(getattr(found, name)))}" for name in different)
             export = ", ".join(f"{name} {expected[name]!r}" for name in different)
             raise DatasetMismatchError(
-                f"{place} is the object of {holds}; this export is of {export}, and would replace it. Name in "
+                f"{self.location} is the object of {holds}; this export is of {export}, and would replace it. Name in "
                 f"output_path what the exports differ in, or remove the object and {self._manifest} beside it first"
             )
         if found.run and run and found.run != run and _task(found.run) == _task(run):
             raise DatasetMismatchError(
-                f"{place} was written in the same run by {short(found.run)}; {run} would replace it. Name in "
+                f"{self.location} was written in the same run by {short(found.run)}; {run} would replace it. Name in "
                 "output_path what the mapped task instances differ in"
             )
-
-
-def acknowledge_object(storage: Storage, name: str, change: str) -> None:
-    """Record that a successful run reported a change of the object, see :class:`UsageObject`."""
-    storage.replace(_reported(name), _acknowledgement(change))
-
-
-def _reported(name: str) -> str:
-    return f".{name}.reported"
 
 
 def _acknowledgement(change: str) -> bytes:

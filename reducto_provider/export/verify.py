@@ -13,7 +13,6 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
@@ -21,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from reducto_provider.export.dataset import DATASET_FILE
+from reducto_provider.export.manifest import DATASET_FILE, parse_manifest_name
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.window import DayRange
 
@@ -57,7 +56,6 @@ class Verification:
 
 
 _REPORTED_NAME = re.compile(r"metadata/org_id=[^/]+/group_by=[^/]+/\.reported-\d{4}", re.ASCII)
-_MANIFEST_NAME = re.compile(r"metadata/(org_id=[^/]+/group_by=[^/]+)/dt=(\d{4}-\d{2}-\d{2})\.json", re.ASCII)
 
 
 class _Manifest(msgspec.Struct):
@@ -81,7 +79,7 @@ def verify_dataset(storage: Storage) -> Verification:
     for name in storage.names("metadata"):
         if name == DATASET_FILE or _REPORTED_NAME.fullmatch(name):
             continue
-        partition = _partition_of_manifest(name)
+        partition = parse_manifest_name(name)
         if partition is None:
             problems.append(Problem("unknown", name, "it is not the manifest of any day"))
             continue
@@ -112,14 +110,6 @@ def verify_dataset(storage: Storage) -> Verification:
     problems += [Problem("unknown", name, "no manifest lists it") for name in sorted(files)]
     problems += _gaps(manifests)
     return Verification(days=sum(map(len, manifests.values())), files=expected, problems=tuple(problems))
-
-
-def _partition_of_manifest(name: str) -> tuple[str, date] | None:
-    """Return a manifest's partition and day; None for a file that is not a manifest."""
-    if match := _MANIFEST_NAME.fullmatch(name):
-        with suppress(ValueError):  # a date that does not exist
-            return match[1], date.fromisoformat(match[2])
-    return None
 
 
 def _gaps(manifests: Mapping[str, list[date]]) -> Iterator[Problem]:

@@ -1,9 +1,9 @@
-"""Base class of the operators: organization, days, filters and connection."""
+"""Base classes of the operators: organization, days, filters and connection; and where an export goes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import cached_property
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
 
-from reducto_provider.airflow_compat import GivenArguments
-from reducto_provider.exceptions import (
-    ReductoDayNotOverError,
-)
-from reducto_provider.export.focus import PRICE_OPTIONS
+from reducto_provider.airflow_compat import GivenArguments, call_after_success
+from reducto_provider.exceptions import ReductoDayNotOverError
+from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.sink import choose_sink, open_sink
 from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
@@ -23,6 +23,7 @@ from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     check_both_days,
     check_literals,
+    is_literal,
     is_run_days,
     parse_query,
 )
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from reducto_provider.export.focus import BillingTerms
     from reducto_provider.export.formats import Format
-    from reducto_provider.export.storage import Storage
+    from reducto_provider.export.sink import Changes, Sink
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
     from reducto_provider.usage.report import UsageReport
@@ -55,7 +57,7 @@ DEFAULT_MAX_XCOM_BYTES = 48 * 1024
 class BaseUsageOperator(DropsRunState, GivenArguments):
     """Base class of the operators: organization, days, filters and connection."""
 
-    run_state = ("hook", "_reports", "_target", "_files", "_fleet", "_reported_changes")
+    run_state = ("hook", "_reports", "_sink", "_files", "_fleet", "_changes")
 
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
@@ -65,7 +67,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
     # What the task has read, for its lineage. Empty at the start: OpenLineage then runs in a process that shares the
     # task's channel to Airflow, where a connection lookup could hang the task.
     _reports: Sequence[UsageReport] = ()
-    _target: tuple[Storage, Format] | None = None
 
     def __init__(
         self,
@@ -208,12 +209,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
             self.log.warning("%s", warning)
         return days
 
-    def _warn_if_not_final(self, query: UsageQuery) -> None:
-        if query.end >= (day := today()):
-            self.log.warning(
-                "Usage from %s on is not final: it still grows. Export it again once the day is over.", day
-            )
-
     def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
         if warning := unmatched_filters(query, row_count):
             self.log.warning("%s", warning)
@@ -224,19 +219,72 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra = summary
 
-    def _acknowledge(self, changes: Mapping[str, Mapping[date, str]]) -> None:
-        """Record ``changes``, by folder of manifests, as reported: later runs need not report them."""
-        from reducto_provider.export.reported import acknowledge
 
-        assert self._target is not None  # noqa: S101  # for mypy
-        if left := acknowledge(self._target[0], changes):
+class BaseUsageExportOperator(BaseUsageOperator):
+    """Base class of the operators that write files: the arguments that say where to, and the destination."""
+
+    output_path: str | None
+    output_conn_id: str | None
+    output_format: str
+    compression: str | None
+    max_xcom_bytes: int
+    partitioned: bool = True
+
+    _sink: Sink | None = None
+    _changes: Changes | None = None
+
+    def _check_literals(self) -> None:
+        super()._check_literals()
+        terms = parse_literal_terms(self.output_format, self._price_options())
+        if is_literal(self.output_format) and is_literal(self.compression):
+            self._check_format(terms)
+        sink = choose_sink(partitioned=self.partitioned)
+        if self.output_path is not None and is_literal(self.output_path):
+            sink.check_location(self.output_path)
+        self._check_number("max_xcom_bytes", 1)
+
+    def _price_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in PRICE_OPTIONS}
+
+    def _check_format(self, terms: BillingTerms | None, group_by: str = "product") -> Format:
+        if terms is not None and self.output_path is None:
+            raise ValueError(f"output_path must be given for output_format={self.output_format!r}, which is for files")
+        return check_format(self.output_format, self.compression, terms, group_by)
+
+    def _open_sink(self, query: UsageQuery, group_by: str) -> Sink | None:
+        """
+        Return the destination, None for an export to XCom. Warn if the query's last day is not over.
+
+        :raises ValueError: naming the invalid argument.
+        :raises ImportError: naming the extra to install.
+        """
+        file_format = self._check_format(parse_terms(self.output_format, self._price_options()), group_by)
+        self._warn_if_not_final(query)
+        if self.output_path is not None:
+            self._sink = open_sink(
+                self.output_path, self.output_conn_id, file_format, query.filters(), partitioned=self.partitioned
+            )
+        return self._sink
+
+    def _warn_if_not_final(self, query: UsageQuery) -> None:
+        if query.end >= (day := today()):
+            self.log.warning(
+                "Usage from %s on is not final: it still grows. Export it again once the day is over.", day
+            )
+
+    def _acknowledge_after_success(self, changes: Changes) -> None:
+        """Record ``changes`` as reported once Airflow has recorded the success of this task."""
+        if changes:
+            self._changes = changes
+            call_after_success(self, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        assert self._sink is not None  # noqa: S101  # for mypy
+        assert self._changes is not None  # noqa: S101
+        if left := self._sink.acknowledge(self._changes):
             self.log.warning(
                 "Time ran out before the reported changes of %d partitions were recorded: they are reported again", left
             )
-
-
-def price_options(operator: BaseUsageOperator) -> dict[str, Any]:
-    return {name: getattr(operator, name) for name in PRICE_OPTIONS}
 
 
 def run_key(context: Context) -> str:

@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reducto_provider.airflow_compat import call_after_success
-from reducto_provider.exceptions import (
-    ReductoConfigurationError,
-    translate_errors,
-)
-from reducto_provider.export.focus import parse_literal_terms, parse_terms
-from reducto_provider.export.formats import check_format
-from reducto_provider.export.storage import check_output_path, split_object_path
-from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageOperator, price_options, run_key, summarize
-from reducto_provider.usage.fields import (
-    QUERY_FIELDS,
-    is_literal,
-)
+from reducto_provider.exceptions import ReductoConfigurationError, translate_errors
+from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key, summarize
+from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.query import printable
 from reducto_provider.usage.report import format_decimal, json_number
 
@@ -29,14 +19,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
     from airflow.providers.common.compat.sdk import Context
 
-    from reducto_provider.export.dataset import PublishedFile
-    from reducto_provider.export.focus import BillingTerms
-    from reducto_provider.export.formats import Format
+    from reducto_provider.export.sink import PublishedFile, Sink
     from reducto_provider.usage.query import UsageQuery
     from reducto_provider.usage.report import UsageReport
 
 
-class ReductoUsageExportOperator(BaseUsageOperator):
+class ReductoUsageExportOperator(BaseUsageExportOperator):
     """
     Export the usage of one organization by one dimension: to XCom, or to files in object storage.
 
@@ -142,33 +130,10 @@ class ReductoUsageExportOperator(BaseUsageOperator):
         with translate_errors(self.task_id):
             self.check_arguments()
             query = self._query(context)
-            file_format = self._format(parse_terms(self.output_format, price_options(self)), query.group_by)
-            self._warn_if_not_final(query)
-            if self.output_path is None:
+            sink = self._open_sink(query, query.group_by)
+            if sink is None:
                 return self._export_to_xcom(query, context)
-            return self._export_to_files(query, file_format, context)
-
-    def _check_literals(self) -> None:
-        super()._check_literals()
-        terms = parse_literal_terms(self.output_format, price_options(self))
-        if is_literal(self.output_format) and is_literal(self.compression):
-            self._format(terms)
-        if not isinstance(self.partitioned, bool):  # not a template field: any text would count as True
-            raise ValueError(f"partitioned must be True or False, not {self.partitioned!r}")
-        if self.output_path is not None and is_literal(self.output_path):
-            self._check_output_path()
-        self._check_number("max_xcom_bytes", 1)
-
-    def _check_output_path(self) -> str:
-        path = check_output_path(self.output_path)
-        if not self.partitioned:
-            split_object_path(path)
-        return path
-
-    def _format(self, terms: BillingTerms | None, group_by: str = "product") -> Format:
-        if terms is not None and self.output_path is None:
-            raise ValueError(f"output_path must be given for output_format={self.output_format!r}, which is for files")
-        return check_format(self.output_format, self.compression, terms, group_by)
+            return self._export_to_sink(query, sink, context)
 
     def _export_to_xcom(self, query: UsageQuery, context: Context) -> dict[str, Any]:
         report = self._ask(query)
@@ -192,76 +157,31 @@ class ReductoUsageExportOperator(BaseUsageOperator):
         self._emit_asset_events(context, summarize(report))
         return result
 
-    def _export_to_files(self, query: UsageQuery, file_format: Format, context: Context) -> dict[str, Any]:
-        from reducto_provider.export.dataset import UsageDataset
-        from reducto_provider.export.one_object import UsageObject
-        from reducto_provider.export.storage import open_storage
-
-        file_format.check_installed()
-        path, run = self._check_output_path(), run_key(context)
-        if self.partitioned:
-            storage = open_storage(path, self.output_conn_id)
-            self._target = (storage, file_format)
-            dataset = UsageDataset(storage, file_format, query.filters())
-            dataset.check()  # before spending a request
-            report = self._ask(query)
-            files = dataset.publish(report, query, run=run)
-            location, uri = storage.location(), storage.uri()
-        else:
-            folder, name = split_object_path(path)
-            storage = open_storage(folder, self.output_conn_id)
-            self._target = (storage, file_format)
-            usage_object = UsageObject(storage, name, file_format, query.filters())
-            usage_object.check(replace(query, org_id=query.org_id or self.hook.settings.org_id), run)
-            report = self._ask(query)
-            files = [usage_object.publish(report, run)]
-            location, uri = storage.location(name), storage.uri(name)
-        self._files = files
-        changed = [file.day.isoformat() for file in files if file.day and file.changed]
-        empty = sum(file.uri is None for file in files)
-        self.log.info(
-            "Published %d files with %d bytes at %s%s; %s",
-            len(files) - empty,
-            sum(file.size for file in files),
-            location,
-            f", and {empty} days without usage" if empty and self.partitioned else "",
-            _describe_changed(changed) if self.partitioned or not files[0].changed else "it has changed",
-        )
-        event = {**summarize(report), "uri": uri, "changed_days": changed}
-        self._emit_asset_events(context, event if self.partitioned else {**event, "changed": files[0].changed})
-        if any(file.changed for file in files):
-            call_after_success(self, self._acknowledge_files)
+    def _export_to_sink(self, query: UsageQuery, sink: Sink, context: Context) -> dict[str, Any]:
+        run = run_key(context)
+        # Before a request is spent.
+        sink.check(replace(query, org_id=query.org_id or self.hook.settings.org_id), run)
+        report = self._ask(query)
+        self._files = files = sink.publish(report, query, run)
+        self.log.info("%s; %s", sink.describe(files), _describe_changes(files))
+        event = {
+            **summarize(report),
+            "uri": sink.uri,
+            "changed_days": [file.day.isoformat() for file in files if file.day and file.changed],
+        }
+        if files and files[0].day is None:
+            event["changed"] = files[0].changed
+        self._emit_asset_events(context, event)
+        if changes := [(file.day, file.change) for file in files if file.changed]:
+            self._acknowledge_after_success({(report.org_id, report.group_by): changes})
         return {**summarize(report), "files": [file.as_json() for file in files]}
 
-    def _acknowledge_files(self) -> None:
-        from reducto_provider.export.dataset import metadata_folder
-        from reducto_provider.export.one_object import acknowledge_object
-
-        assert self._target is not None  # noqa: S101  # for mypy
-        assert self._files is not None  # noqa: S101
-        if self.partitioned:
-            [report] = self._reports
-            changes = {file.day: file.change for file in self._files if file.day and file.changed}
-            self._acknowledge({metadata_folder(report.org_id, report.group_by): changes})
-        else:
-            [file] = self._files
-            acknowledge_object(self._target[0], split_object_path(self._check_output_path())[1], file.change)
-
     def _outputs(self) -> list[OutputDataset]:
-        if self._target is None or not self._reports:
+        if self._sink is None or not self._reports:
             return []
-        from reducto_provider.export.dataset import partition_of
-        from reducto_provider.lineage import files_dataset
-
-        storage, file_format = self._target
-        if self.partitioned:
-            [report] = self._reports
-            folder = f"data/{partition_of(report.org_id, report.group_by)}"
-            return [files_dataset(storage, folder, file_format.columns(), self._files)]
-        if self._files and self._files[0].uri is None:
-            return []  # no rows, and the format allows no empty file
-        _, name = split_object_path(self._check_output_path())
-        return [files_dataset(storage, name, file_format.columns("org_id", "group_by"), self._files)]
+        [report] = self._reports
+        output = self._sink.output(report.org_id, report.group_by, self._files)
+        return [output] if output else []
 
     def _ask(self, query: UsageQuery) -> UsageReport:
         report = self.hook.get_usage(query)
@@ -277,8 +197,11 @@ class ReductoUsageExportOperator(BaseUsageOperator):
         return report
 
 
-def _describe_changed(days: Sequence[str]) -> str:
-    """Describe the changed days, for a log line."""
+def _describe_changes(files: Sequence[PublishedFile]) -> str:
+    """Describe what changed, for a log line."""
+    days = [file.day for file in files if file.changed]
     if not days:
         return "nothing has changed since it was last reported"
+    if days == [None]:
+        return "it has changed"
     return f"{len(days)} days have changed, {days[0]} to {days[-1]}" if len(days) > 1 else f"{days[0]} has changed"

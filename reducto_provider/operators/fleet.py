@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import date
 from decimal import Decimal
 from functools import partial
 from hashlib import sha256
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, redact
 
 from reducto_provider import __version__
-from reducto_provider.airflow_compat import call_after_success
 from reducto_provider.exceptions import (
     ReductoAuthenticationError,
     ReductoExportError,
@@ -25,7 +23,6 @@ from reducto_provider.exceptions import (
     ReductoFleetFailError,
     translate_errors,
 )
-from reducto_provider.export.dataset import Attempt, PublishedDays, UsageDataset
 from reducto_provider.export.fleet import (
     FleetEntry,
     FleetOutcome,
@@ -37,30 +34,21 @@ from reducto_provider.export.fleet import (
     reported_changes,
     split_query,
 )
-from reducto_provider.export.focus import parse_literal_terms, parse_terms
-from reducto_provider.export.formats import check_format
+from reducto_provider.export.focus import FOCUS_FORMATS, parse_terms
+from reducto_provider.export.sink import Attempt, PublishedDays
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
-from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageOperator, price_options, run_key
-from reducto_provider.usage.fields import (
-    QUERY_FIELDS,
-    is_literal,
-)
+from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key
+from reducto_provider.usage.fields import QUERY_FIELDS, is_literal
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import UsageReport
-from reducto_provider.usage.window import (
-    DayRange,
-    today,
-)
+from reducto_provider.usage.window import DayRange, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from reducto_provider.export.fleet import FleetEntry, FleetOutcome
-    from reducto_provider.export.focus import BillingTerms
-    from reducto_provider.export.formats import Format
-    from reducto_provider.export.storage import Storage
+    from reducto_provider.export.sink import Sink
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
 
@@ -69,7 +57,7 @@ MAX_CONCURRENCY = 64
 Result = TypeVar("Result")
 
 
-class ReductoUsageFleetExportOperator(BaseUsageOperator):
+class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
     """
     Export many organizations, by one or more dimensions, into one dataset, in one task.
 
@@ -119,7 +107,6 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
     billing_account_name = None  # one for all would be wrong
 
     _fleet: FleetExport | None = None
-    _reported_changes: Mapping[str, Mapping[date, str]] = {}
 
     def __init__(
         self,
@@ -157,35 +144,27 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Export all organizations and return the XCom result."""
-        from reducto_provider.export.dataset import UsageDataset
-        from reducto_provider.export.storage import open_storage
-
         with translate_errors(self.task_id):
             self.check_arguments()
-            entries = parse_fleet(self.organizations, self.group_by, self.reducto_conn_id)
-            terms = parse_terms(self.output_format, price_options(self))
-            file_format = self._format(terms, entries)
-            file_format.check_installed()
+            entries = self._entries(self.reducto_conn_id)
             query = self._query_of_run(context)
-            self._warn_if_not_final(query)
-            storage = open_storage(check_output_path(self.output_path), self.output_conn_id)
-            dataset = UsageDataset(storage, file_format, query.filters())
-            dataset.check()  # before spending a request
+            sink = self._open_sink(query, entries[0].group_by)
+            assert sink is not None  # noqa: S101  # for mypy: output_path is required
+            sink.check()  # before a request is spent
         self.log.info(
             "Exporting %d organizations and dimensions on %s, %d at a time",
             len(entries),
             DayRange(query.start, query.end),
             self.concurrency,
         )
-        self._target = (storage, file_format)
         self._fleet = fleet = FleetExport(
             entries,
             query,
-            dataset,
+            sink,
             days_per_request=self.days_per_request,
             concurrency=self.concurrency,
             run=run_key(context),
-            attempt=self._attempt(context, repr(terms)),
+            attempt=self._attempt(context),
             log=self.log.log,
         )
         try:
@@ -195,23 +174,19 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
                 f"{self.task_id} was stopped after {len(fleet.outcomes)} of {len(entries)} exports. Each file is "
                 "complete, and the next try continues"
             ) from None
-        return self._conclude(query, outcomes, storage, context)
+        return self._conclude(query, outcomes, sink, context)
 
     def _inputs(self) -> list[tuple[str, str, str]]:
         return list(dict.fromkeys(self._fleet.sources)) if self._fleet else []
 
     def _outputs(self) -> list[OutputDataset]:
-        if self._target is None:
+        if self._sink is None:
             return []
-        from reducto_provider.export.dataset import partition_of
-        from reducto_provider.lineage import files_dataset
-
-        storage, file_format = self._target
-        folders = [f"data/{partition_of(org_id, group_by)}" for _, org_id, group_by in self._inputs()]
-        return [files_dataset(storage, folder, file_format.columns(), None) for folder in folders]
+        found = [self._sink.output(org_id, group_by, None) for _, org_id, group_by in self._inputs()]
+        return [output for output in found if output]
 
     def _conclude(
-        self, query: UsageQuery, outcomes: list[FleetOutcome], storage: Storage, context: Context
+        self, query: UsageQuery, outcomes: list[FleetOutcome], sink: Sink, context: Context
     ) -> dict[str, Any]:
         result = fleet_result(query, outcomes, self.max_xcom_bytes)
         failed = failures(outcomes)
@@ -219,15 +194,13 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
             "Exported %d of %d at %s, %d of them by an earlier try; %d days changed",
             len(outcomes) - len(failed),
             len(outcomes),
-            storage.location(),
+            sink.location,
             sum(each.status == "already_exported" for each in outcomes),
             sum(each.changed_day_count for each in outcomes),
         )
         if not failed:
-            self._emit_asset_events(context, {**result, "uri": storage.uri()})
-            if changes := reported_changes(result, outcomes):
-                self._reported_changes = changes
-                call_after_success(self, self._acknowledge_fleet)
+            self._emit_asset_events(context, {**result, "uri": sink.uri})
+            self._acknowledge_after_success(reported_changes(result, outcomes))
             return result
         if self.do_xcom_push:
             context["ti"].xcom_push(key="return_value", value=result)
@@ -236,10 +209,7 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
             f"{self.task_id}: {describe_failures(outcomes)}"
         )
 
-    def _acknowledge_fleet(self) -> None:
-        self._acknowledge(self._reported_changes)
-
-    def _attempt(self, context: Context, terms: str) -> Attempt:
+    def _attempt(self, context: Context) -> Attempt:
         """
         Return this try. If its first try is unknown, everything is exported again.
 
@@ -248,6 +218,7 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
         """
         ti, retries = context["ti"], self.retries or 0
         first = ti.max_tries - retries + 1 if ti.max_tries >= retries else ti.try_number
+        terms = repr(parse_terms(self.output_format, self._price_options()))
         identity = (ti.max_tries, retries, getattr(context["dag_run"], "clear_number", None), terms, __version__)
         return Attempt(number=ti.try_number, first=first, fingerprint=repr(identity))
 
@@ -257,32 +228,28 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
     def _check_literals(self) -> None:
         if self.org_id is not None:
             raise ValueError(f"org_id must be left out, not {self.org_id!r}: name it in organizations")
-        super()._check_literals()
-        terms = parse_literal_terms(self.output_format, price_options(self))
-        if is_literal_fleet(self.organizations) and is_literal(self.group_by):
-            conn_id = self.reducto_conn_id if is_literal(self.reducto_conn_id) else "any"
-            entries = parse_fleet(self.organizations, self.group_by, conn_id)
-            if is_literal(self.output_format) and is_literal(self.compression):
-                self._format(terms, entries)
-        if is_literal(self.output_path):
+        if self.output_path is None:
             check_output_path(self.output_path)
+        super()._check_literals()
+        if is_literal_fleet(self.organizations) and is_literal(self.group_by):
+            self._entries(self.reducto_conn_id if is_literal(self.reducto_conn_id) else "any")
         self._check_number("concurrency", 1, MAX_CONCURRENCY)
         self._check_number("days_per_request", 1)
-        self._check_number("max_xcom_bytes", 1)
 
-    def _format(self, terms: BillingTerms | None, entries: list[FleetEntry]) -> Format:
+    def _entries(self, conn_id: str) -> list[FleetEntry]:
+        entries = parse_fleet(self.organizations, self.group_by, conn_id)
         dimensions = list(dict.fromkeys(entry.group_by for entry in entries))
-        if terms is not None and len(dimensions) > 1:
+        if self.output_format in FOCUS_FORMATS and len(dimensions) > 1:
             raise ValueError(
                 f"group_by must be one dimension for output_format={self.output_format!r}, not {dimensions}: each "
                 "restates the same costs"
             )
-        return check_format(self.output_format, self.compression, terms, dimensions[0])
+        return entries
 
 
 class FleetExport:
     """
-    Export organizations into one dataset, at most ``concurrency`` at a time, each with one report in memory.
+    Export organizations into one destination, at most ``concurrency`` at a time, each with one report in memory.
 
     :param query: the days and filters for each organization.
     :param run: identifies the task instance.
@@ -294,7 +261,7 @@ class FleetExport:
         self,
         entries: Sequence[FleetEntry],
         query: UsageQuery,
-        dataset: UsageDataset,
+        sink: Sink,
         *,
         days_per_request: int,
         concurrency: int,
@@ -309,7 +276,7 @@ class FleetExport:
         """Service, organization and dimension of each report that was published."""
         self._entries = entries
         self._query = query
-        self._dataset = dataset
+        self._sink = sink
         self._days_per_request = days_per_request
         self._concurrency = concurrency
         self._run = run
@@ -371,7 +338,7 @@ class FleetExport:
             for part in split_query(query, self._days_per_request):
                 days = None
                 if attempt.number > attempt.first:
-                    days = await self._in_thread(self._dataset.published_before, part, self._run, attempt)
+                    days = await self._in_thread(self._sink.published_before, part, self._run, attempt)
                 if days is None:
                     if outcome.status != "exported":
                         await stack.enter_async_context(hook)
@@ -393,7 +360,7 @@ class FleetExport:
         return await self._in_thread(self._publish, report, query, attempt if final else None)
 
     def _publish(self, report: UsageReport, query: UsageQuery, attempt: Attempt | None) -> PublishedDays:
-        files = self._dataset.publish(report, query, run=self._run, attempt=attempt)
+        files = self._sink.publish(report, query, run=self._run, attempt=attempt)
         return PublishedDays(
             row_count=len(report.rows),
             credits=report.credits,

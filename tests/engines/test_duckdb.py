@@ -212,8 +212,8 @@ def test_the_manifests_tell_of_days_without_usage(year, connect):
 
 def test_an_export_that_is_one_object(tmp_path):
     """Organization and dimension are columns then."""
-    report, _ = answer(usage(), "org_acme", date(2026, 5, 1), date(2026, 5, 31))
-    UsageObject(LocalStorage(tmp_path), "usage.parquet", check_format("parquet"), {}).publish(report)
+    report, query = answer(usage(), "org_acme", date(2026, 5, 1), date(2026, 5, 31))
+    UsageObject(LocalStorage(tmp_path), "usage.parquet", check_format("parquet"), {}).publish(report, query)
 
     found = duckdb.sql(TABLE.replace("reducto_usage", f"'{tmp_path}/usage.parquet'")).fetchall()
 

@@ -21,16 +21,11 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__
-from reducto_provider.export.dataset import (
-    Attempt,
-    DatasetMismatchError,
-    PublishedDays,
-    PublishError,
-    UsageDataset,
-    metadata_folder,
-)
+from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.manifest import metadata_folder
 from reducto_provider.export.reported import ReportedChanges, acknowledge
+from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.export.conftest import Place
 

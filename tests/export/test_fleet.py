@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import pytest
 
-from reducto_provider.export.dataset import PublishedDays
 from reducto_provider.export.fleet import (
     MAX_MESSAGE_LENGTH,
     FleetEntry,
@@ -20,6 +19,7 @@ from reducto_provider.export.fleet import (
     parse_fleet,
     split_query,
 )
+from reducto_provider.export.sink import PublishedDays
 from reducto_provider.usage.query import UsageQuery
 
 QUERY = UsageQuery(start=date(2026, 5, 1), end=date(2026, 5, 31), products=("parse",))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reducto_provider.export.dataset import DatasetMismatchError, UsageDataset
+from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.focus import (
     COLUMNS,
     FOCUS_FORMATS,
@@ -26,7 +26,8 @@ from reducto_provider.export.focus import (
     parse_terms,
 )
 from reducto_provider.export.formats import check_format
-from reducto_provider.export.one_object import UsageObject, acknowledge_object
+from reducto_provider.export.one_object import UsageObject
+from reducto_provider.export.sink import DatasetMismatchError
 from reducto_provider.usage.report import CreditsUnavailableError
 
 USAGE = [
@@ -605,11 +606,12 @@ class TestDataset:
 class TestOneObject:
     @pytest.fixture
     def publish_one(self, place):
-        """Publish a report as the object "one", by a task that succeeds."""
+        """Publish an export as the object "one", by a task that succeeds."""
 
-        def publish_one(output, report):
-            published = UsageObject(place.storage, "one", output, {}).publish(report)
-            acknowledge_object(place.storage, "one", published.change)
+        def publish_one(output, export):
+            target = UsageObject(place.storage, "one", output, {})
+            [published] = target.publish(export.report, export.query)
+            target.acknowledge({(export.report.org_id, export.report.group_by): [(None, published.change)]})
             return published
 
         return publish_one
@@ -617,7 +619,7 @@ class TestOneObject:
     @pytest.mark.parametrize("name", FOCUS_FORMATS)
     def test_the_whole_range(self, place, make_export, publish_one, name):
         output = check_format(name, None, BillingTerms(price_per_credit="0.015"))
-        file = publish_one(output, make_export(*USAGE).report)
+        file = publish_one(output, make_export(*USAGE))
 
         read = read_csv if name == "focus_csv" else read_parquet
         rows = read(place.storage.read("one"))
@@ -630,8 +632,8 @@ class TestOneObject:
     )
     def test_without_rows_there_is_none(self, place, make_export, publish_one, name, compression):
         output = check_format(name, compression, BillingTerms(price_per_credit="0.015"))
-        nothing = make_export(start="2026-06-17", end="2026-06-18").report
-        publish_one(output, make_export(*USAGE).report)
+        nothing = make_export(start="2026-06-17", end="2026-06-18")
+        publish_one(output, make_export(*USAGE))
 
         emptied = publish_one(output, nothing)
         again = publish_one(output, nothing)
@@ -642,11 +644,11 @@ class TestOneObject:
 
     def test_without_credits_what_was_there_is_untouched(self, place, make_export, publish_one):
         output = check_format("focus_csv", None, BillingTerms(price_per_credit="0.015"))
-        publish_one(output, make_export(*USAGE).report)
+        publish_one(output, make_export(*USAGE))
         before = place.storage.read("one")
 
         with pytest.raises(CreditsUnavailableError):
-            publish_one(output, make_export(("2026-06-18", "split", "null", 5)).report)
+            publish_one(output, make_export(("2026-06-18", "split", "null", 5)))
 
         assert place.storage.read("one") == before
 

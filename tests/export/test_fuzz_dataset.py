@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from reducto_provider.export.dataset import UsageDataset, metadata_folder, partition_of
+from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.manifest import metadata_folder, partition_of
 from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.storage import LocalStorage, Storage
 from reducto_provider.export.verify import verify_dataset

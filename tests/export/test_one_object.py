@@ -9,9 +9,9 @@ from threading import Barrier, Thread
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from reducto_provider.export.dataset import DatasetMismatchError, PublishError
 from reducto_provider.export.formats import FORMATS
-from reducto_provider.export.one_object import UsageObject, acknowledge_object
+from reducto_provider.export.one_object import UsageObject
+from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from tests.export.test_dataset import HOSTILE_ORGS, THREE_DAYS
 
 NAME = "usage.jsonl"
@@ -24,9 +24,9 @@ def publish_one():
 
     def publish_one(place, export, format="jsonl", *, run=RUN, succeeds=True, name=NAME):
         target = UsageObject(place.storage, name, FORMATS[format], export.query.filters())
-        published = target.publish(export.report, run)
+        [published] = target.publish(export.report, export.query, run)
         if succeeds:
-            acknowledge_object(place.storage, name, published.change)
+            target.acknowledge({(export.report.org_id, export.query.group_by): [(None, published.change)]})
         return published
 
     return publish_one

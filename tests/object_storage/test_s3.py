@@ -16,11 +16,13 @@ import pytest
 import s3fs
 from s3fs.utils import FileExpired
 
-from reducto_provider.export.dataset import DatasetMismatchError, PublishError, UsageDataset, metadata_folder
+from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.focus import parse_terms
 from reducto_provider.export.formats import COMPRESSIONS, check_format
+from reducto_provider.export.manifest import metadata_folder
 from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.reported import acknowledge
+from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from reducto_provider.export.storage import open_storage
 from reducto_provider.usage.report import UsageRow
 from tests.conftest import PROJECT
@@ -73,7 +75,7 @@ class TestExport:
         for name, compression in FORMATS:
             place, output = f"{name}-{compression}", local_format(name, compression)
             UsageDataset(open_storage(f"{tmp_path}/deep/{place}"), output, {}).publish(report, query)
-            UsageObject(open_storage(f"{tmp_path}/deep"), f"{place}.one", output, {}).publish(report)
+            UsageObject(open_storage(f"{tmp_path}/deep"), f"{place}.one", output, {}).publish(report, query)
         found, expected = visible(s3.objects(bucket)), visible(local_files(tmp_path))
         assert found.keys() == expected.keys()
         assert [name for name in found if "/metadata/org_id" not in name and found[name] != expected[name]] == []
@@ -94,7 +96,7 @@ class TestExport:
             report, query = answers.answer(simulator.usage, "org_acme", FIRST, LAST)
             place = tmp_path / str(len(list(tmp_path.iterdir())))
             UsageDataset(open_storage(f"{place}/usage"), check_format("parquet"), {}).publish(report, query)
-            UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report)
+            UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report, query)
             files = visible(local_files(place))
             return {name: text for name, text in files.items() if not name.startswith("usage/metadata")}
 

@@ -1,0 +1,249 @@
+"""What every destination of files or tables can do, and which one an export has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+from reducto_provider.export.storage import check_output_path
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset
+
+    from reducto_provider.export.formats import Format
+    from reducto_provider.usage.query import UsageQuery
+    from reducto_provider.usage.report import UsageReport
+
+Filters = Mapping[str, Sequence[str]]
+"""The filters of a query: by field, the values."""
+
+Changes = Mapping[tuple[str, str], Collection[tuple[date | None, str]]]
+"""By organization and dimension, the days that changed and the ids of their changes. The day of an object is None."""
+
+
+class DatasetMismatchError(ValueError):
+    """The export does not match what the destination holds: its format, compression or filters differ."""
+
+
+class PublishError(OSError):
+    """A destination could not be written or read. Each file is complete: the previous version or the new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile:
+    """
+    The published state of one day, or of the object of an unpartitioned export.
+
+    :param uri: None if there is no file: a day without usage, or an empty object in a format that allows none.
+    :param day: None for an unpartitioned export.
+    :param changed: whether the rows differ from those last reported by a successful run; True if none reported any.
+    :param change: the id of the change that produced these rows.
+    """
+
+    uri: str | None
+    day: date | None
+    row_count: int
+    size: int
+    changed: bool
+    change: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values for XCom."""
+        return {
+            "uri": self.uri,
+            "date": self.day and self.day.isoformat(),
+            "row_count": self.row_count,
+            "bytes": self.size,
+            "changed": self.changed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """
+    A try of a task instance, recorded so that later tries can skip what it published.
+
+    Airflow keeps counting tries when a task is cleared.
+
+    :param number: the number of this try.
+    :param first: the number of the first try since the task was last cleared.
+    :param fingerprint: of everything but the query that decides what is exported. Tries with another one are ignored.
+    """
+
+    number: int
+    first: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedDays:
+    """
+    The totals of the days of a query. ``credits`` is None if any row has none.
+
+    :param changed: the days whose rows differ from those last reported by a successful run, with their change ids.
+    """
+
+    row_count: int
+    credits: Decimal | None
+    request_count: int
+    changed: Mapping[date, str]
+
+
+class Sink(ABC):
+    """
+    A destination of usage.
+
+    A task opens it, checks it before it spends a request, publishes each report, and once it has succeeded acknowledges
+    the changes it reported. Every method may be called in several threads at once, as a fleet does: a destination may
+    then publish several reports together.
+    """
+
+    @classmethod
+    def check_location(cls, output_path: object) -> str:
+        """
+        Return ``output_path`` if it can name a destination of this kind.
+
+        :raises ValueError: naming the value and the remedy.
+        """
+        return check_output_path(output_path)
+
+    @classmethod
+    @abstractmethod
+    def open(cls, output_path: str, conn_id: str | None, format: Format, filters: Filters) -> Self:
+        """
+        Return the destination at ``output_path``, see :func:`open_sink`.
+
+        :param output_path: as :meth:`check_location` returned it.
+        """
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """The URI with nothing encoded, for people."""
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """The URI without a connection id, percent-encoded (RFC 3986)."""
+
+    @abstractmethod
+    def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
+        """
+        Check, before a request is spent, that the export matches what the destination holds.
+
+        :param query: may lack the organization; the report then names it. None for a fleet, which has many.
+        :param run: identifies the exporting task instance across its tries.
+        :raises DatasetMismatchError: naming the differences and the remedy.
+        :raises PublishError: if the destination can't be read.
+        """
+
+    @abstractmethod
+    def publish(
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+    ) -> list[PublishedFile]:
+        """
+        Publish the report: a reader then sees for each of its days exactly its rows.
+
+        :param query: the query of the report.
+        :param run: see :meth:`check`.
+        :param attempt: lets later tries find what this one published, see :meth:`published_before`. Leave it out for a
+            report that is not final.
+        :return: a file per day, or one for all of them.
+        :raises DatasetMismatchError: see :meth:`check`.
+        :raises PublishError: the export can be run again.
+        """
+
+    def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
+        """
+        Return what earlier tries, from ``attempt.first`` on, published for the query.
+
+        :param query: with its organization.
+        :return: None unless they published every day of it, and for a destination that does not record tries.
+        :raises PublishError: if the destination can't be read.
+        """
+        return None
+
+    @abstractmethod
+    def acknowledge(self, changes: Changes) -> int:
+        """
+        Record that a successful run reported ``changes``: later runs need not report them.
+
+        :return: the number of organizations and dimensions left when time ran out. Their changes are reported again.
+        """
+
+    @abstractmethod
+    def output(self, org_id: str, group_by: str, files: Sequence[PublishedFile] | None) -> OutputDataset | None:
+        """
+        Return the usage of an organization by a dimension as OpenLineage names it; None if nothing is there.
+
+        :param files: what was published; None if that failed on the way or is not known.
+        """
+
+    def describe(self, files: Sequence[PublishedFile]) -> str:
+        """Describe what was published, for a log line."""
+        empty = sum(file.uri is None for file in files)
+        empty_days = sum(file.uri is None and file.day is not None for file in files)
+        return (
+            f"Published {len(files) - empty} files with {sum(file.size for file in files)} bytes at {self.location}"
+            + (f", and {empty_days} days without usage" if empty_days else "")
+        )
+
+
+def choose_sink(*, partitioned: bool = True) -> type[Sink]:
+    """
+    Return the kind of destination for an export's arguments.
+
+    :param partitioned: True for a dataset with a file per day, False for one object.
+    :raises ValueError: naming the value and what is allowed.
+    """
+    if not isinstance(partitioned, bool):  # not a template field: any text would count as True
+        raise ValueError(f"partitioned must be True or False, not {partitioned!r}")
+    # Imported here, since these modules need this one.
+    if partitioned:
+        from reducto_provider.export.dataset import UsageDataset
+
+        return UsageDataset
+    from reducto_provider.export.one_object import UsageObject
+
+    return UsageObject
+
+
+def open_sink(
+    output_path: object, conn_id: str | None, format: Format, filters: Filters, *, partitioned: bool = True
+) -> Sink:
+    """
+    Return the destination of an export. Nothing is read or written yet.
+
+    :param output_path: its location, see :func:`~reducto_provider.export.storage.check_output_path`.
+    :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
+    :param filters: those of the query: a destination holds usage with the same filters only.
+    :param partitioned: see :func:`choose_sink`.
+    :raises ValueError: if the location can't be used.
+    :raises ImportError: naming the extra to install, if a package for the format or the store is missing.
+    """
+    format.check_installed()
+    sink = choose_sink(partitioned=partitioned)
+    return sink.open(sink.check_location(output_path), conn_id, format, filters)
+
+
+@contextmanager
+def storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
+    """Translate any error of a store into a :class:`PublishError` that begins with ``what``."""
+    try:
+        yield
+    except DatasetMismatchError:
+        raise
+    except Exception as error:
+        message = what if isinstance(what, str) else what()
+        raise PublishError(f"{message}: {type(error).__name__}: {error}") from error
+
+
+def short(text: str) -> str:
+    """Return untrusted text as printable and at most 200 characters, for logs."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
