@@ -13,6 +13,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
+from reducto_provider.usage.run import Run
+from reducto_provider.usage.schedule import Schedule
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -32,6 +34,50 @@ _DELIMITERS = {
     "line_statement_prefix",
     "line_comment_prefix",
 }
+
+
+_ASSET_RUN_TYPES = ("asset_triggered", "dataset_triggered")  # the latter in Airflow 2.11
+
+_PRESETS = {"@quarterly": "0 0 1 */3 *"}
+"""Presets unknown to croniter, which some versions of Airflow, such as 3.2, pass on as their author wrote them."""
+
+
+def run_from_context(context: Mapping[str, Any]) -> Run:
+    """Return what the days of a task's DAG run depend on. ``dag_run``, ``dag`` and ``partition_date`` are read."""
+    run = context["dag_run"]
+    return Run(
+        interval_start=run.data_interval_start,
+        interval_end=run.data_interval_end,
+        # run_after came with Airflow 3.0. In 2.11 a run without an interval has a logical date.
+        moment=run.data_interval_end or getattr(run, "run_after", None) or run.logical_date,
+        by_assets=run.run_type in _ASSET_RUN_TYPES,
+        partition_key=getattr(run, "partition_key", None),  # from Airflow 3.2
+        partition_date=context.get("partition_date"),  # from Airflow 3.3
+        schedule=_schedule_of(context["dag"].timetable),
+    )
+
+
+def _schedule_of(timetable: Any) -> Schedule:
+    """
+    Read a timetable's schedule from its attributes: Airflow's timetables have no common method for it.
+
+    They are private in Airflow before 3.2, and from then on in the timetables that the scheduler and the triggerer use.
+    """
+
+    def attribute(name: str) -> Any:
+        return getattr(timetable, name, getattr(timetable, f"_{name}", None))
+
+    expression = attribute("expression")
+    by_time = attribute("timetable")  # of AssetOrTimeSchedule
+    return Schedule(
+        timetable=type(timetable).__name__,
+        expression=_PRESETS.get(expression, expression),
+        timezone=attribute("timezone"),
+        delta=attribute("delta"),
+        key_format=attribute("key_format"),
+        run_offset=attribute("run_offset") or 0,
+        parts=tuple(map(_schedule_of, attribute("timetables") or () if by_time is None else (by_time,))),
+    )
 
 
 class GivenArguments(BaseOperator):

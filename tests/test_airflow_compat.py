@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from dataclasses import replace
 from datetime import date, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator
+from airflow.timetables import trigger as core_trigger
 from jinja2 import Undefined
 
+from reducto_provider.airflow_compat import run_from_context
 from reducto_provider.exceptions import ReductoConfigurationError
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import REMEDIES
-from tests.airflows import ResolveMixin
+from reducto_provider.usage.schedule import Schedule
+from tests.airflows import PARTITIONS, ResolveMixin, dag_author
+from tests.usage.runs import make_run, run_context, utc
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 FOCUS = {"output_format": "focus_csv", "price_per_credit": "0.015"}
@@ -77,6 +83,39 @@ def rendered(operator: BaseOperator, **params: Any) -> BaseOperator:
     task = copy.copy(operator).prepare_for_execution()
     task.render_template_fields({"params": {"day": "2026-05-01", **params}})
     return task
+
+
+class TestRunFromContext:
+    def test_on_airflow_2_a_run_has_a_logical_date_instead_of_run_after(self):
+        context = run_context(None, None, logical_date=utc("2026-06-18T12:30"))
+        del context["dag_run"].run_after
+
+        assert run_from_context(context).moment == utc("2026-06-18T12:30")
+
+    @pytest.mark.parametrize("name", ["CronTriggerTimetable", pytest.param("CronPartitionTimetable", marks=PARTITIONS)])
+    def test_schedules_are_read_from_public_and_private_attributes_alike(self, name):
+        public, private = (
+            make_run(getattr(module, name)("0 0 * * 1", timezone="Asia/Tokyo"), None).schedule
+            for module in (dag_author, core_trigger)
+        )
+
+        assert (public.timetable, public.expression, public.parts) == (name, "0 0 * * 1", ())
+        assert {getattr(each.timezone, "name", each.timezone) for each in (public, private)} == {"Asia/Tokyo"}
+        assert replace(public, timezone=None) == replace(private, timezone=None)
+
+    def test_a_schedule_by_time_or_by_assets_combines_one_by_time(self):
+        by_time = dag_author.DeltaTriggerTimetable(timedelta(days=7))
+        either = dag_author.AssetOrTimeSchedule(assets=[Asset("usage")], timetable=by_time)
+
+        assert [part.delta for part in make_run(either, None).schedule.parts] == [timedelta(days=7)]
+
+    def test_what_has_no_schedule(self):
+        assert make_run(object(), None).schedule == Schedule(timetable="object")
+
+    def test_a_preset_that_croniter_does_not_know(self):
+        timetable = SimpleNamespace(expression="@quarterly", timezone="UTC")
+
+        assert make_run(timetable, None).schedule.expression == "0 0 1 */3 *"
 
 
 def test_there_is_a_remedy_for_each_templated_argument():
@@ -366,7 +405,7 @@ def test_what_other_tasks_and_params_made_nothing_of(run_dag, simulator):
     tasks = {
         "export(task_id='TASK', api_keys=empty, **EXPORT)": "api_keys is given but came out as []",
         "export(task_id='TASK', api_keys=holed, **EXPORT)": "api_keys is given but an element of it came out as None",
-        "export(task_id='TASK', api_keys=['a', none], **EXPORT)": "api_keys is given but an element of it came out",
+        "export(task_id='TASK', api_keys=['a', none], **EXPORT)": "api_keys is given but an element of it came out as",
         "export(task_id='TASK', org_id=none, **EXPORT)": "org_id is given but came out as None",
         "export(task_id='TASK', org_id='{{ params.none }}', **EXPORT)": "org_id is given but came out as None",
         "export(task_id='TASK', org_id=broken(), trigger_rule='all_done', **EXPORT)": "org_id is given but came out as",

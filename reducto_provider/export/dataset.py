@@ -22,9 +22,9 @@ from reducto_provider import __version__
 from reducto_provider.export.formats import Format
 from reducto_provider.export.reported import Change, ReportedChanges, new_change
 from reducto_provider.export.storage import Storage
+from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, add_credits, format_decimal, sum_credits
-from reducto_provider.usage.window import DayRange, today
 
 LAYOUT_VERSION: Final = 1
 DATASET_FILE = "metadata/dataset.json"

@@ -23,7 +23,7 @@ import msgspec
 
 from reducto_provider.export.dataset import DATASET_FILE
 from reducto_provider.export.storage import Storage, open_storage
-from reducto_provider.usage.window import DayRange
+from reducto_provider.usage.days import DayRange
 
 
 @dataclass(frozen=True)

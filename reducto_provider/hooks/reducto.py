@@ -29,9 +29,9 @@ from reducto_provider.hooks import event_loop, transport
 from reducto_provider.hooks.answers import Parameters, is_html, raise_for_status
 from reducto_provider.hooks.session import KeyedSession, answer_of
 from reducto_provider.hooks.settings import ReductoSettings
+from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageContractError, UsageReport
-from reducto_provider.usage.window import today
 from reducto_provider.usage.wire import decode_report
 
 if TYPE_CHECKING:

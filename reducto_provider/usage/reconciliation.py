@@ -8,6 +8,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import (
     CREDITS_SCALE,
     UsageContractError,
@@ -16,7 +17,6 @@ from reducto_provider.usage.report import (
     format_decimal,
     sum_credits,
 )
-from reducto_provider.usage.window import DayRange
 
 # Each figure was rounded once to this unit, and may have carried the noise of a binary float before.
 _UNIT = Decimal(1).scaleb(-CREDITS_SCALE)

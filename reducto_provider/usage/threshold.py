@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -11,10 +11,12 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.query import UsageQuery, printable
 from reducto_provider.usage.report import Metric, UsageReport, format_decimal, json_number
-from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
+from reducto_provider.usage.run import Run
+from reducto_provider.usage.window import days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
 Outcome = Literal["exceeded", "closed", "waiting"]
@@ -23,7 +25,7 @@ PROJECTED_FROM_DAYS: Final = 3
 """Complete days that a projection needs: fewer say too little about the rest of a period."""
 
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
-"""What a sensor's author says of the wait, as :meth:`UsageThreshold.from_context` takes it."""
+"""What a sensor's author says of the wait, as :meth:`UsageThreshold.from_run` takes it."""
 
 # Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
 # can't hand a longer integer to a task, and PostgreSQL makes one of a float.
@@ -157,9 +159,9 @@ class UsageThreshold:
             check_projectable(self.window.length, self.settle_days)
 
     @classmethod
-    def from_context(
+    def from_run(
         cls,
-        context: Mapping[str, Any],
+        get_run: Callable[[], Run],
         *,
         window: str | int,
         threshold: object,
@@ -172,6 +174,7 @@ class UsageThreshold:
         """
         What a sensor waits for in a DAG run, of its rendered arguments.
 
+        :param get_run: returns the DAG run. Called only if the days depend on it.
         :param fields: those of :data:`QUERY_FIELDS`. Without days, ``window`` says which.
         :raises NoDayEndedError: when the run covers no day.
         :raises ValueError: for an argument that can't be right, naming it.
@@ -179,9 +182,9 @@ class UsageThreshold:
         check_both_days(fields)
         check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
-            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, get_run())
         elif is_run_days(fields):
-            fields["usage_start_date"], fields["usage_end_date"] = days_of_run(context)
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_run(get_run())
         return cls(
             query=parse_query(**{name: fields[name] for name in QUERY_FIELDS}),
             metric=metric,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CreditsUnavailableError, UsageReport, UsageRow
 from reducto_provider.usage.threshold import PROJECTED_FROM_DAYS, UsageThreshold
+from tests.usage.runs import make_run
 
 FIRST = date(2026, 6, 1)
 CREDITS = st.decimals(min_value=0, max_value=10**15, places=9)
@@ -275,13 +275,12 @@ class TestSensor:
     )
     def test_one_that_is_rendered_too_short_is_refused_in_the_run(self, window, days):
         moment = datetime(2026, 6, 18, tzinfo=UTC)
-        run = SimpleNamespace(data_interval_start=moment - timedelta(days=1), data_interval_end=moment)
         fields = dict.fromkeys(("org_id", "products", "features", "api_keys", "file_types"))
         first, last = days or (None, None)
 
         with pytest.raises(ValueError, match="projected needs a window of more than 3 days"):
-            UsageThreshold.from_context(
-                {"dag_run": run, "dag": SimpleNamespace(timetable=None)},
+            UsageThreshold.from_run(
+                lambda: make_run(None, moment - timedelta(days=1), moment),
                 window=window,
                 threshold="1",
                 metric="credits",
