@@ -13,9 +13,10 @@ from statistics import mean
 from typing import Final
 
 from benchmarks.measuring import PROJECT
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.projection import first_day_of_history, project
 from reducto_provider.usage.report import UsageReport, UsageRow
-from reducto_provider.usage.window import DayRange, calendar_window
+from reducto_provider.usage.window import calendar_window
 from simulator.population import ORGANIZATIONS
 
 PAGE: Final = PROJECT / "docs/projection.md"

@@ -39,10 +39,10 @@ from reducto_provider.export.sink import Attempt, PublishedDays
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key
+from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.fields import QUERY_FIELDS, is_literal
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import UsageReport
-from reducto_provider.usage.window import DayRange, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset

@@ -21,7 +21,13 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider import exceptions
-from reducto_provider.airflow_compat import GivenArguments, has_other_delimiters, is_executed, is_from_mapped
+from reducto_provider.airflow_compat import (
+    GivenArguments,
+    has_other_delimiters,
+    is_executed,
+    is_from_mapped,
+    run_from_context,
+)
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
@@ -40,6 +46,7 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
+from reducto_provider.usage.days import NoDayEndedError
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
@@ -51,7 +58,7 @@ from reducto_provider.usage.threshold import (
     check_one_window,
     parse_threshold,
 )
-from reducto_provider.usage.window import NoDayEndedError, check_window
+from reducto_provider.usage.window import check_window
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -301,7 +308,9 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     def _condition(self, context: Context) -> UsageThreshold:
         try:
             self.check_arguments()
-            return UsageThreshold.from_context(context, **{name: getattr(self, name) for name in RUN_FIELDS})
+            return UsageThreshold.from_run(
+                lambda: run_from_context(context), **{name: getattr(self, name) for name in RUN_FIELDS}
+            )
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except (ValueError, OverflowError) as error:

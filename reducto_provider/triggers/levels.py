@@ -19,6 +19,7 @@ from reducto_provider.triggers.fired_levels import FiredLevels
 from reducto_provider.triggers.polls import (
     Poll,
 )
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import (
     check_not_empty,
     is_literal,
@@ -27,7 +28,7 @@ from reducto_provider.usage.fields import (
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, format_decimal
 from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
-from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, calendar_window
+from reducto_provider.usage.window import CALENDAR_WINDOWS, calendar_window
 
 # Until an event has reached the database, where the triggerer puts it once a second, and the scheduler has made a run
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.

@@ -7,8 +7,8 @@ from datetime import date, timedelta
 from decimal import Decimal, localcontext
 from typing import Final
 
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import CREDITS_UNIT, EXACT, Metric, UsageReport
-from reducto_provider.usage.window import DayRange
 
 MIN_COMPLETE_DAYS: Final = 3
 """Complete days that a projection needs: fewer say too little about the days to come."""

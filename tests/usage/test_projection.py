@@ -11,11 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.projection import first_day_of_history, project
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CreditsUnavailableError, UsageReport, UsageRow
 from reducto_provider.usage.threshold import UsageThreshold
-from reducto_provider.usage.window import DayRange
 
 FIRST = date(2026, 6, 1)  # a Monday
 CREDITS = st.decimals(min_value=0, max_value=10**15, places=9)
