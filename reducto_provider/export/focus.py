@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from reducto_provider.usage.checks import check_bool, check_number, check_single_name
 from reducto_provider.usage.fields import is_literal
-from reducto_provider.usage.query import check_text
 from reducto_provider.usage.report import CREDITS_SCALE, CreditsUnavailableError, UsageReport, UsageRow, format_decimal
 
 FOCUS_VERSION: Final = "1.2"
@@ -126,10 +126,9 @@ class BillingTerms:
                 f"billing_currency must be three capital letters as in ISO 4217, for instance 'USD', not "
                 f"{self.billing_currency!r}"
             )
-        if not isinstance(self.prepaid, bool):
-            raise ValueError(f"prepaid must be True or False, not {self.prepaid!r}")
+        check_bool("prepaid", self.prepaid)
         if self.billing_account_name is not None:
-            check_text("billing_account_name", self.billing_account_name)
+            check_single_name("billing_account_name", self.billing_account_name)
 
     @property
     def contracted_price(self) -> Decimal:
@@ -275,23 +274,21 @@ def _description(group_by: str, group: str | None) -> str:
 
 
 def _price(field: str, value: object) -> Decimal:
-    """Return an exact price, without converting text to a binary float."""
-    if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
-        text = str(value).strip()
-        if re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,6})?", text, re.ASCII | re.IGNORECASE):
-            price = Decimal(text)
-            if price < _PRICE_LIMIT:
-                try:
-                    return _EXACT.quantize(price, _PRICE_UNIT)
-                except Inexact as error:
-                    raise ValueError(
-                        f"{field} must have at most {PRICE_SCALE} decimal places, not {value!r}: round it, and write "
-                        "it as text, for instance '0.015'"
-                    ) from error
-    raise ValueError(
-        f"{field} must be a price, a number from 0 to below {_PRICE_LIMIT} such as '0.015', not {value!r}; does its "
-        "template render to one?"
+    """Return an exact price."""
+    price = check_number(
+        field,
+        value,
+        lambda number: 0 <= number < _PRICE_LIMIT,
+        f"a price, a number from 0 to below {_PRICE_LIMIT} such as '0.015'",
+        "does its template render to one?",
     )
+    try:
+        return _EXACT.quantize(price, _PRICE_UNIT)
+    except Inexact as error:
+        raise ValueError(
+            f"{field} must have at most {PRICE_SCALE} decimal places, not {value!r}: round it, and write it as text, "
+            "for instance '0.015'"
+        ) from error
 
 
 _DEFAULTS: Final = {field.name: None if field.default is MISSING else field.default for field in fields(BillingTerms)}

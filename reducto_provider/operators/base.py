@@ -19,6 +19,7 @@ from reducto_provider.export.focus import PRICE_OPTIONS
 from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
+from reducto_provider.usage.checks import check_whole_number
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     check_both_days,
@@ -125,8 +126,8 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
 
     def _check_literals(self) -> None:
         check_literals(self._query_fields())
-        self._check_number("lookback_days", 0)
-        self._check_number("settle_days", 0)
+        check_whole_number("lookback_days", self.lookback_days, 0)
+        check_whole_number("settle_days", self.settle_days, 0)
         if self.usage_start_date is None or is_run_days(self._query_fields()):
             self._check_settle_days()
 
@@ -136,13 +137,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
             raise ValueError(
                 f"lookback_days must be at least settle_days={self.settle_days}, not {self.lookback_days}: a day "
                 "that one run leaves out as unsettled is otherwise never exported"
-            )
-
-    def _check_number(self, name: str, minimum: int, maximum: int | None = None) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum or (maximum and value > maximum):
-            raise ValueError(
-                f"{name} must be a whole number, {minimum} {f'to {maximum}' if maximum else 'or more'}, not {value!r}"
             )
 
     def _query(self, context: Context) -> UsageQuery:

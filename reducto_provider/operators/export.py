@@ -18,6 +18,7 @@ from reducto_provider.export.focus import parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path, split_object_path
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageOperator, price_options, run_key, summarize
+from reducto_provider.usage.checks import check_bool, check_whole_number
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     is_literal,
@@ -153,11 +154,10 @@ class ReductoUsageExportOperator(BaseUsageOperator):
         terms = parse_literal_terms(self.output_format, price_options(self))
         if is_literal(self.output_format) and is_literal(self.compression):
             self._format(terms)
-        if not isinstance(self.partitioned, bool):  # not a template field: any text would count as True
-            raise ValueError(f"partitioned must be True or False, not {self.partitioned!r}")
+        check_bool("partitioned", self.partitioned)
         if self.output_path is not None and is_literal(self.output_path):
             self._check_output_path()
-        self._check_number("max_xcom_bytes", 1)
+        check_whole_number("max_xcom_bytes", self.max_xcom_bytes, 1)
 
     def _check_output_path(self) -> str:
         path = check_output_path(self.output_path)

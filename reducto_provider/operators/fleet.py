@@ -42,6 +42,7 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageOperator, price_options, run_key
+from reducto_provider.usage.checks import check_whole_number
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     is_literal,
@@ -266,9 +267,9 @@ class ReductoUsageFleetExportOperator(BaseUsageOperator):
                 self._format(terms, entries)
         if is_literal(self.output_path):
             check_output_path(self.output_path)
-        self._check_number("concurrency", 1, MAX_CONCURRENCY)
-        self._check_number("days_per_request", 1)
-        self._check_number("max_xcom_bytes", 1)
+        check_whole_number("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
+        check_whole_number("days_per_request", self.days_per_request, 1)
+        check_whole_number("max_xcom_bytes", self.max_xcom_bytes, 1)
 
     def _format(self, terms: BillingTerms | None, entries: list[FleetEntry]) -> Format:
         dimensions = list(dict.fromkeys(entry.group_by for entry in entries))

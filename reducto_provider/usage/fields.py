@@ -14,7 +14,8 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
-from reducto_provider.usage.query import UsageQuery, check_text
+from reducto_provider.usage.checks import check_single_name
+from reducto_provider.usage.query import UsageQuery
 
 RUN_DAYS: Final = "run"
 """What ``usage_start_date`` and ``usage_end_date`` both say for the days that the run covers."""
@@ -144,7 +145,7 @@ def check_given(name: str, outlined: object, value: object) -> None:
         raise ValueError(f"{name} is given but {part}came out as {lost[0]!r}: {REMEDIES[name]}")
     for outlined_part, text in zip(_parts(outlined), _parts(value), strict=False):
         if outlined_part is GIVEN and isinstance(text, str):
-            check_text(name, text)  # a template of a list's element may have rendered a list, as text
+            check_single_name(name, text)  # a template of a list's element may have rendered a list, as text
 
 
 def is_run_days(fields: Mapping[str, Any]) -> bool:

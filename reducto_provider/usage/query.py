@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
 
+from reducto_provider.usage.checks import check_choice, check_name, check_single_name
+
 DIMENSIONS: Final = ("product", "feature", "api_key", "file_type")
 """What usage can be grouped by. The four are four views of the same usage: never add one to another."""
 
@@ -55,10 +57,9 @@ class UsageQuery:
                 raise ValueError(f"{field} must be a day (datetime.date), not {value!r}")
         if self.start > self.end:
             raise ValueError(f"the first day {self.start} is after the last day {self.end}: swap or correct them")
-        if self.group_by not in DIMENSIONS:
-            raise ValueError(f"group_by must be one of {', '.join(DIMENSIONS)}, not {self.group_by!r}")
+        check_choice("group_by", self.group_by, DIMENSIONS)
         if self.org_id is not None:
-            check_text("org_id", self.org_id)
+            check_single_name("org_id", self.org_id)
         for field in FILTER_PARAMETERS:
             object.__setattr__(self, field, _filter_values(field, getattr(self, field)))
 
@@ -98,44 +99,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def check_text(field: str, value: object) -> str:
-    """
-    Text that can be meant, and sent: not empty, not a template's None or list, encodable.
-
-    :raises ValueError: naming ``field``, the value and the remedy.
-    """
-    text = _check_name(field, value)
-    # Sent as they are, these would match nothing, and nothing would be taken for the usage.
-    if text.strip() == "None":
-        raise ValueError(f"{field} is the text {value!r}: a template rendered None; leave it out to set no {field}")
-    if (text.strip()[0], text.strip()[-1]) in (("[", "]"), ("(", ")"), ("{", "}")):
-        raise ValueError(
-            f"{field} is a list written as text, {value!r}: give the list itself, or set "
-            "render_template_as_native_obj=True on the DAG"
-        )
-    return text
-
-
-def _check_name(field: str, value: object) -> str:
-    if isinstance(value, int | float):
-        raise ValueError(
-            f"{field} must be text, not {value!r}: with render_template_as_native_obj=True a template makes a number "
-            "of digits; put quotes around it, as in \"'{{ params.name }}'\", or give another task's output itself"
-        )
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{field} must be text that is not empty, not {value!r}; leave it out to set no {field}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{field} must be valid Unicode text, not {value!r}") from error
-    return value
-
-
 def _filter_values(field: str, values: object) -> tuple[str, ...]:
     if values == ALL:
         return ()
     if isinstance(values, str):
-        text = check_text(field, values)
+        text = check_single_name(field, values)
         if "," in text or text != text.strip():
             names = [name for part in text.split(",") if (name := part.strip())]
             raise ValueError(
@@ -147,5 +115,5 @@ def _filter_values(field: str, values: object) -> tuple[str, ...]:
         values = (values,)  # refused as any other number
     if not isinstance(values, Iterable) or isinstance(values, Mapping):  # of which the keys would be taken
         raise ValueError(f"{field} must be one text or several, not {values!r}")
-    names = [_check_name(field, value) for value in values]
+    names = [check_name(field, value) for value in values]
     return tuple(dict.fromkeys(sorted(names) if isinstance(values, set | frozenset) else names))

@@ -18,6 +18,8 @@ from typing import Any, Final, NamedTuple
 import pendulum
 from croniter import croniter
 
+from reducto_provider.usage.checks import is_whole_number
+
 USAGE_TIMEZONE: Final = "UTC"
 """The time zone whose days usage is counted by. The service documents none: UTC is this package's reading."""
 
@@ -188,7 +190,7 @@ def check_window(window: str | int) -> str | int:
         return window
     if isinstance(window, str) and window.strip().isdecimal():
         window = int(window)
-    if isinstance(window, int) and not isinstance(window, bool) and 1 <= window <= 3650:
+    if is_whole_number(window, 1, 3650):
         return window
     allowed = ", ".join(repr(name) for name in (*CALENDAR_WINDOWS, "run"))
     raise ValueError(f"window must be {allowed} or a whole number of days from 1 to 3650, not {window!r}")
