@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Final
 
 from reducto_provider.usage.checks import check_single_name
-from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
 
 RUN_DAYS: Final = "run"
 """What ``usage_start_date`` and ``usage_end_date`` both say for the days that the run covers."""
@@ -25,10 +25,7 @@ QUERY_FIELDS: Final = (
     "usage_start_date",
     "usage_end_date",
     "group_by",
-    "products",
-    "features",
-    "api_keys",
-    "file_types",
+    *FILTER_PARAMETERS,
 )
 """The arguments that operator and sensor share, all of them templated."""
 
@@ -41,10 +38,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "usage_start_date": _DAYS_REMEDY,
     "usage_end_date": _DAYS_REMEDY,
     "group_by": "name a dimension such as 'product', the default",
-    "products": _FILTER_REMEDY,
-    "features": _FILTER_REMEDY,
-    "api_keys": _FILTER_REMEDY,
-    "file_types": _FILTER_REMEDY,
+    **dict.fromkeys(FILTER_PARAMETERS, _FILTER_REMEDY),
     "threshold": "give a number, 0 or more",
     "window": "give 'month', the default, or another window",
     "output_path": "give a URL or an absolute path; only an export to XCom leaves the argument out",
