@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from reducto_provider.exceptions import ReductoConfigurationError
+from reducto_provider.usage.checks import check_number, check_text, check_whole_number, excerpt
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -24,7 +26,7 @@ DEFAULT_TIMEOUT: Final = 60.0
 DEFAULT_MAX_ATTEMPTS: Final = 5
 _USER_INFO = re.compile(r"://[^/?#\s'\"]*@")
 _IN_PATHS = "/:@!$&'()*+,;=~"
-_MIN, _MAX = 0.001, 86_400.0  # seconds, and requests a second: limits of sockets and of sleep
+_MIN, _MAX = Decimal("0.001"), Decimal(86_400)  # of seconds and requests per second: what sockets and sleeps accept
 
 KEY_HINT: Final = (
     "the Usage Export API takes the personal key from the API Keys page of Reducto Studio, not the "
@@ -189,9 +191,7 @@ def _is_loopback(url: SplitResult) -> bool:
 
 
 def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} must be text, not {_short(value)}")
-    return value.strip()
+    return check_text(name, value).strip()
 
 
 def _seconds(name: str, value: object) -> float:
@@ -202,23 +202,14 @@ def _rate(name: str, value: object) -> float:
     return _number(name, value, "a number")
 
 
-def _number(name: str, value: object, allowed: str) -> float:
-    try:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            number = float(value)
-            if _MIN <= number <= _MAX:
-                return number
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f"{name} must be {allowed}, from {_MIN:g} to {_MAX:g}, not {_short(value)}")
+def _number(name: str, value: object, kind: str) -> float:
+    return float(check_number(name, value, lambda number: _MIN <= number <= _MAX, f"{kind}, from {_MIN:g} to {_MAX:g}"))
 
 
 def _attempts(name: str, value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,2}\s*", value, re.ASCII):
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 20:
-        return value
-    raise ValueError(f"{name} must be a whole number from 1 to 20, not {_short(value)}")
+    return check_whole_number(name, value, 1, 20)
 
 
 def _verify(name: str, value: object) -> bool | str:
@@ -230,7 +221,7 @@ def _verify(name: str, value: object) -> bool | str:
         with suppress(OSError, ValueError):  # too long for a path, or with characters that none has
             if Path(value).exists():
                 return value
-    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {_short(value)}")
+    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {excerpt(value)}")
 
 
 def proxy_url(name: str, value: object) -> str:
@@ -245,13 +236,6 @@ def proxy_url(name: str, value: object) -> str:
         if parts.scheme in ("http", "https") and parts.port != 0 and _host_name(parts.hostname or ""):
             return url
     raise ValueError(f"{name} must be the URL of a proxy such as http://proxy:3128")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, int):
-        return "a number" if abs(value) > 10**80 else str(value)
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {

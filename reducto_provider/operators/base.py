@@ -19,6 +19,7 @@ from reducto_provider.export.sink import choose_sink, open_sink
 from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
+from reducto_provider.usage.checks import check_whole_number
 from reducto_provider.usage.days import DayRange, NoDayEndedError, today
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
@@ -120,8 +121,8 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
 
     def _check_literals(self) -> None:
         check_literals(self._query_fields())
-        self._check_number("lookback_days", 0)
-        self._check_number("settle_days", 0)
+        check_whole_number("lookback_days", self.lookback_days, 0)
+        check_whole_number("settle_days", self.settle_days, 0)
         if self.usage_start_date is None or is_run_days(self._query_fields()):
             self._check_settle_days()
 
@@ -131,13 +132,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
             raise ValueError(
                 f"lookback_days must be at least settle_days={self.settle_days}, not {self.lookback_days}: a day "
                 "that one run leaves out as unsettled is otherwise never exported"
-            )
-
-    def _check_number(self, name: str, minimum: int, maximum: int | None = None) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum or (maximum and value > maximum):
-            raise ValueError(
-                f"{name} must be a whole number, {minimum} {f'to {maximum}' if maximum else 'or more'}, not {value!r}"
             )
 
     def _query(self, context: Context) -> UsageQuery:
@@ -236,7 +230,7 @@ class BaseUsageExportOperator(BaseUsageOperator):
         sink = choose_sink(partitioned=self.partitioned)
         if self.output_path is not None and is_literal(self.output_path):
             sink.check_location(self.output_path)
-        self._check_number("max_xcom_bytes", 1)
+        check_whole_number("max_xcom_bytes", self.max_xcom_bytes, 1)
 
     def _price_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in PRICE_OPTIONS}

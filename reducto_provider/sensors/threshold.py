@@ -46,6 +46,7 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
+from reducto_provider.usage.checks import check_bool, check_choice, check_seconds, check_whole_number
 from reducto_provider.usage.days import NoDayEndedError
 from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
 from reducto_provider.usage.query import unmatched_filters
@@ -195,7 +196,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         self.file_types = file_types
         self.reducto_conn_id = reducto_conn_id
         self.deferrable = deferrable or start_from_trigger
-        self.max_failure_time = _parse_seconds("max_failure_time", max_failure_time)
+        self.max_failure_time = check_seconds("max_failure_time", max_failure_time)
         self._failed_polls = FailedPolls(self.max_failure_time, silent_fail=self.silent_fail)
         self._retry_after = 0.0
         self._started_at = 0.0
@@ -297,13 +298,10 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         if is_literal(self.window):
             check_one_window(check_window(self.window), self.usage_start_date)
         for name, allowed in (("metric", METRICS), ("on_closed_window", CLOSED_WINDOW_ACTIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), allowed)
         for name in ("per_group", "projected"):
-            if not isinstance(getattr(self, name), bool):  # no template: any text would be taken for True
-                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if not isinstance(self.settle_days, int) or isinstance(self.settle_days, bool) or self.settle_days < 0:
-            raise ValueError(f"settle_days must be a whole number, 0 or more, not {self.settle_days!r}")
+            check_bool(name, getattr(self, name))
+        check_whole_number("settle_days", self.settle_days, 0)
 
     def _condition(self, context: Context) -> UsageThreshold:
         try:
@@ -476,13 +474,6 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
             "silent_fail": self.silent_fail,
             "max_failure_time": self.max_failure_time,
         }
-
-
-def _parse_seconds(name: str, value: object) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
-        return float(seconds)
-    raise ValueError(f"{name} must be a number of seconds, 0 or more, or a timedelta, not {value!r}")
 
 
 def _as_json(value: Any) -> Any:

@@ -14,7 +14,8 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
-from reducto_provider.usage.query import UsageQuery, check_text
+from reducto_provider.usage.checks import check_single_name
+from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
 
 RUN_DAYS: Final = "run"
 """The value of both ``usage_start_date`` and ``usage_end_date`` for the days that the run covers."""
@@ -24,10 +25,7 @@ QUERY_FIELDS: Final = (
     "usage_start_date",
     "usage_end_date",
     "group_by",
-    "products",
-    "features",
-    "api_keys",
-    "file_types",
+    *FILTER_PARAMETERS,
 )
 """The templated arguments that operators and sensor share."""
 
@@ -40,10 +38,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "usage_start_date": _DAYS_REMEDY,
     "usage_end_date": _DAYS_REMEDY,
     "group_by": "name a dimension such as 'product', the default",
-    "products": _FILTER_REMEDY,
-    "features": _FILTER_REMEDY,
-    "api_keys": _FILTER_REMEDY,
-    "file_types": _FILTER_REMEDY,
+    **dict.fromkeys(FILTER_PARAMETERS, _FILTER_REMEDY),
     "threshold": "give a number, 0 or more",
     "window": "give 'month', the default, or another window",
     "output_path": "give a URL or an absolute path; only an export to XCom leaves the argument out",
@@ -144,7 +139,7 @@ def check_given(name: str, outlined: object, value: object) -> None:
         raise ValueError(f"{name} is given but {part}resolved to {empty[0]!r}: {REMEDIES[name]}")
     for outlined_part, text in zip(_parts(outlined), _parts(value), strict=False):
         if outlined_part is GIVEN and isinstance(text, str):
-            check_text(name, text)  # a template of a list's element may have rendered a list, as text
+            check_single_name(name, text)  # a template of a list's element may have rendered a list, as text
 
 
 def is_run_days(fields: Mapping[str, Any]) -> bool:

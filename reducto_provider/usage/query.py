@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
 
+from reducto_provider.usage.checks import check_choice, check_name, check_single_name
+
 DIMENSIONS: Final = ("product", "feature", "api_key", "file_type")
-"""The dimensions that usage can be grouped by. They are views of the same usage: never add one to another."""
+"""
+What usage can be grouped by. All are views of the same usage: never add one to another.
+
+A new dimension is added here, and as a keyword wherever filters are written out, for the sake of signatures:
+:class:`UsageQuery`, the operators, the sensor and the triggers. A test finds each place that lacks it.
+"""
 
 FILTER_PARAMETERS: Final = {
-    "products": "product",
-    "features": "feature",
-    "api_keys": "apiKey",
-    "file_types": "fileType",
+    f"{dimension}s": re.sub("_([a-z])", lambda letter: letter[1].upper(), dimension) for dimension in DIMENSIONS
 }
 """Each filter of a query and its query parameter. The API spells dimensions in snake, filters in camel case."""
 
@@ -54,10 +59,9 @@ class UsageQuery:
                 raise ValueError(f"{field} must be a day (datetime.date), not {value!r}")
         if self.start > self.end:
             raise ValueError(f"the first day {self.start} is after the last day {self.end}: swap or correct them")
-        if self.group_by not in DIMENSIONS:
-            raise ValueError(f"group_by must be one of {', '.join(DIMENSIONS)}, not {self.group_by!r}")
+        check_choice("group_by", self.group_by, DIMENSIONS)
         if self.org_id is not None:
-            check_text("org_id", self.org_id)
+            check_single_name("org_id", self.org_id)
         for field in FILTER_PARAMETERS:
             object.__setattr__(self, field, _filter_values(field, getattr(self, field)))
 
@@ -97,44 +101,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def check_text(field: str, value: object) -> str:
-    """
-    Return a text that can be sent: not empty, not the None or the list of a template, encodable.
-
-    :raises ValueError: naming ``field``, the value and the remedy.
-    """
-    text = _check_name(field, value)
-    # The service would match nothing, and the empty report would be taken for the usage.
-    if text.strip() == "None":
-        raise ValueError(f"{field} is the text {value!r}: a template rendered None; leave it out to set no {field}")
-    if (text.strip()[0], text.strip()[-1]) in (("[", "]"), ("(", ")"), ("{", "}")):
-        raise ValueError(
-            f"{field} is a list written as text, {value!r}: give the list itself, or set "
-            "render_template_as_native_obj=True on the DAG"
-        )
-    return text
-
-
-def _check_name(field: str, value: object) -> str:
-    if isinstance(value, int | float):
-        raise ValueError(
-            f"{field} must be text, not {value!r}: with render_template_as_native_obj=True a template makes a number "
-            "of digits; put quotes around it, as in \"'{{ params.name }}'\", or give another task's output itself"
-        )
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{field} must be text that is not empty, not {value!r}; leave it out to set no {field}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{field} must be valid Unicode text, not {value!r}") from error
-    return value
-
-
 def _filter_values(field: str, values: object) -> tuple[str, ...]:
     if values == ALL:
         return ()
     if isinstance(values, str):
-        text = check_text(field, values)
+        text = check_single_name(field, values)
         if "," in text or text != text.strip():
             names = [name for part in text.split(",") if (name := part.strip())]
             raise ValueError(
@@ -146,5 +117,5 @@ def _filter_values(field: str, values: object) -> tuple[str, ...]:
         values = (values,)  # _check_name refuses numbers
     if not isinstance(values, Iterable) or isinstance(values, Mapping):  # iterates over its keys
         raise ValueError(f"{field} must be one text or several, not {values!r}")
-    names = [_check_name(field, value) for value in values]
+    names = [check_name(field, value) for value in values]
     return tuple(dict.fromkeys(sorted(names) if isinstance(values, set | frozenset) else names))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from reducto_provider.usage.checks import check_number
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.projection import MIN_COMPLETE_DAYS, first_day_of_history, project
@@ -27,7 +28,8 @@ RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", 
 
 # Credits are multiples of the first. Below the second a number fits into 64 bits: Airflow can't pass a longer integer
 # to a task, and PostgreSQL turns large floats into integers.
-_THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e18"))
+_MIN_THRESHOLD = Decimal("1e-9")
+_THRESHOLD_LIMIT = Decimal("1e18")
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,17 +295,19 @@ def check_one_window(window: str | int, usage_start_date: object) -> None:
 
 def parse_threshold(value: object) -> Decimal:
     """
-    Return the threshold that an author or a template gives as a number or as text.
+    Return a threshold, given as a number or as text: 0, or from 1e-9 to less than 1e18.
 
-    :raises ValueError: unless it is 0 or from 1e-9 to less than 1e18; also for a template that rendered to no text.
+    :raises ValueError: for anything else, including text that rendered to nothing.
     """
-    if not isinstance(value, bool) and isinstance(value, int | float | Decimal | str):
-        try:
-            number = Decimal(str(value).strip())
-            if number == 0 or _THRESHOLD_RANGE[0] <= number < _THRESHOLD_RANGE[1]:
-                return number.copy_abs()
-        except InvalidOperation:  # not a number, or NaN, which can't be compared
-            pass
-    raise ValueError(
-        f"threshold must be 0 or a number from 1e-9 to less than 1e18, not {value!r}; does its template render to one?"
+    return check_number(
+        "threshold",
+        value,
+        lambda number: number == 0 or is_budget(number),
+        "0 or a number from 1e-9 to less than 1e18",
+        "does its template render to one?",
     )
+
+
+def is_budget(number: Decimal) -> bool:
+    """Whether a number is a threshold that has percentages."""
+    return _MIN_THRESHOLD <= number < _THRESHOLD_LIMIT

@@ -8,6 +8,7 @@ from typing import Final
 
 import pendulum
 
+from reducto_provider.usage.checks import is_whole_number
 from reducto_provider.usage.days import USAGE_TIMEZONE, DayRange, day_before, day_of, days_between, month_of
 from reducto_provider.usage.partition import partition_of_run
 from reducto_provider.usage.run import Run
@@ -107,7 +108,7 @@ def check_window(window: str | int) -> str | int:
         return window
     if isinstance(window, str) and window.strip().isdecimal():
         window = int(window)
-    if isinstance(window, int) and not isinstance(window, bool) and 1 <= window <= 3650:
+    if is_whole_number(window, 1, 3650):
         return window
     allowed = ", ".join(repr(name) for name in (*CALENDAR_WINDOWS, "run"))
     raise ValueError(f"window must be {allowed} or a whole number of days from 1 to 3650, not {window!r}")

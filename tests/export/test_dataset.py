@@ -22,12 +22,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.manifest import metadata_folder
 from reducto_provider.export.reported import ReportedChanges, acknowledge
 from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.export.conftest import Place
+
+PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]
 
 ROOT = "org_id=org_abc123/group_by=product"
 THREE_DAYS = [
@@ -71,7 +74,7 @@ def manifest(place, day, root=ROOT):
 
 
 class TestLayout:
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_a_file_and_a_manifest_for_each_day(self, place, make_export, publish, format):
         published = publish(place, make_export(*THREE_DAYS), format)
 
@@ -98,7 +101,7 @@ class TestLayout:
             '{"date":"2026-06-18","group":null,"credits":7.0,"request_count":1}\n',
         ]
 
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_the_uri_of_a_day_leads_to_its_file(self, place, make_export, publish, format):
         published = publish(place, make_export(*THREE_DAYS, org_id="a/b c%d"), format)
 
@@ -204,7 +207,7 @@ class TestLayout:
 
 
 class TestAgain:
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_the_same_answer_gives_the_same_bytes(self, place, make_export, succeed, format):
         succeed(place, make_export(*THREE_DAYS), format)
         before = place.data()
@@ -461,7 +464,7 @@ class TestForeignText:
         assert place.files() == {}
 
     @pytest.mark.parametrize("group", ["../../etc", "a/b", "x" * 10_000, "nul\0", "\N{GRINNING FACE}", "", None])
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_a_group_is_only_content(self, place, make_export, publish, format, group):
         publish(place, make_export(("2026-06-18", group, "1", 1)), format)
 

@@ -513,10 +513,10 @@ def test_the_key_is_nowhere(export, simulator, tmp_path):
 def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path, arguments):
     result = run_dag(f"""
         from airflow.providers.common.compat.sdk import DAG
-        from reducto_provider.export import formats
+        from reducto_provider.export.formats import base
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
-        formats.find_spec = lambda name: None
+        base.find_spec = lambda name: None
         with DAG("export", schedule=None):
             ReductoUsageExportOperator(
                 task_id="export", org_id="org_acme", output_path={str(tmp_path)!r}, retries=1, **{arguments!r}
