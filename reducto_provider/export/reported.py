@@ -96,7 +96,7 @@ def acknowledge(storage: Storage, changes: Mapping[str, Mapping[date, str]]) -> 
         ReportedChanges(storage, folder).add(changes[folder])
         return True
 
-    if storage.max_concurrent_writes == 1 or len(changes) == 1:
+    if storage.max_concurrent_writes == 1 or len(changes) <= 1:
         written = [add(folder) for folder in changes]
     else:
         with ThreadPoolExecutor(min(_MAX_THREADS, len(changes))) as executor:

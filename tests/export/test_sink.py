@@ -1,0 +1,393 @@
+"""What every destination promises, tried on each of them with real files; and which one an export has."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from typing import ClassVar
+from urllib.parse import quote, unquote, urlsplit
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+from reducto_provider.export import formats
+from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.one_object import UsageObject
+from reducto_provider.export.sink import (
+    Attempt,
+    DatasetMismatchError,
+    PublishedDays,
+    PublishError,
+    choose_sink,
+    open_sink,
+)
+from tests.export.test_dataset import THREE_DAYS
+
+RUN = "dag/run/task/-1"
+JUNE_16, JUNE_17, JUNE_18, JUNE_19 = (date(2026, 6, day) for day in (16, 17, 18, 19))
+RESTATED = [*THREE_DAYS[:2], ("2026-06-17", "parse", "231", 76), THREE_DAYS[3]]
+"""Three days, of which the second has changed."""
+
+
+class Dataset:
+    """A partitioned dataset, read as an engine does: the keys from the names of its folders."""
+
+    kind = UsageDataset
+    options: ClassVar = {"partitioned": True}
+    description = "metadata/dataset.json"
+    days: ClassVar = [JUNE_16, JUNE_17, JUNE_18, JUNE_19]
+    """What has a file of its own in an export of these days."""
+    restated: ClassVar = [JUNE_17]
+    records_tries = True
+    holds_many = True
+
+    def __init__(self, place):
+        self.place = place
+        self.output_path = place.url
+
+    def read(self):
+        found = []
+        for name, content in self.place.data().items():
+            keys = dict(part.split("=") for part in name.split("/") if "=" in part)
+            for line in content.splitlines():
+                row = json.loads(line, parse_float=Decimal)
+                assert row["date"] == keys["dt"]
+                found.append({**row, "org_id": unquote(keys["org_id"]), "group_by": keys["group_by"]})
+        return found
+
+
+class OneObject:
+    """One object at exactly the output path."""
+
+    kind = UsageObject
+    options: ClassVar = {"partitioned": False}
+    description = ".usage.jsonl.reducto"
+    days: ClassVar = [None]
+    restated: ClassVar = [None]
+    records_tries = False
+    holds_many = False
+
+    def __init__(self, place):
+        self.place = place
+        self.output_path = f"{place.url}/usage.jsonl"
+
+    def read(self):
+        content = self.place.files().get("usage.jsonl", b"")
+        return [json.loads(line, parse_float=Decimal) for line in content.splitlines()]
+
+
+@pytest.fixture(params=[Dataset, OneObject], ids=lambda kind: kind.__name__)
+def destination(request, place):
+    return request.param(place)
+
+
+@pytest.fixture
+def open_for(destination):
+    """Open the destination for an export."""
+
+    def open_for(export):
+        filters = export.query.filters()
+        return open_sink(destination.output_path, None, FORMATS["jsonl"], filters, **destination.options)
+
+    return open_for
+
+
+@pytest.fixture
+def publish(open_for):
+    """Check the destination and publish an export, as a task does that may succeed."""
+
+    def publish(export, *, attempt=None, succeeds=False):
+        sink = open_for(export)
+        sink.check(replace(export.query, org_id=export.report.org_id), RUN)
+        files = sink.publish(export.report, export.query, RUN, attempt)
+        if succeeds:
+            assert sink.acknowledge(changes_of(export, files)) == 0
+        return files
+
+    return publish
+
+
+def changes_of(export, files):
+    changes = [(file.day, file.change) for file in files if file.changed]
+    return {(export.report.org_id, export.report.group_by): changes} if changes else {}
+
+
+def changed(files):
+    return [file.day for file in files if file.changed]
+
+
+def in_order(rows):
+    return sorted(rows, key=lambda row: (row["org_id"], row["group_by"], row["date"], row["group"] or ""))
+
+
+def rows_of(*exports):
+    """What a reader must see."""
+    return in_order(
+        {
+            "date": str(row.date),
+            "group": row.group,
+            "credits": row.credits,
+            "request_count": row.request_count,
+            "org_id": export.report.org_id,
+            "group_by": export.report.group_by,
+        }
+        for export in exports
+        for row in export.report.rows
+    )
+
+
+class TestPublish:
+    def test_a_reader_sees_exactly_the_rows(self, destination, make_export, publish):
+        export = make_export(*THREE_DAYS)
+        publish(export)
+
+        assert in_order(destination.read()) == rows_of(export)
+
+    def test_and_then_exactly_those_of_the_next_export(self, destination, make_export, publish):
+        publish(make_export(*THREE_DAYS))
+        export = make_export(RESTATED[0], RESTATED[2], end="2026-06-18")
+        publish(export)
+
+        assert in_order(destination.read()) == rows_of(export)
+
+    def test_days_that_became_empty_leave_no_row(self, destination, make_export, publish):
+        publish(make_export(*THREE_DAYS))
+        files = publish(make_export(start="2026-06-16", end="2026-06-18"))
+
+        assert destination.read() == []
+        assert sum(file.row_count for file in files) == 0
+
+    def test_what_is_returned_is_what_is_there(self, destination, make_export, publish):
+        files = publish(make_export(*THREE_DAYS, end="2026-06-19"))
+
+        assert [file.day for file in files] == destination.days
+        assert sum(file.row_count for file in files) == len(THREE_DAYS)
+        written = [file for file in files if file.uri]
+        assert [file.size for file in written] == [
+            len(ObjectStoragePath(unquote(file.uri)).read_bytes()) for file in written
+        ]
+        assert all(file.size == 0 == file.row_count for file in files if not file.uri)
+
+    def test_the_same_answer_gives_the_same_bytes(self, destination, make_export, publish):
+        files = publish(make_export(*THREE_DAYS))
+        before = [ObjectStoragePath(unquote(file.uri)).read_bytes() for file in files]
+        again = publish(make_export(*reversed(THREE_DAYS)))
+
+        assert [ObjectStoragePath(unquote(file.uri)).read_bytes() for file in again] == before
+
+    def test_several_organizations_at_the_same_time(self, destination, make_export, open_for):
+        exports = [make_export(*THREE_DAYS, org_id=f"org {number}/%") for number in range(12)]
+        sink = open_for(exports[0])
+        with ThreadPoolExecutor(len(exports)) as threads:
+            published = [threads.submit(sink.publish, each.report, each.query) for each in exports]
+        refused = [each.exception() for each in published if each.exception()]
+
+        if destination.holds_many:
+            assert refused == []
+            assert in_order(destination.read()) == rows_of(*exports)
+        else:
+            assert {type(error) for error in refused} == {DatasetMismatchError}
+            [winner] = [export for export, each in zip(exports, published, strict=True) if not each.exception()]
+            assert in_order(destination.read()) == rows_of(winner)
+
+
+class TestChanges:
+    def test_are_reported_until_a_success_acknowledged_them(self, destination, make_export, publish):
+        export = make_export(*THREE_DAYS, end="2026-06-19")
+
+        assert changed(publish(export)) == destination.days
+        assert changed(publish(export, succeeds=True)) == destination.days
+        assert changed(publish(export, succeeds=True)) == []
+
+    def test_only_what_was_restated_has_changed(self, destination, make_export, publish):
+        publish(make_export(*THREE_DAYS), succeeds=True)
+
+        assert changed(publish(make_export(*RESTATED))) == destination.restated
+
+    def test_back_as_it_was_is_a_change(self, destination, make_export, publish):
+        publish(make_export(*THREE_DAYS), succeeds=True)
+        publish(make_export(*RESTATED))
+
+        assert changed(publish(make_export(*THREE_DAYS))) == destination.restated
+
+    def test_a_late_acknowledgement_hides_no_change(self, destination, make_export, publish, open_for):
+        export = make_export(*THREE_DAYS)
+        late = changes_of(export, publish(export))
+        publish(make_export(*RESTATED))
+        open_for(export).acknowledge(late)
+
+        assert changed(publish(make_export(*RESTATED))) == destination.restated
+
+
+class TestCheck:
+    def test_an_empty_place_fits_and_stays_empty(self, destination, make_export, open_for):
+        export = make_export(*THREE_DAYS)
+        sink = open_for(export)
+        sink.check(export.query, RUN)
+        sink.check()
+
+        assert destination.place.files() == {}
+
+    def test_the_same_export_fits_whatever_is_known_of_it(self, make_export, publish, open_for):
+        export = make_export(*THREE_DAYS)
+        publish(export)
+
+        sink = open_for(export)
+        sink.check()
+        sink.check(export.query)  # the organization is the key's own, and not known yet
+        sink.check(replace(export.query, org_id=export.report.org_id), RUN)
+
+    def test_other_filters_are_refused_before_a_request_and_after(self, destination, make_export, publish, open_for):
+        publish(make_export(*THREE_DAYS))
+        before = destination.place.files()
+        other = make_export(THREE_DAYS[0], products=["parse"])
+        sink = open_for(other)
+
+        for refused in (
+            sink.check,
+            lambda: sink.check(other.query, RUN),
+            lambda: sink.publish(other.report, other.query, RUN),
+        ):
+            with pytest.raises(DatasetMismatchError, match="output_path") as error:
+                refused()
+            assert sink.location in str(error.value)
+            assert "'products': ['parse']" in str(error.value)
+        assert destination.place.files() == before
+
+    def test_a_description_that_can_not_be_decoded_is_no_permission(self, destination, make_export, publish):
+        publish(make_export(*THREE_DAYS))
+        destination.place.put(destination.description, b"{")
+        before = destination.place.files()
+
+        with pytest.raises(DatasetMismatchError, match="can't be decoded"):
+            publish(make_export(*RESTATED))
+        assert destination.place.files() == before
+
+    @pytest.mark.parametrize("place", ["file"], indirect=True)
+    def test_a_place_that_can_not_be_read_is_named(self, destination, make_export, open_for, tmp_path):
+        export = make_export(*THREE_DAYS)
+        (tmp_path / "usage" / destination.description).mkdir(parents=True)
+
+        with pytest.raises(PublishError, match=f"could not read .*{urlsplit(destination.output_path).path}"):
+            open_for(export).check(export.query, RUN)
+
+
+class TestTries:
+    FIRST = Attempt(number=1, first=1, fingerprint="f")
+    SECOND = replace(FIRST, number=2)
+
+    @staticmethod
+    def of_fleet(export):
+        """The query of a fleet names the organization."""
+        return replace(export, query=replace(export.query, org_id=export.report.org_id))
+
+    def test_what_an_earlier_try_published_is_known_or_exported_again(
+        self, destination, make_export, publish, open_for
+    ):
+        export = self.of_fleet(make_export(*THREE_DAYS))
+        publish(export, attempt=self.FIRST)
+        found = open_for(export).published_before(export.query, RUN, self.SECOND)
+
+        if destination.records_tries:
+            changes = {file.day: file.change for file in publish(export, attempt=self.FIRST)}
+            assert found == PublishedDays(row_count=4, credits=Decimal("467.6"), request_count=171, changed=changes)
+        else:
+            assert found is None
+
+    def test_of_other_runs_other_days_and_unfinished_days_nothing_is_known(self, make_export, publish, open_for):
+        export = self.of_fleet(make_export(*THREE_DAYS))
+        query, sink = export.query, open_for(export)
+        assert sink.published_before(query, RUN, self.SECOND) is None
+
+        publish(export)
+        assert sink.published_before(query, RUN, self.SECOND) is None
+        publish(export, attempt=self.FIRST)
+        assert sink.published_before(query, "another", self.SECOND) is None
+        assert sink.published_before(replace(query, end=JUNE_19), RUN, self.SECOND) is None
+        assert sink.published_before(replace(query, org_id="org_other"), RUN, self.SECOND) is None
+
+
+@pytest.mark.parametrize("place", ["file"], indirect=True)  # fsspec's memory has no bucket, nor true URIs
+class TestDescription:
+    def test_location_and_uri(self, destination, make_export, open_for):
+        destination.output_path = destination.output_path.replace("usage", "50% ä", 1)
+        sink = open_for(make_export(*THREE_DAYS))
+
+        assert sink.location == destination.output_path
+        assert sink.uri == destination.output_path.replace("50% ä", "50%25%20%C3%A4")
+
+    def test_a_log_line(self, destination, make_export, publish, open_for):
+        export = make_export(*THREE_DAYS, end="2026-06-19")
+        files = publish(export)
+        size = sum(file.size for file in files)
+
+        expected = f"Published 3 files with {size} bytes at {destination.output_path}, and 1 days without usage"
+        if destination.days == [None]:
+            expected = f"Published 1 files with {size} bytes at {destination.output_path}"
+        assert open_for(export).describe(files) == expected
+
+    def test_lineage_names_what_a_reader_finds(self, destination, make_export, publish, open_for):
+        export = make_export(*THREE_DAYS)
+        files = publish(export)
+        output = open_for(export).output("org_abc123", "product", files)
+
+        assert output.namespace == "file"
+        assert output.name.startswith(urlsplit(destination.output_path).path)
+        assert all(urlsplit(file.uri).path.startswith(quote(output.name, safe="/=")) for file in files)
+        columns = [field.name for field in output.facets["schema"].fields]
+        assert set(columns) >= {"date", "group", "credits", "request_count"}
+        assert all(set(columns) <= row.keys() for row in destination.read())
+        statistics = output.outputFacets["outputStatistics"]
+        assert statistics.rowCount == len(destination.read())
+        assert statistics.fileCount == len(files)
+
+    def test_lineage_of_what_failed_on_the_way_has_no_figures(self, make_export, open_for):
+        output = open_for(make_export(*THREE_DAYS)).output("org_abc123", "product", None)
+
+        assert output.outputFacets == {}
+
+
+class TestOpen:
+    def test_which_destination_an_export_has(self, destination, make_export, open_for):
+        assert choose_sink(**destination.options) is destination.kind
+        assert type(open_for(make_export(*THREE_DAYS))) is destination.kind
+        assert destination.place.files() == {}, "nothing is written yet"
+
+    def test_by_default_a_dataset(self, place):
+        assert choose_sink() is UsageDataset
+        assert type(open_sink(place.url, None, FORMATS["jsonl"], {})) is UsageDataset
+
+    @pytest.mark.parametrize("partitioned", ["False", "", None, 0])
+    def test_what_is_neither_true_nor_false_is_refused(self, place, partitioned):
+        with pytest.raises(ValueError, match=f"partitioned must be True or False, not {partitioned!r}"):
+            open_sink(place.url, None, FORMATS["jsonl"], {}, partitioned=partitioned)
+
+    @pytest.mark.parametrize("output_path", [None, "", "relative/usage.jsonl", "ftp://host/usage.jsonl", "s3:///usage"])
+    def test_no_location(self, destination, output_path):
+        for refused in (
+            lambda: destination.kind.check_location(output_path),
+            lambda: open_sink(output_path, None, FORMATS["jsonl"], {}, **destination.options),
+        ):
+            with pytest.raises(ValueError, match="output_path must be"):
+                refused()
+
+    def test_a_folder_is_no_object(self):
+        assert UsageDataset.check_location("s3://lake/usage/") == "s3://lake/usage/"
+        assert UsageObject.check_location("s3://lake/usage") == "s3://lake/usage"
+        for open_folder in (
+            lambda: UsageObject.check_location("s3://lake/usage/"),
+            lambda: open_sink("s3://lake/usage/", None, FORMATS["jsonl"], {}, partitioned=False),
+        ):
+            with pytest.raises(ValueError, match="must name a file when partitioned=False"):
+                open_folder()
+
+    def test_a_package_that_is_missing_is_named_at_once(self, destination, monkeypatch):
+        monkeypatch.setattr(formats, "find_spec", lambda name: None)
+
+        with pytest.raises(ImportError, match=r"airflow-provider-reducto\[parquet\]"):
+            open_sink(destination.output_path, None, FORMATS["parquet"], {}, **destination.options)
+        assert destination.place.files() == {}
