@@ -263,3 +263,28 @@ def test_an_example_dag_loads_nothing_heavy(loaded, dag):
     modules = loaded[dag].get()
     assert any(module.startswith("reducto_provider.") for module in modules)
     assert HEAVY & set(modules) == set()
+
+
+DOMAIN = [module for module in MODULES if module.startswith("reducto_provider.usage")]
+LOADED = "result = sorted({name.split('.')[0] for name in sys.modules})"
+
+
+@pytest.fixture(scope="module")
+def loaded_alone(in_forks):
+    """The packages that are loaded by each module of the domain, and by what Airflow reads of every provider."""
+    info = "from reducto_provider.provider_info import get_provider_info\nget_provider_info()"
+    pieces = {module: f"import {module}" for module in DOMAIN} | {"provider_info": info}
+    return in_forks("", {name: f"{code}\n{LOADED}" for name, code in pieces.items()})
+
+
+@pytest.mark.parametrize("module", DOMAIN)
+def test_the_domain_imports_neither_airflow_nor_http(loaded_alone, module):
+    packages = loaded_alone[module].get()
+    assert "reducto_provider" in packages
+    assert {"airflow", "requests", "aiohttp", "http"} & set(packages) == set()
+
+
+def test_the_provider_info_costs_no_import(loaded_alone):
+    packages = loaded_alone["provider_info"].get()
+    assert "reducto_provider" in packages
+    assert {"airflow", "msgspec", "pendulum"} & set(packages) == set()
