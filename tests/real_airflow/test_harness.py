@@ -15,9 +15,10 @@ import pytest
 
 from tests.airflows import new_in
 from tests.real_airflow.dagtest import DagRunner, DagTestError, DagTestTimeoutError
-from tests.real_airflow.deployment import AirflowDeployment, DeploymentError, DeploymentTimeoutError
+from tests.real_airflow.deployment import AirflowDeployment
 from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import kill_processes_in, processes_in
+from tests.real_airflow.running import DeploymentError, DeploymentTimeoutError
 
 pytest_plugins = ["tests.real_airflow.fixtures"]
 
