@@ -25,7 +25,7 @@ from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.manifest import metadata_folder
-from reducto_provider.export.reported import ReportedChanges, acknowledge
+from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.export.conftest import Place
@@ -746,41 +746,6 @@ class TestChanges:
         assert export_day("1", succeeds=True, org_id="other")
         assert export_day("1", succeeds=True, group_by="feature")
         assert not export_day("1", succeeds=True)
-
-    def test_many_years(self, place, make_export, succeed):
-        days = [date(2016, 1, 1) + timedelta(days=offset) for offset in range(3653)]
-        row = (str(days[-1]), "parse", "1", 1)
-        export = make_export(row, start=str(days[0]))
-        folder = "metadata/" + ROOT
-
-        acknowledge(place.storage, {folder: dict.fromkeys(days, "0123456789abcdef")})
-
-        names = [name for name in place.files() if "/.reported-" in name]
-        assert names == [f"{folder}/.reported-{year}" for year in range(2016, 2026)]
-        assert max(len(place.files()[name]) for name in names) < 13_000
-        assert ReportedChanges(place.storage, folder).read(days[360:370]).keys() >= set(days[360:370])
-        assert export.report.rows
-
-    def test_tasks_that_acknowledge_at_the_same_time_lose_no_change(self, place, make_export):
-        """Of some an acknowledgement may get lost, whose days then have still changed; of others there is none."""
-        days = [date(2026, 6, 1) + timedelta(days=offset) for offset in range(24)]
-        folder = "metadata/" + ROOT
-        together = Barrier(8)
-
-        def run(own):
-            together.wait()
-            for day in own:
-                acknowledge(place.storage, {folder: {day: f"{day.day:016x}"}})
-
-        threads = [Thread(target=run, args=(days[number::8],)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-        found = ReportedChanges(place.storage, folder).read(days)
-        assert found.items() <= {day: f"{day.day:016x}" for day in days}.items()
-        assert found
 
     def test_another_version_of_pyarrow_restates_nothing(self, place, export_day, mocker):
         """Parquet's footer names its writer."""
