@@ -9,7 +9,6 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from jinja2 import Undefined
 
 from reducto_provider.exceptions import ReductoConfigurationError
@@ -18,6 +17,7 @@ from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import REMEDIES
+from tests.airflow_sdk import DAG, BaseOperator
 from tests.airflows import ResolveMixin
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
@@ -323,7 +323,7 @@ def test_digits_of_a_native_template(connect, simulator, operator):
 
 RUN = """
 from datetime import timedelta
-from airflow.providers.common.compat.sdk import DAG, task, task_group
+from tests.airflow_sdk import DAG, task, task_group
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator

@@ -104,7 +104,7 @@ def run(tmp_path):
         ("import socket; socket.create_connection(('127.0.0.1', 9))", "reached out: socket."),
         ("import sqlite3; sqlite3.connect(':memory:')", "reached out: sqlite3.connect"),
         ("from airflow.utils.session import create_session\nwith create_session(): pass", "opened a session"),
-        ("from airflow.providers.common.compat.sdk import BaseHook; BaseHook.get_connection('x')", "asked the secrets"),
+        ("from reducto_provider.airflow_compat import BaseHook; BaseHook.get_connection('x')", "asked the secrets"),
         ("from airflow.models.variable import Variable; Variable.get('x')", "asked the secrets"),
     ],
 )
@@ -147,11 +147,7 @@ def test_nothing_deprecated_is_used(run):
 
 
 AIRFLOW_MODULES = {
-    "airflow.providers.common.compat.connection",
     "airflow.providers.common.compat.openlineage.facet",
-    "airflow.providers.common.compat.sdk",
-    "airflow.providers.common.compat.triggers",
-    "airflow.providers.common.compat.version_compat",
     "airflow.providers.http.hooks.http",
     "airflow.triggers.base",
 }
@@ -160,15 +156,17 @@ AIRFLOW_MODULES = {
 OF_OTHERS = {
     # What only some versions have, or keep for themselves; imported where that version runs.
     "airflow_compat.py": {
-        *("airflow", "airflow.models.taskinstance"),
+        *("airflow", "airflow.models.taskinstance", "airflow.providers.common.compat.sdk"),
         *("airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
     },
     "lineage.py": {"airflow.providers.openlineage.extractors"},
     "base.py": {"airflow.providers.openlineage.extractors"},
-    "reducto_usage_budget_levels.py": {"airflow.sdk"},  # where there are watchers, and the file says what else
     "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
 }
 """What a file needs of another provider, or of newer Airflows alone."""
+
+OF_DAG_AUTHORS = {"airflow", "airflow.decorators", "airflow.models.param", "airflow.sdk"}
+"""What an example DAG imports, from the SDK, or from the modules of Airflow 2 where there is none."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -178,7 +176,8 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
     modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
     modules |= {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
     airflow = {module for module in modules if module.split(".")[0] == "airflow"}
-    assert airflow <= AIRFLOW_MODULES | OF_OTHERS.get(path.name, set())
+    of_authors = OF_DAG_AUTHORS if path.parent.name == "dags" else set()
+    assert airflow <= AIRFLOW_MODULES | OF_OTHERS.get(path.name, set()) | of_authors
 
 
 HEAVY = {
@@ -187,7 +186,7 @@ HEAVY = {
 }
 HEAVY_CODE = """
 import json, sys
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, BaseSensorOperator, Param, task
+from tests.airflow_sdk import DAG, BaseOperator, BaseSensorOperator, Param, task
 before = set(sys.modules)
 {}
 print("\\n" + json.dumps(sorted(set(sys.modules) - before)))

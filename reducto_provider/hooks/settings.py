@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from reducto_provider.exceptions import ReductoConfigurationError
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
+    from reducto_provider.airflow_compat import Connection
 
 log = logging.getLogger(__name__)
 

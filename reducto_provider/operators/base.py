@@ -9,9 +9,7 @@ from datetime import date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
-
-from reducto_provider.airflow_compat import GivenArguments
+from reducto_provider.airflow_compat import AirflowSkipException, Asset, GivenArguments
 from reducto_provider.exceptions import (
     ReductoDayNotOverError,
 )
@@ -40,9 +38,9 @@ from reducto_provider.usage.window import (
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from reducto_provider.airflow_compat import Context
     from reducto_provider.export.formats import Format
     from reducto_provider.export.storage import Storage
     from reducto_provider.hooks.reducto import ReductoHook

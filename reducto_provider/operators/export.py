@@ -27,8 +27,8 @@ from reducto_provider.usage.report import format_decimal, json_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context
 
+    from reducto_provider.airflow_compat import Context
     from reducto_provider.export.dataset import PublishedFile
     from reducto_provider.export.focus import BillingTerms
     from reducto_provider.export.formats import Format

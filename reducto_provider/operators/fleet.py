@@ -14,10 +14,8 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, redact
-
 from reducto_provider import __version__
-from reducto_provider.airflow_compat import call_after_success
+from reducto_provider.airflow_compat import AirflowException, AirflowFailException, call_after_success, redact
 from reducto_provider.exceptions import (
     ReductoAuthenticationError,
     ReductoExportError,
@@ -55,8 +53,8 @@ from reducto_provider.usage.window import (
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from reducto_provider.airflow_compat import Context, XComArg
     from reducto_provider.export.fleet import FleetEntry, FleetOutcome
     from reducto_provider.export.focus import BillingTerms
     from reducto_provider.export.formats import Format

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any, ClassVar
 
-from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 
+from reducto_provider.airflow_compat import BaseEventTrigger
 from reducto_provider.triggers.polls import (
     MAX_RETRY_AFTER,
     MIN_INTERVAL,

@@ -17,7 +17,6 @@ from urllib.request import urlopen
 
 import pyarrow.parquet as pq
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__
@@ -32,6 +31,7 @@ from reducto_provider.export.dataset import (
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.reported import ReportedChanges, acknowledge
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
+from tests.airflow_sdk import ObjectStoragePath
 from tests.export.conftest import Place
 
 ROOT = "org_id=org_abc123/group_by=product"

@@ -7,11 +7,11 @@ from dataclasses import replace
 from threading import Barrier, Thread
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from reducto_provider.export.dataset import DatasetMismatchError, PublishError
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.one_object import UsageObject, acknowledge_object
+from tests.airflow_sdk import ObjectStoragePath
 from tests.export.test_dataset import HOSTILE_ORGS, THREE_DAYS
 
 NAME = "usage.jsonl"

@@ -28,7 +28,7 @@ AIRFLOW = tuple(map(int, version("apache-airflow").split(".")[:2]))
 
 WARM_UP = """
 from datetime import datetime
-from airflow.providers.common.compat.sdk import DAG, task
+from tests.airflow_sdk import DAG, task
 
 with DAG("warm_up", schedule=None, start_date=datetime(2026, 1, 1)):
     @task

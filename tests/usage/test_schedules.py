@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG
 from airflow.timetables.base import TimeRestriction
 
 from reducto_provider.usage.window import DayRange, days_of_run
+from tests.airflow_sdk import DAG
 from tests.airflows import AIRFLOW, dag_author
 
 START, END = datetime(2026, 10, 5, tzinfo=UTC), datetime(2026, 10, 26, tzinfo=UTC)

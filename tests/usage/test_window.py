@@ -8,7 +8,6 @@ from typing import Any
 import pendulum
 import pytest
 import time_machine
-from airflow.providers.common.compat.sdk import Asset
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from dateutil.relativedelta import relativedelta
@@ -29,6 +28,7 @@ from reducto_provider.usage.window import (
     today,
     warn_of_early_run,
 )
+from tests.airflow_sdk import Asset
 from tests.airflows import PARTITIONS, dag_author, new_in
 from tests.usage.runs import breaks, covered_by, partition_runs, run_context, too_early, utc
 
