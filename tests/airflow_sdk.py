@@ -13,8 +13,8 @@ MODULES = (
     "reducto_provider.airflow_compat",
     *("airflow.sdk", "airflow.sdk.exceptions", "airflow.sdk.log", "airflow.sdk.execution_time.secrets_masker"),
     # Airflow 2 and, for what was not in the SDK yet, 3.0.
-    *("airflow", "airflow.decorators", "airflow.models.baseoperator", "airflow.models.param", "airflow.exceptions"),
-    "airflow.utils.log.secrets_masker",
+    *("airflow.decorators", "airflow.models.dag", "airflow.models.baseoperator", "airflow.models.param"),
+    *("airflow.exceptions", "airflow.utils.log.secrets_masker"),
 )
 
 

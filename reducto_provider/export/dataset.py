@@ -115,7 +115,7 @@ class _ManifestHead(msgspec.Struct):
         """Return None if there is no manifest or it can't be decoded."""
         try:
             return None if content is None else msgspec.json.decode(content, type=cls)
-        except (ValueError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
 
@@ -176,7 +176,7 @@ class UsageDataset:
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
-        except (ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(DATASET_FILE)} can't be decoded, so the dataset's format and filters are "
                 f"unknown: {error}"

@@ -74,8 +74,8 @@ class AirflowDeployment:
     """Airflow in a home folder, from `start` to `stop`, or inside a `with`.
 
     `env` is added to the environment of all processes: connections as `AIRFLOW_CONN_...`, settings as
-    `AIRFLOW__...`, a `PYTHONPATH`. `services` are the processes to start, the `api-server` among them. DAGs are
-    paused until `unpause`, as Airflow has it.
+    `AIRFLOW__...`, a `PYTHONPATH`. `services` are the processes to start, the `api-server` among them, and
+    `triggerer_queues` those of a triggerer that has queues. DAGs are paused until `unpause`, as Airflow has it.
     """
 
     def __init__(
@@ -85,11 +85,13 @@ class AirflowDeployment:
         env: Mapping[str, str] | None = None,
         *,
         services: Sequence[Service] = tuple(SERVICES),
+        triggerer_queues: Sequence[str] = (),
         cache_dir: Path | None = None,
         start_timeout: float = 120,
     ) -> None:
         self.home = home.resolve()
         self._services = services
+        self._triggerer_queues = triggerer_queues
         port, execution_port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self._execution_url = f"http://127.0.0.1:{execution_port}/execution/"
@@ -150,6 +152,8 @@ class AirflowDeployment:
         command = [sys.executable, "-m", "airflow", *SERVICES[service]]
         if service in self._ports:
             command += ["--port", str(self._ports[service])]
+        if service == "triggerer" and self._triggerer_queues:
+            command += ["--queues", ",".join(self._triggerer_queues)]
         with (self.home / f"{service}.log").open("ab") as log:
             self._processes[service] = subprocess.Popen(
                 command,
