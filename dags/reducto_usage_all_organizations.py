@@ -12,10 +12,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
 from reducto_provider.operators.export import ReductoUsageExportOperator
+
+try:
+    from airflow.sdk import DAG, task
+except ImportError:  # Airflow 2
+    from airflow import DAG
+    from airflow.decorators import task
 
 with DAG(
     dag_id="reducto_usage_all_organizations",

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, Param
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
 from reducto_provider.operators.export import ReductoUsageExportOperator
+
+try:
+    from airflow.sdk import DAG, Param
+except ImportError:  # Airflow 2
+    from airflow import DAG
+    from airflow.models.param import Param
 
 with DAG(
     dag_id="reducto_usage_backfill",

@@ -12,10 +12,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS
 
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
+
+try:
+    from airflow.sdk import DAG, task
+except ImportError:  # Airflow 2
+    from airflow import DAG
+    from airflow.decorators import task
 
 LEVELS = (50, 80, 100)  # percent of the budget
 

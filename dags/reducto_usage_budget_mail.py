@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow import DAG
 from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 from reducto_organizations import ORGANIZATIONS
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow import DAG
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator

@@ -13,11 +13,16 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, task
 from reducto_organizations import ORGANIZATIONS, OUTPUT_PATH
 
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+
+try:
+    from airflow.sdk import DAG, task
+except ImportError:  # Airflow 2
+    from airflow import DAG
+    from airflow.decorators import task
 
 
 @task

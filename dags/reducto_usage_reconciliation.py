@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow import DAG
 from reducto_organizations import ORGANIZATIONS
 
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator

@@ -1,4 +1,9 @@
-"""Differences between Airflow's versions, and uses of its private attributes. No other module knows them."""
+"""
+Differences between Airflow's versions, and uses of its private attributes. No other module knows them.
+
+Names that have moved between versions of Airflow are imported from here. They are found when they are first used, so
+that importing this module costs no more than an operator's base class.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,97 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from importlib import import_module
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from airflow.providers.common.compat.sdk import BaseOperator
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+from airflow import __version__
+from asgiref.sync import sync_to_async
 
 from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
 from reducto_provider.usage.run import Run
 from reducto_provider.usage.schedule import Schedule
 
-if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
 log = logging.getLogger(__name__)
+
+AIRFLOW_VERSION: Final = tuple(int(number) for number in __version__.split(".")[:2])
+"""Airflow's version, as in ``AIRFLOW_VERSION >= (3, 1)``."""
+
+_EARLIER_LOCATIONS: Final = {
+    "AirflowException": ["airflow.exceptions:AirflowException"],
+    "AirflowFailException": ["airflow.exceptions:AirflowFailException"],
+    "AirflowNotFoundException": ["airflow.exceptions:AirflowNotFoundException"],
+    "AirflowSensorTimeout": ["airflow.exceptions:AirflowSensorTimeout"],
+    "AirflowSkipException": ["airflow.exceptions:AirflowSkipException"],
+    "AirflowTaskTimeout": ["airflow.exceptions:AirflowTaskTimeout"],
+    "Asset": ["airflow.datasets:Dataset"],
+    "BaseHook": ["airflow.hooks.base:BaseHook"],
+    "BaseOperator": ["airflow.models.baseoperator:BaseOperator"],
+    "BaseOperatorLink": ["airflow.models.baseoperatorlink:BaseOperatorLink"],
+    "BaseSensorOperator": ["airflow.sensors.base:BaseSensorOperator"],
+    "Connection": ["airflow.models.connection:Connection"],
+    "ObjectStoragePath": ["airflow.io.path:ObjectStoragePath"],
+    "PokeReturnValue": ["airflow.sensors.base:PokeReturnValue"],
+    "conf": ["airflow.configuration:conf"],
+    "redact": ["airflow.sdk.execution_time.secrets_masker:redact", "airflow.utils.log.secrets_masker:redact"],
+}
+"""
+Where Airflow 2.11 and 3.0 have what ``airflow.sdk`` or ``common.compat.sdk`` has later.
+
+The latter is new in common-compat 1.8: the releases before October 2025 came with older ones.
+"""
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import AirflowException as AirflowException
+    from airflow.providers.common.compat.sdk import AirflowFailException as AirflowFailException
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException as AirflowNotFoundException
+    from airflow.providers.common.compat.sdk import AirflowSensorTimeout as AirflowSensorTimeout
+    from airflow.providers.common.compat.sdk import AirflowSkipException as AirflowSkipException
+    from airflow.providers.common.compat.sdk import AirflowTaskTimeout as AirflowTaskTimeout
+    from airflow.providers.common.compat.sdk import Asset as Asset
+    from airflow.providers.common.compat.sdk import BaseHook as BaseHook
+    from airflow.providers.common.compat.sdk import BaseOperator as BaseOperator
+    from airflow.providers.common.compat.sdk import BaseOperatorLink as BaseOperatorLink
+    from airflow.providers.common.compat.sdk import BaseSensorOperator as BaseSensorOperator
+    from airflow.providers.common.compat.sdk import Connection as Connection
+    from airflow.providers.common.compat.sdk import Context as Context
+    from airflow.providers.common.compat.sdk import ObjectStoragePath as ObjectStoragePath
+    from airflow.providers.common.compat.sdk import PokeReturnValue as PokeReturnValue
+    from airflow.providers.common.compat.sdk import TaskInstanceKey as TaskInstanceKey
+    from airflow.providers.common.compat.sdk import XComArg as XComArg
+    from airflow.providers.common.compat.sdk import conf as conf
+    from airflow.providers.common.compat.sdk import redact as redact
+    from airflow.triggers.base import BaseEventTrigger as BaseEventTrigger
+else:
+
+    def __getattr__(name: str) -> Any:
+        """
+        Return one of Airflow's names, from wherever this version has it.
+
+        :raises AttributeError: it has none of this name.
+        """
+        for location in _locations(name):
+            module, _, attribute = location.partition(":")
+            try:
+                found = getattr(import_module(module), attribute)
+            except (ImportError, AttributeError):
+                continue
+            globals()[name] = found
+            return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def _locations(name: str) -> list[str]:
+        if name == "BaseEventTrigger":  # new in Airflow 3.0; before, all triggers are for tasks alone
+            return ["airflow.triggers.base:BaseEventTrigger", "airflow.triggers.base:BaseTrigger"]
+        if name not in _EARLIER_LOCATIONS:
+            return []
+        return [
+            f"airflow.providers.common.compat.sdk:{name}",
+            f"airflow.sdk:{name}",
+            *_EARLIER_LOCATIONS[name],
+        ]
+
+    BaseOperator = __getattr__("BaseOperator")
 
 CACHED_LOGGER: Final = "_cached_logger"
 """
@@ -246,7 +328,7 @@ def call_after_success(operator: BaseOperator, function: Callable[[], None]) -> 
 
 def _on_success(function: Callable[[], None], context: Context) -> None:
     try:
-        if not AIRFLOW_V_3_0_PLUS:
+        if AIRFLOW_VERSION < (3, 0):
             _call_when_committed(context["ti"], function)
         elif _is_recorded(context["ti"]):
             function()
@@ -312,3 +394,31 @@ def _call_when_committed(ti: Any, function: Callable[[], None]) -> None:
 
 def _log_failure() -> None:
     log.warning("The changes that this task reported could not be recorded: they are reported again", exc_info=True)
+
+
+async def get_async_connection(hook: BaseHook, conn_id: str) -> Connection:
+    """
+    Look a connection up through its hook, without blocking the event loop.
+
+    Before Airflow 3.3.2 ``aget_connection`` masks secrets with a synchronous call to the supervisor, which fails while
+    another call is in flight. There the synchronous look-up runs in asgiref's one thread.
+    """
+    if _has_async_masking():
+        connection: Connection = await hook.aget_connection(conn_id)
+        return connection
+    return await sync_to_async(hook.get_connection)(conn_id)
+
+
+async def get_async_extra_dejson(connection: Connection) -> dict[str, Any]:
+    """Return a connection's extra. Reading it masks secrets, for which :func:`get_async_connection` has the reason."""
+    if _has_async_masking():
+        extra: dict[str, Any] = await connection.aextra_dejson()
+        return extra
+    return await sync_to_async(lambda: connection.extra_dejson)()
+
+
+@cache
+def _has_async_masking() -> bool:
+    from reducto_provider.airflow_compat import Connection
+
+    return hasattr(Connection, "aextra_dejson")

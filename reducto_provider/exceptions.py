@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-
+from reducto_provider.airflow_compat import AirflowException, AirflowFailException
 from reducto_provider.usage.report import CreditsUnavailableError, UsageContractError
 
 

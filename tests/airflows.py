@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from tests.airflow_sdk import find
 
 AIRFLOW = tuple(int(number) for number in version("apache-airflow").split(".")[:2])
 """Its version, as in ``AIRFLOW >= (3, 1)``."""
@@ -37,18 +38,9 @@ def told(item: pytest.Item) -> str | None:
     return next((reason for reason in reasons if reason.startswith(("new in Airflow", "gone in Airflow"))), None)
 
 
-def _find(name: str, *modules: str) -> Any:
-    for module in modules:
-        try:
-            return getattr(import_module(module), name)
-        except (ImportError, AttributeError):
-            continue
-    return None
-
-
 def _asset_or_time_schedule() -> Any:
     if AIRFLOW >= (3,):
-        return _find("AssetOrTimeSchedule", "airflow.sdk", "airflow.timetables.assets")
+        return find("AssetOrTimeSchedule", "airflow.sdk", "airflow.timetables.assets")
     from airflow.timetables.datasets import DatasetOrTimeSchedule
 
     return lambda *, assets, timetable: DatasetOrTimeSchedule(datasets=assets, timetable=timetable)
@@ -56,7 +48,7 @@ def _asset_or_time_schedule() -> Any:
 
 dag_author = SimpleNamespace(
     **{
-        name: _find(name, "airflow.sdk", f"airflow.timetables.{module}")
+        name: find(name, "airflow.sdk", f"airflow.timetables.{module}")
         for name, module in {
             "CronDataIntervalTimetable": "interval",
             "CronPartitionTimetable": "trigger",
@@ -70,9 +62,9 @@ dag_author = SimpleNamespace(
 )
 """The timetables that a DAG's author imports: the task SDK's from Airflow 3.2 on, before that the scheduler's own."""
 
-ResolveMixin = _find("ResolveMixin", "airflow.sdk.definitions._internal.mixins", "airflow.utils.mixins")
+ResolveMixin = find("ResolveMixin", "airflow.sdk.definitions._internal.mixins", "airflow.utils.mixins")
 """What Airflow resolves when it renders, as it does another task's output."""
 
-AirflowRescheduleException = _find("AirflowRescheduleException", "airflow.sdk.exceptions", "airflow.exceptions")
-attach_store = _find("attach", "airflow.sdk.io", "airflow.io.store")
-has_file_system = _find("has_fs", "airflow.sdk.io.fs", "airflow.io")
+AirflowRescheduleException = find("AirflowRescheduleException", "airflow.sdk.exceptions", "airflow.exceptions")
+attach_store = find("attach", "airflow.sdk.io", "airflow.io.store")
+has_file_system = find("has_fs", "airflow.sdk.io.fs", "airflow.io")

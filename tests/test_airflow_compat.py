@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator
 from airflow.timetables import trigger as core_trigger
 from jinja2 import Undefined
 
@@ -23,6 +22,7 @@ from reducto_provider.operators.reconciliation import ReductoUsageReconciliation
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import REMEDIES
 from reducto_provider.usage.schedule import Schedule
+from tests.airflow_sdk import DAG, Asset, BaseOperator
 from tests.airflows import PARTITIONS, ResolveMixin, dag_author
 from tests.usage.runs import make_run, run_context, utc
 
@@ -362,7 +362,7 @@ def test_digits_of_a_native_template(connect, simulator, operator):
 
 RUN = """
 from datetime import timedelta
-from airflow.providers.common.compat.sdk import DAG, task, task_group
+from tests.airflow_sdk import DAG, task, task_group
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
-from airflow.providers.common.compat.sdk import DAG, Asset
+from tests.airflow_sdk import DAG, Asset
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 

@@ -7,10 +7,10 @@ import pickle
 from collections.abc import Iterator
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from reducto_provider import exceptions
 from reducto_provider.exceptions import ReductoError
+from tests.airflow_sdk import AirflowException, AirflowFailException
 
 # name: whether no retry of the task can mend it, whether the cause may pass by itself
 ERRORS = {

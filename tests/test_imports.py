@@ -146,7 +146,7 @@ ATTEMPTS = {
         "opened a session",
     ),
     "a connection": (
-        "from airflow.providers.common.compat.sdk import BaseHook; BaseHook.get_connection('x')",
+        "from reducto_provider.airflow_compat import BaseHook; BaseHook.get_connection('x')",
         "asked the secrets",
     ),
     "a variable": ("from airflow.models.variable import Variable; Variable.get('x')", "asked the secrets"),
@@ -197,11 +197,7 @@ def test_nothing_deprecated_is_used(in_forks):
 
 
 AIRFLOW_MODULES = {
-    "airflow.providers.common.compat.connection",
     "airflow.providers.common.compat.openlineage.facet",
-    "airflow.providers.common.compat.sdk",
-    "airflow.providers.common.compat.triggers",
-    "airflow.providers.common.compat.version_compat",
     "airflow.providers.http.hooks.http",
     "airflow.triggers.base",
 }
@@ -210,15 +206,17 @@ AIRFLOW_MODULES = {
 OF_OTHERS = {
     # What only some versions have, or keep for themselves; imported where that version runs.
     "airflow_compat.py": {
-        *("airflow", "airflow.models.taskinstance"),
+        *("airflow", "airflow.models.taskinstance", "airflow.providers.common.compat.sdk"),
         *("airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
     },
     "lineage.py": {"airflow.providers.openlineage.extractors"},
     "base.py": {"airflow.providers.openlineage.extractors"},
-    "reducto_usage_budget_levels.py": {"airflow.sdk"},  # where there are watchers, and the file says what else
     "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
 }
 """What a file needs of another provider, or of newer Airflows alone."""
+
+OF_DAG_AUTHORS = {"airflow", "airflow.decorators", "airflow.models.param", "airflow.sdk"}
+"""What an example DAG imports, from the SDK, or from the modules of Airflow 2 where there is none."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -228,7 +226,8 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
     modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
     modules |= {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
     airflow = {module for module in modules if module.split(".")[0] == "airflow"}
-    assert airflow <= AIRFLOW_MODULES | OF_OTHERS.get(path.name, set())
+    of_authors = OF_DAG_AUTHORS if path.parent.name == "dags" else set()
+    assert airflow <= AIRFLOW_MODULES | OF_OTHERS.get(path.name, set()) | of_authors
 
 
 HEAVY = {
@@ -245,7 +244,7 @@ DAGS = [path.stem for path in SOURCES if path.name.startswith("reducto_usage_")]
 @pytest.fixture(scope="module")
 def loaded(in_forks):
     """The modules that are loaded by what a DAG file imports of this package, and by each example DAG."""
-    first = "from airflow.providers.common.compat.sdk import DAG, BaseOperator, BaseSensorOperator, Param, task"
+    first = "from tests.airflow_sdk import DAG, BaseOperator, BaseSensorOperator, Param, task"
     code = "before = set(sys.modules)\n{}\nresult = sorted(set(sys.modules) - before)"
     package = "\n".join(f"import reducto_provider.{module}" for module in FOR_DAG_FILES)
     dags = {dag: code.format(f"sys.path.insert(0, {str(PROJECT / 'dags')!r})\nimport {dag}") for dag in DAGS}

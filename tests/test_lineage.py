@@ -16,7 +16,7 @@ from tests.real_airflow.dagtest import DagRunner, DagTestResult
 from tests.real_airflow.fixtures import IMPORTABLE
 
 DAG = """
-from airflow.providers.common.compat.sdk import DAG, Asset
+from tests.airflow_sdk import DAG, Asset
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator

@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs/logs.md").read_text()
 
 EXPORT = """
 from datetime import datetime
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.operators.export import ReductoUsageExportOperator
 
 with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
@@ -32,7 +32,7 @@ with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
 
 WAIT = """
 from datetime import datetime
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):

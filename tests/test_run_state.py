@@ -10,12 +10,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG
 
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from tests.airflow_sdk import DAG
 
 DAYS = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-03"}
 TASKS = {

@@ -87,7 +87,7 @@ class UsageDataset(Sink):
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
-        except (ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(DATASET_FILE)} can't be decoded, so the dataset's format and filters are "
                 f"unknown: {error}"

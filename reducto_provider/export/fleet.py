@@ -192,7 +192,7 @@ def _as_list(name: str, value: object) -> Sequence[Any]:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except ValueError:
+        except (msgspec.MsgspecError, ValueError):
             raise ValueError(
                 f"{name} must be a list or its JSON text, not {_cut(repr(given), 80)}: render a list with "
                 "'| tojson', or set render_template_as_native_obj=True on the DAG"

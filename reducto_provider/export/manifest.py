@@ -44,7 +44,7 @@ class ManifestHead(msgspec.Struct):
         """Return None if there is no manifest or it can't be decoded."""
         try:
             return None if content is None else msgspec.json.decode(content, type=cls)
-        except (ValueError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
 
@@ -128,7 +128,7 @@ class DayManifests:
         name = self.name(day)
         with storage_errors(f"could not read {self._storage.location(name)}"):
             content = self._storage.read(name)
-        with suppress(ValueError, RecursionError):
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
             return None if content is None else msgspec.json.decode(content, type=Manifest)
         return None
 

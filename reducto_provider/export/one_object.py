@@ -152,7 +152,7 @@ class UsageObject(Sink):
         content = self._storage.read(self._manifest)
         try:
             return None if content is None else msgspec.json.decode(content, type=_Manifest)
-        except (ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(self._manifest)} can't be decoded, so the contents of {self._name} "
                 f"beside it are unknown: {error}. Remove both, or export to another output_path"

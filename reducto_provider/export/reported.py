@@ -77,7 +77,7 @@ class ReportedChanges:
     def _read(self, name: str) -> dict[date, str]:
         content = self._storage.read(name)
         # A file that can't be decoded reports nothing; the next acknowledgement replaces it.
-        with suppress(ValueError, RecursionError):
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
             return {} if content is None else _DECODER.decode(content)
         return {}
 

@@ -222,7 +222,7 @@ class ObjectStorage(Storage):
     max_concurrent_writes = 8
 
     def __init__(self, location: str, conn_id: str | None = None) -> None:
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
+        from reducto_provider.airflow_compat import AirflowNotFoundException, BaseHook, ObjectStoragePath
 
         conn_id = urlsplit(location).netloc.rpartition("@")[0] or conn_id
         if conn_id:

@@ -88,7 +88,7 @@ def verify_dataset(storage: Storage) -> Verification:
         content = storage.read(name)
         try:
             manifest = msgspec.json.decode(content or b"", type=_Manifest)
-        except (ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             problems.append(Problem("unreadable", name, str(error)))
             continue
         if manifest.file is None:

@@ -121,7 +121,7 @@ def _error_detail(answer: Answer, settings: ReductoSettings) -> str:
     text = ""
     try:
         text = "; ".join(dict.fromkeys(_reasons_in(msgspec.json.decode(answer.body))))
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         if answer.headers.get("Content-Type", "text/").startswith("text/"):
             text = answer.body.decode(errors="replace")
     return f": {text}" if (text := printable(text, settings)) else ""

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import tenacity
-from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 from asgiref.sync import sync_to_async
 
+from reducto_provider.airflow_compat import AirflowNotFoundException, get_async_connection, get_async_extra_dejson
 from reducto_provider.exceptions import (
     ReductoAuthenticationError,
     ReductoConfigurationError,
@@ -40,7 +39,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     import requests
-    from airflow.providers.common.compat.sdk import Connection
+
+    from reducto_provider.airflow_compat import Connection
 
 Result = TypeVar("Result")
 
@@ -143,7 +143,7 @@ class ReductoHook(HttpHook):
 
     async def _alook_up(self) -> ReductoSettings:
         try:
-            connection = await get_async_connection(self.reducto_conn_id, hook=self)
+            connection = await get_async_connection(self, self.reducto_conn_id)
         except AirflowNotFoundException:
             # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
             connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)

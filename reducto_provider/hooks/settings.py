@@ -17,7 +17,7 @@ from reducto_provider.exceptions import ReductoConfigurationError
 from reducto_provider.usage.checks import check_number, check_text, check_whole_number, excerpt
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
+    from reducto_provider.airflow_compat import Connection
 
 log = logging.getLogger(__name__)
 

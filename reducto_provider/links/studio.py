@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import BaseOperatorLink
+from reducto_provider.airflow_compat import BaseOperatorLink
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+    from reducto_provider.airflow_compat import BaseOperator, TaskInstanceKey
 
 STUDIO_URL = "https://studio.reducto.ai"
 

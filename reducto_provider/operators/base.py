@@ -9,9 +9,13 @@ from datetime import date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
-
-from reducto_provider.airflow_compat import GivenArguments, call_after_success, run_from_context
+from reducto_provider.airflow_compat import (
+    AirflowSkipException,
+    Asset,
+    GivenArguments,
+    call_after_success,
+    run_from_context,
+)
 from reducto_provider.exceptions import ReductoDayNotOverError
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
@@ -36,9 +40,9 @@ from reducto_provider.usage.window import days_of_run
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from reducto_provider.airflow_compat import Context
     from reducto_provider.export.focus import BillingTerms
     from reducto_provider.export.formats import Format
     from reducto_provider.export.sink import Changes, Sink

@@ -17,8 +17,8 @@ from reducto_provider.usage.report import format_decimal, json_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context
 
+    from reducto_provider.airflow_compat import Context
     from reducto_provider.export.sink import PublishedFile, Sink
     from reducto_provider.usage.query import UsageQuery
     from reducto_provider.usage.report import UsageReport

@@ -13,9 +13,8 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, redact
-
 from reducto_provider import __version__
+from reducto_provider.airflow_compat import AirflowException, AirflowFailException, redact
 from reducto_provider.exceptions import (
     ReductoAuthenticationError,
     ReductoExportError,
@@ -47,8 +46,8 @@ from reducto_provider.usage.report import UsageReport
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
-    from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from reducto_provider.airflow_compat import Context, XComArg
     from reducto_provider.export.sink import Sink
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery

@@ -7,8 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowSkipException
-
+from reducto_provider.airflow_compat import AirflowSkipException
 from reducto_provider.exceptions import (
     ReductoReconciliationError,
     translate_errors,
@@ -22,8 +21,7 @@ from reducto_provider.usage.query import DIMENSIONS
 from reducto_provider.usage.reconciliation import reconcile
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from reducto_provider.airflow_compat import Context
     from reducto_provider.usage.query import UsageQuery
 
 _MAX_SHOWN = 20

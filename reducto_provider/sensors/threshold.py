@@ -10,19 +10,16 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
-from airflow.providers.common.compat.sdk import (
+from reducto_provider import exceptions
+from reducto_provider.airflow_compat import (
+    AIRFLOW_VERSION,
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
     BaseSensorOperator,
+    GivenArguments,
     PokeReturnValue,
     conf,
-)
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
-from reducto_provider import exceptions
-from reducto_provider.airflow_compat import (
-    GivenArguments,
     has_other_delimiters,
     is_executed,
     is_from_mapped,
@@ -62,8 +59,7 @@ from reducto_provider.usage.threshold import (
 from reducto_provider.usage.window import check_window
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from reducto_provider.airflow_compat import Context
     from reducto_provider.hooks.reducto import ReductoHook
     from reducto_provider.usage.query import UsageQuery
 
@@ -440,7 +436,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
                 "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which "
                 "Airflow's triggerer does not know: use deferrable=True instead"
             )
-        if not AIRFLOW_V_3_3_PLUS:
+        if AIRFLOW_VERSION < (3, 3):
             return
         from airflow.triggers.base import StartTriggerArgs
 

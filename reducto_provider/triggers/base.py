@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any, ClassVar
 
-from airflow.providers.common.compat.triggers import BaseEventTrigger
 from airflow.triggers.base import TriggerEvent
 
+from reducto_provider.airflow_compat import BaseEventTrigger
 from reducto_provider.triggers.polls import (
     MAX_RETRY_AFTER,
     MIN_INTERVAL,
@@ -50,8 +50,9 @@ class BaseUsageTrigger(BaseEventTrigger):
     serialized DAG may hold them in clear. Each lies in an attribute of its name.
     """
 
-    # A deferred sensor stays in its task's queue; event triggers as such leave it.
-    supports_triggerer_queue = True
+    # A deferred sensor keeps its task's queue, which event triggers do not by default.
+    supports_triggerer_queue = True  # the name in Airflow 3.2 and 3.3
+    trigger_queue_inherited_from_task = True  # the name from Airflow 3.4 on
 
     reducto_conn_id: str
     poke_interval: float
@@ -85,10 +86,10 @@ class BaseUsageTrigger(BaseEventTrigger):
         await asyncio.get_running_loop().run_in_executor(_log_thread(), line)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments, plain JSON values."""
+        """Return class path and arguments, plain JSON values. The queue is a column of its own in Airflow's table."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
-            {name: getattr(self, name) for name in inspect.signature(type(self)).parameters},
+            {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "queue"},
         )
 
     @classmethod

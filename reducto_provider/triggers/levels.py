@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
+from reducto_provider.airflow_compat import AIRFLOW_VERSION
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.triggers.base import BaseUsageTrigger, make_event
 from reducto_provider.triggers.fired_levels import FiredLevels
@@ -65,6 +66,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
         ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param poke_interval: seconds between polls.
+    :param queue: the queue of the triggerers that run this, with ``[triggerer] queues_enabled``. New in Airflow 3.4.
     :raises ValueError: for an argument that can't be right, and for a template, which nobody renders here.
     """
 
@@ -85,8 +87,10 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
         file_types: str | Sequence[str] | None = None,
         reducto_conn_id: str = "reducto_default",
         poke_interval: float | timedelta = 300.0,
+        queue: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.queue = _parse_queue(queue)
         filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
         _check_final({"org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
         self.budget = format_decimal(check_number("budget", budget, is_budget, "a number from 1e-9 to less than 1e18"))
@@ -195,6 +199,16 @@ def _check_final(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if not is_literal(value):
             raise ValueError(f"{name} must be final, not {value!r}: what a watcher asks is not rendered")
+
+
+def _parse_queue(queue: str | None) -> str | None:
+    if queue is None:
+        return None
+    if not isinstance(queue, str) or not queue.strip():
+        raise ValueError(f"queue must be the name of a triggerer's queue, not {queue!r}")
+    if AIRFLOW_VERSION < (3, 4):
+        raise ValueError(f"queue={queue!r} needs Airflow 3.4 or newer: leave it out")
+    return queue
 
 
 def _parse_levels(levels: object) -> list[float]:

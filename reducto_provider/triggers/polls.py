@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from reducto_provider.airflow_compat import AirflowFailException
 from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError, ReductoPollError
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CreditsUnavailableError, UsageReport

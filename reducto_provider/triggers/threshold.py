@@ -37,7 +37,7 @@ from reducto_provider.usage.report import Metric, format_decimal
 from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from reducto_provider.airflow_compat import Context
 
 _HAND_OVER_SECONDS = 60.0  # within which a triggerer takes up what a sensor has handed over
 

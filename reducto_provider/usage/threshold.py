@@ -81,7 +81,10 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
         :raises ValueError: for any other content.
         """
-        sent = msgspec.convert(content, _JsonReading)
+        try:
+            sent = msgspec.convert(content, _JsonReading)
+        except msgspec.ValidationError as error:  # a ValueError from msgspec 0.21 on
+            raise ValueError(str(error)) from error
         value, used, threshold = (Decimal(str(number)) for number in (sent.value, sent.used, sent.threshold))
         if not (value.is_finite() and used.is_finite() and threshold.is_finite() and sent.time.tzinfo):
             raise ValueError(f"not a reading: {content!r}")

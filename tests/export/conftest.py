@@ -15,13 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
 from reducto_provider.usage.wire import decode_report
+from tests.airflow_sdk import ObjectStoragePath
 from tests.airflows import attach_store
 
 

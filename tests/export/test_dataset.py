@@ -17,7 +17,6 @@ from urllib.request import urlopen
 
 import pyarrow.parquet as pq
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__
@@ -28,6 +27,7 @@ from reducto_provider.export.manifest import metadata_folder
 from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
+from tests.airflow_sdk import ObjectStoragePath
 from tests.export.conftest import Place
 
 PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]

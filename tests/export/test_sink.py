@@ -11,7 +11,6 @@ from typing import ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from reducto_provider.export import formats
 from reducto_provider.export.dataset import UsageDataset
@@ -25,6 +24,7 @@ from reducto_provider.export.sink import (
     choose_sink,
     open_sink,
 )
+from tests.airflow_sdk import ObjectStoragePath
 from tests.export.test_dataset import THREE_DAYS
 
 RUN = "dag/run/task/-1"

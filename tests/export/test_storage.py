@@ -10,10 +10,10 @@ from urllib.parse import unquote
 from urllib.request import urlopen
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from pyarrow.fs import FileSystem
 
 from reducto_provider.export.storage import check_output_path, open_storage
+from tests.airflow_sdk import ObjectStoragePath
 
 
 class TestAnyPlace:

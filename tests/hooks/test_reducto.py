@@ -21,7 +21,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from reducto_provider.exceptions import (
     ReductoAuthenticationError,
@@ -39,6 +38,7 @@ from reducto_provider.hooks.settings import ReductoSettings
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
 from simulator import Altered, CutShort, Endless, Fault, Reset, Simulator, Stall, html, redirect, status
+from tests.airflow_sdk import AirflowNotFoundException
 from tests.hooks.questions import (
     ATTEMPTS,
     FIRST,

@@ -68,7 +68,7 @@ def test_run_with_advanced_retry(simulator: Simulator, connect: Connect) -> None
 
 
 OPERATOR = """
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from airflow.providers.http.operators.http import HttpOperator
 
 with DAG("ask"):

@@ -12,12 +12,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from reducto_provider.exceptions import ReductoConfigurationError
 from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.hooks.settings import ReductoSettings, origin_of
 from reducto_provider.usage.query import UsageQuery
+from tests.airflow_sdk import AirflowNotFoundException
 from tests.airflows import AIRFLOW
 
 KEY = "sim-key-all"

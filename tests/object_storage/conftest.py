@@ -13,7 +13,7 @@ from tests.object_storage import writers
 from tests.object_storage.s3server import S3Server
 
 DAG = """
-from airflow.providers.common.compat.sdk import DAG, chain
+from tests.airflow_sdk import DAG, chain
 from reducto_provider.operators.export import ReductoUsageExportOperator
 
 COMMON = {{"org_id": "org_acme", "usage_start_date": "2026-05-01", "usage_end_date": "2026-05-03"}}

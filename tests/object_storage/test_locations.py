@@ -9,13 +9,13 @@ from urllib.parse import quote, unquote
 
 import pyarrow.parquet as pq
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from pyarrow.fs import FileSystem
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import Storage, check_output_path, open_storage
 from reducto_provider.export.verify import Verification, verify_dataset
+from tests.airflow_sdk import ObjectStoragePath
 from tests.object_storage import answers
 
 

@@ -9,7 +9,7 @@ import pytest
 
 DAG = """
 from datetime import datetime, timedelta
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.operators.export import ReductoUsageExportOperator
 {imports}
 

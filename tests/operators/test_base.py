@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import time_machine
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from airflow.timetables.base import TimeRestriction
@@ -21,6 +20,7 @@ from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.usage.days import DayRange
+from tests.airflow_sdk import AirflowFailException, AirflowSkipException
 from tests.airflows import AIRFLOW, PARTITIONS, dag_author, new_in
 from tests.usage.runs import partition_contexts, run_context, utc
 from tests.usage.test_fuzz_window import CRONS, FIXED_DELTAS, STARTS, ZONES, no_time_is_left_out

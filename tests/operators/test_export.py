@@ -184,7 +184,7 @@ def test_days_that_are_not_settled_are_left_out(export, simulator):
 
 def test_the_event_of_an_asset_carries_the_summary(run_dag, tmp_path):
     source = f"""
-        from airflow.providers.common.compat.sdk import DAG, Asset
+        from tests.airflow_sdk import DAG, Asset
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("export", schedule=None):
@@ -270,7 +270,7 @@ def test_no_usage_without_a_filter_is_not(export, simulator):
 def test_a_mapped_export(run_dag, simulator):
     organizations = ["org_acme", "org_globex", "org_initech"]
     result = run_dag(f"""
-        from airflow.providers.common.compat.sdk import DAG
+        from tests.airflow_sdk import DAG
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("fleet", schedule=None):
@@ -512,8 +512,8 @@ def test_the_key_is_nowhere(export, simulator, tmp_path):
 @pytest.mark.parametrize("arguments", [{"output_format": "parquet"}, {"compression": "zstd"}])
 def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path, arguments):
     result = run_dag(f"""
-        from airflow.providers.common.compat.sdk import DAG
         from reducto_provider.export.formats import base
+        from tests.airflow_sdk import DAG
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
         base.find_spec = lambda name: None
@@ -532,7 +532,7 @@ def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path,
 
 CALLBACKS = """
 from pathlib import Path
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.operators.export import ReductoUsageExportOperator
 
 def note(context):
@@ -577,7 +577,7 @@ def test_success_is_noted_beside_the_callbacks_of_the_author(
 
 def test_an_error_in_noting_what_was_reported_is_none_of_the_task(run_dag, tmp_path):
     source = f"""
-        from airflow.providers.common.compat.sdk import DAG
+        from tests.airflow_sdk import DAG
         from reducto_provider.export import reported
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
@@ -601,7 +601,7 @@ def test_an_error_in_noting_what_was_reported_is_none_of_the_task(run_dag, tmp_p
 def test_what_a_task_that_did_not_succeed_reported_is_reported_again(run_dag, export, tmp_path, how):
     error = {"fails": "ValueError", "is skipped": "AirflowSkipException"}[how]
     source = f"""
-        from airflow.providers.common.compat.sdk import DAG, AirflowSkipException
+        from tests.airflow_sdk import DAG, AirflowSkipException
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
         def end(context, result):
@@ -654,7 +654,7 @@ def test_mapped_tasks_onto_one_object_are_refused_but_for_the_first(run_dag, tmp
     given = {"org_id": "org_acme", "usage_start_date": "2026-05-04", "usage_end_date": "2026-05-06"}
     common = {name: value for name, value in given.items() if name != expand.partition("=")[0]}
     result = run_dag(f"""
-        from airflow.providers.common.compat.sdk import DAG
+        from tests.airflow_sdk import DAG
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("export", schedule=None):
@@ -673,7 +673,7 @@ def test_mapped_tasks_onto_one_object_are_refused_but_for_the_first(run_dag, tmp
 
 def test_an_event_of_one_object_says_whether_it_changed(run_dag, tmp_path):
     source = f"""
-        from airflow.providers.common.compat.sdk import DAG, Asset
+        from tests.airflow_sdk import DAG, Asset
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
         with DAG("export", schedule=None):

@@ -18,7 +18,7 @@ from tests.real_airflow.dagtest import DagTestError
 
 DAG = """
 from datetime import datetime, timedelta
-from airflow.providers.common.compat.sdk import DAG, Asset, task
+from tests.airflow_sdk import DAG, Asset, task
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 {before}
@@ -491,7 +491,7 @@ def test_another_format_is_refused_before_anything_is_asked(fleet, simulator):
 
 
 TELL_A_SECRET = """
-from airflow.providers.common.compat.sdk import mask_secret
+from tests.airflow_sdk import mask_secret
 from reducto_provider.export.dataset import UsageDataset
 
 def fails(*args, **kwargs):

@@ -10,7 +10,7 @@ from simulator import Altered
 
 DAG = """
 from datetime import timedelta
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 
 with DAG("reconcile", schedule=None):

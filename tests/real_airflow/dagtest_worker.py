@@ -28,7 +28,7 @@ AIRFLOW = tuple(map(int, version("apache-airflow").split(".")[:2]))
 
 WARM_UP = """
 from datetime import datetime
-from airflow.providers.common.compat.sdk import DAG, task
+from tests.airflow_sdk import DAG, task
 
 with DAG("warm_up", schedule=None, start_date=datetime(2026, 1, 1)):
     @task
@@ -191,9 +191,21 @@ def _collect_errors() -> list[dict[str, Any]]:
     return seen
 
 
+def _rendered_fields() -> Any:
+    """Select task, map index and rendered fields of each task instance."""
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields as Rendered
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+
+    if AIRFLOW < (3, 4):
+        return select(Rendered.task_id, Rendered.map_index, Rendered.rendered_fields)
+    # The primary key has become that of the task instance.
+    query = select(TaskInstance.task_id, TaskInstance.map_index, Rendered.rendered_fields)
+    return query.join(TaskInstance, TaskInstance.id == Rendered.task_instance_id)
+
+
 def _outcome(run: Any) -> dict[str, Any]:
     """What the run left in the database."""
-    from airflow.models.renderedtifields import RenderedTaskInstanceFields
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
@@ -205,10 +217,7 @@ def _outcome(run: Any) -> dict[str, Any]:
         from airflow.models.xcom import XCom as XComModel
 
     with create_session() as session:
-        rendered = {
-            (row.task_id, row.map_index): row.rendered_fields
-            for row in session.scalars(select(RenderedTaskInstanceFields))
-        }
+        rendered = {(task_id, map_index): fields for task_id, map_index, fields in session.execute(_rendered_fields())}
         return {
             "dag_id": run.dag_id,
             "run_id": run.run_id,

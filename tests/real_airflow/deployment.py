@@ -58,7 +58,7 @@ QUICK: Mapping[str, str] = {
 class AirflowDeployment(RunningAirflow):
     """An Airflow 3. `services` are the processes to start, the `api-server` among them.
 
-    DAGs are paused until `unpause`, as Airflow has it.
+    `triggerer_queues` are those of a triggerer that has queues. DAGs are paused until `unpause`, as Airflow has it.
     """
 
     passing_errors = (httpx.TransportError,)
@@ -70,6 +70,7 @@ class AirflowDeployment(RunningAirflow):
         env: Mapping[str, str] | None = None,
         *,
         services: Sequence[Service] = tuple(SERVICES),
+        triggerer_queues: Sequence[str] = (),
         cache_dir: Path | None = None,
         start_timeout: float = 120,
     ) -> None:
@@ -83,6 +84,7 @@ class AirflowDeployment(RunningAirflow):
         }
         super().__init__(home, dags_folder, {**QUICK, **own, **(env or {})}, cache_dir=cache_dir)
         self._services = services
+        self._triggerer_queues = triggerer_queues
         self._start_timeout = start_timeout
         self._ports: dict[Service, int] = {"api-server": port, "execution-api": execution_port}
         self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
@@ -98,6 +100,8 @@ class AirflowDeployment(RunningAirflow):
         command = [sys.executable, "-m", "airflow", *SERVICES[service]]
         if service in self._ports:
             command += ["--port", str(self._ports[service])]
+        if service == "triggerer" and self._triggerer_queues:
+            command += ["--queues", ",".join(self._triggerer_queues)]
         self._start_process(service, command)
 
     def kill(self, service: Service) -> None:

@@ -24,7 +24,7 @@ pytest_plugins = ["tests.real_airflow.fixtures"]
 
 DAG = """
 from datetime import datetime, timedelta, timezone
-from airflow.providers.common.compat.sdk import DAG, Asset, BaseHook, task
+from tests.airflow_sdk import DAG, Asset, BaseHook, task
 
 with DAG("tiny"):
     @task
@@ -67,7 +67,7 @@ class TestDagTest:
         result = dag_runner.run("""
             from datetime import timedelta
             from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
-            from airflow.providers.common.compat.sdk import DAG
+            from tests.airflow_sdk import DAG
 
             with DAG("tiny"):
                 TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=2), deferrable=True)
@@ -89,7 +89,7 @@ class TestDagTest:
             result.expect("success")
 
     def test_skipped_tasks(self, dag_runner: DagRunner) -> None:
-        compat = "from airflow.providers.common.compat.sdk import AirflowSkipException"
+        compat = "from tests.airflow_sdk import AirflowSkipException"
         skip = f"{compat}; raise AirflowSkipException"
         assert dag_runner.run(DAG + f"    def skip(): {skip}\n    skip()").tasks == {"skip": "skipped"}
 

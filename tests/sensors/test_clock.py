@@ -13,7 +13,7 @@ from simulator import status
 DAG = """
 from datetime import datetime, timedelta
 import time_machine
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 
@@ -134,7 +134,7 @@ def test_a_projection(wait, simulator, metric):
 
 ROTATES = """
 import json, os
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 

@@ -14,13 +14,6 @@ from unittest.mock import Mock
 
 import pytest
 import time_machine
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    AirflowSensorTimeout,
-    AirflowSkipException,
-    AirflowTaskTimeout,
-    TaskDeferred,
-)
 
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
@@ -34,6 +27,13 @@ from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.fields import REMEDIES
 from simulator import Altered, Stall, status
+from tests.airflow_sdk import (
+    DAG,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
 from tests.airflows import AirflowRescheduleException, new_in
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}

@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 DAG = """
 from datetime import datetime, timedelta
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
 from reducto_provider.sensors import threshold as sensors
 from reducto_provider.triggers import base

@@ -17,7 +17,7 @@ from tests.airflows import gone_in, new_in
 
 DAG = """
 from datetime import datetime, timedelta
-from airflow.providers.common.compat.sdk import DAG
+from tests.airflow_sdk import DAG
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 with DAG("wait", schedule=None, params={params!r}):
@@ -196,7 +196,7 @@ def test_the_month_of_the_run_is_the_window(wait, simulator):
 
 
 MAPPED = """
-from airflow.providers.common.compat.sdk import DAG, task
+from tests.airflow_sdk import DAG, task
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 with DAG("wait", schedule=None, params={{"days": 7}}):

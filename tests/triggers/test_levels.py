@@ -10,8 +10,8 @@ from decimal import Decimal
 import pytest
 import time_machine
 from airflow.models.trigger import Trigger
-from airflow.providers.common.compat.triggers import BaseEventTrigger
 
+from reducto_provider.airflow_compat import BaseEventTrigger
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
 from reducto_provider.triggers import base, levels
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset
 from airflow.timetables import interval as core_interval
 from airflow.timetables import trigger as core_trigger
 from airflow.timetables.base import TimeRestriction
@@ -16,6 +15,7 @@ from dateutil.relativedelta import relativedelta
 
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.window import days_of_run
+from tests.airflow_sdk import DAG, Asset
 from tests.airflows import AIRFLOW, PARTITIONS, dag_author, new_in
 from tests.usage.runs import breaks, covered_by, cron, days, make_run, too_early, utc
 
