@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 class FailureStore:
     """
-    Remembers the failed polls of a sensor that is rescheduled, in Airflow's task state store.
+    Store the failed polls of a rescheduled sensor in Airflow's task state store.
 
-    Nothing else that a task may write survives a reschedule: Airflow clears its XComs at each start, and of the visits
-    to a worker before it tells when the first one began, no more. What is stored holds for the next visit of the same
-    try only. So nothing has to be removed when a poll succeeds, and nothing outdated counts.
+    Nothing else that a task may write survives a reschedule: Airflow clears its XComs at each start, and of earlier
+    visits to a worker gives only when the first one began. An entry is valid for the next visit of the same try only.
+    So nothing has to be removed when a poll succeeds, and no outdated entry counts.
     """
 
     _KEY = "reducto_failed_polls"
@@ -33,7 +33,7 @@ class FailureStore:
         """Whether the next visit will find the failures so far."""
 
     def load(self, failed_polls: FailedPolls) -> None:
-        """Count in what the visit before has stored."""
+        """Add the failures that the previous visit stored."""
         if self._visit == 0:
             return
         try:

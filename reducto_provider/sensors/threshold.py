@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -10,9 +9,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
-from reducto_provider import exceptions
 from reducto_provider.airflow_compat import (
-    AIRFLOW_VERSION,
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
@@ -20,7 +17,6 @@ from reducto_provider.airflow_compat import (
     GivenArguments,
     PokeReturnValue,
     conf,
-    has_other_delimiters,
     is_executed,
     is_from_mapped,
     run_from_context,
@@ -28,12 +24,12 @@ from reducto_provider.airflow_compat import (
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
-    ReductoError,
-    ReductoTriggerEventError,
     ReductoWindowClosedError,
 )
+from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
+from reducto_provider.sensors import deferral
 from reducto_provider.sensors.failure_store import FailureStore
 from reducto_provider.triggers.polls import (
     MAX_FAILURE_TIME,
@@ -67,27 +63,18 @@ ClosedWindowAction = Literal["skip", "fail", "wait"]
 
 CLOSED_WINDOW_ACTIONS: Final = get_args(ClosedWindowAction)
 
-# The last poll begins when the time is over, and takes thirteen minutes if a connection's default attempts all fail.
-_DEFERRAL_GRACE = timedelta(minutes=15)
-
 _MAX_WAIT = timedelta(days=36_500)  # Airflow adds the time of a deferral to now: timedelta.max is too much
-
-# What Airflow 3.3 has no answer for when its triggerer renders it: the trigger would hang until the timeout.
-_UNANSWERED = re.compile(
-    r"\bxcom_pull\s*\((?![^}]*\bmap_indexes\b)|\bprev_\w+_success\b|\bget_previous_(dagrun|start_date)\b"
-)
 
 
 class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOperator):
     """
-    Wait until the usage of a window exceeds a threshold; to equal it is not to exceed it.
+    Wait until the usage of a window exceeds a threshold. A value equal to the threshold does not exceed it.
 
     The XCom is the reading: ``metric``, ``value``, ``used``, ``projected``, ``threshold``, ``exceeded``,
     ``usage_start_date`` and ``usage_end_date`` of the window, ``org_id``, ``group_by``, ``group`` and ``time``.
 
-    The window is fixed by the DAG run: retries, clears and backfills ask the same question. When it is over and
-    the threshold was not exceeded, ``on_closed_window`` decides. The outcome is the same in the modes ``poke`` and
-    ``reschedule`` and when ``deferrable``:
+    The DAG run fixes the window: retries, clears and backfills send the same query. When the window is over and the
+    threshold was not exceeded, ``on_closed_window`` decides. All modes have the same outcomes:
 
     =========================================  ====================  ==============================
     what happens                               task                  ``soft_fail`` or ``never_fail``
@@ -98,27 +85,26 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     window over: ``skip``                      skipped               skipped
     window over: ``fail``                      failed, no retry      skipped
     401, 403, 400, no credits                  failed, no retry      skipped
-    an answer against the contract             failed                skipped
-    transient errors                           goes on waiting       goes on waiting
+    a response against the API contract        failed                skipped
+    transient errors                           waits on              waits on
     the same, beyond ``max_failure_time``      failed                skipped
-    an exception that nobody foresaw           failed                skipped
+    an unexpected exception                    failed                skipped
     =========================================  ====================  ==============================
 
-    An argument that is not named, or is None when the DAG is parsed, is left out and has its default. Any other is
-    given: coming out as nothing, it fails the task at once. :class:`ReductoUsageExportOperator` says more.
+    An argument that is omitted, or is None when the DAG is parsed, has its default. Any other argument that renders to
+    nothing fails the task at once, see :class:`ReductoUsageExportOperator`.
 
-    Transient errors (408, 425, 429, 5xx, an HTML page, no whole answer) end the wait when they have lasted
-    ``max_failure_time`` and at least five polls in a row have failed. ``silent_fail`` tolerates without end whatever a
-    retry might fix. ``execution_timeout`` bounds the whole wait in every mode. When the key is refused (401), the
-    connection is read once more before the task fails.
+    Transient errors (408, 425, 429, 5xx, an HTML page, an incomplete response) end the wait when they have lasted
+    ``max_failure_time`` and at least five polls in a row have failed. ``silent_fail`` tolerates without end what a
+    retry might fix. ``execution_timeout`` limits the whole wait in every mode. When the key is refused (401), the
+    sensor reads the connection once more before it fails.
 
     :param threshold: 0 or more, less than 1e18; templated.
     :param metric: ``credits`` or ``requests``.
-    :param window: ``month`` (the default), ``week`` (from Monday), ``day``: the calendar period, in UTC days, that
-        holds the run's moment; a whole number N: the N days that end with that moment's; ``run``: the days that
-        the run covers.
-    :param usage_start_date: first day of an explicit window, instead of ``window``; ``"run"`` as both days for those
-        that the run covers.
+    :param window: ``month`` (the default), ``week`` (from Monday) or ``day``: the calendar period, in UTC days, that
+        contains the run's moment; a whole number N: the N days up to that moment's day; ``run``: the days that the run
+        covers.
+    :param usage_start_date: first day of an explicit window, instead of ``window``; ``"run"`` in both for the run.
     :param usage_end_date: its last day, included.
     :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
     :param projected: compare the projected usage of the whole window with the threshold: what was used, and for each
@@ -127,19 +113,19 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         used. A day is complete when it has been over for more than ``settle_days``.
     :param on_closed_window: ``skip``, ``fail``, or ``wait`` for restatements until the timeout.
     :param settle_days: days after its end in which a window still counts as open, for restatements.
-    :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
+    :param org_id: the organization; by default the connection's extra ``org_id``, else the key's own.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
     :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
         ``file_types``.
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
-    :param deferrable: wait in the triggerer, holding no worker slot.
-    :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer, so that a worker has the task
-        only once it is over. Elsewhere, and when the sensor is mapped, it defers from a worker as with
-        ``deferrable``, which this implies.
-    :param poke_interval: seconds between polls, one at the least. The last poll is when ``timeout`` is over.
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param start_from_trigger: on Airflow 3.3 and later begin the wait in the triggerer; a worker runs the task only
+        when the wait is over. Elsewhere, and when mapped, the sensor defers from a worker as with ``deferrable``,
+        which this implies.
+    :param poke_interval: seconds between polls, at least one. The last poll is at the ``timeout``.
     :param max_failure_time: how long transient errors must have lasted before they end the wait, as ``timedelta`` or
         seconds; 0 for five failed polls in a row, however close.
-    :raises ValueError: when the DAG is parsed, for a literal argument that can't be right.
+    :raises ValueError: when the DAG is parsed, for an invalid literal argument.
     """
 
     run_state = ("hook", "_failure_store")
@@ -198,16 +184,15 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         self._started_at = 0.0
         self._warned = False
         self.parse_arguments()
-        # Of a mapped sensor this is one that a worker has made, which defers.
-        if start_from_trigger and not is_from_mapped(self):
-            self._start_from_trigger()
+        if start_from_trigger and not is_from_mapped(self):  # which is made in a worker, and defers from there
+            deferral.start_from_trigger(self, self._limit)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # An author, or a subclass, may assign attributes: the trigger is to ask for what they say.
+        # An author, or a subclass, may assign attributes later: the trigger must get them.
         made = self.start_from_trigger and "start_trigger_args" in vars(self) and not is_executed(self)
         if made and name not in ("start_from_trigger", "start_trigger_args"):
-            self._start_from_trigger()
+            deferral.start_from_trigger(self, self._limit)
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
@@ -224,7 +209,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         return reading
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Ask once and decide; when deferrable and there is to wait, hand over to the trigger."""
+        """Poll once and decide; if deferrable and the wait goes on, defer to the trigger."""
         condition = self._condition(context)
         self._retry_after = 0.0
         done: bool | PokeReturnValue = False
@@ -232,7 +217,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
             done = self._poll(condition)
         except AirflowSkipException:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it means the same in every mode
+        except Exception as error:  # noqa: BLE001  # any error has the same outcome in every mode
             self._tolerate(error, condition.query)
         else:
             self._failed_polls.reset()
@@ -241,48 +226,41 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         return done
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
-        """Make of the trigger's event what :meth:`execute` would have returned or raised."""
-        try:
-            match event:
-                case {"status": "exceeded", "reading": {"exceeded": True} as sent}:
-                    # As it was sent it is what poke returns.
-                    self.log.info("%s: exceeded, as the triggerer saw", Reading.from_json(sent))
-                    return dict(sent)
-                case {"status": "closed", "reading": {"exceeded": False} as sent}:
-                    self._give_up(Reading.from_json(sent))
-                case {"status": "skip", "message": str(message)}:
-                    raise AirflowSkipException(message)
-                case {"status": "timeout", "message": str(message)}:
-                    raise AirflowSensorTimeout(message)
-                case {"status": "error", "error": str(name), "message": str(message)}:
-                    raise _error_by_name(name, message)
-        except ValueError as error:
-            raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
-        raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
+        """Return or raise for the trigger's event what :meth:`execute` would have returned or raised."""
+        sent = deferral.reading_of_event(event)
+        reading = Reading.from_json(sent)
+        if not sent["exceeded"]:
+            self._give_up(reading)
+        self.log.info("%s: exceeded, as the triggerer saw", reading)
+        return sent
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """:meth:`execute_complete`, with what ``soft_fail`` and ``never_fail`` make of an error."""
+        """Run :meth:`execute_complete`, and apply ``soft_fail`` and ``never_fail`` to its errors."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSkipException as skip:
             if isinstance(skip.__cause__, Exception) and self._skips_errors:
-                self._fail(skip.__cause__)  # Airflow's own words for it don't say why
+                self._fail(skip.__cause__)  # Airflow's own message lacks the cause
             raise
         except Exception as error:  # noqa: BLE001  # as in poke
             self._fail(error)
 
     @property
     def reschedule(self) -> bool:
-        """Not while polls fail and nothing remembers it: rescheduled, the task would forget since when they do."""
-        # Airflow 2 asks before anything of this class is there.
+        """Return False while polls fail and no store keeps since when: a rescheduled task would lose it."""
+        # Airflow 2 reads this before this class has set its attributes.
         failed_polls: FailedPolls | None = getattr(self, "_failed_polls", None)
         if self.mode != "reschedule" or failed_polls is None or not failed_polls.count or self.silent_fail:
             return self.mode == "reschedule"
         return self._failure_store is not None and self._failure_store.is_current
 
+    def on_kill(self) -> None:
+        """Cancel requests in flight."""
+        event_loop.cancel()
+
     @cached_property
     def hook(self) -> ReductoHook:
-        """The hook of ``reducto_conn_id``."""
+        """Return the hook of ``reducto_conn_id``."""
         from reducto_provider.hooks.reducto import ReductoHook
 
         return ReductoHook(self.reducto_conn_id)
@@ -331,23 +309,23 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         return False
 
     def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
-        # Once a wait; a rescheduled one says it on each visit to a worker, since it remembers none.
+        # Once a wait; a rescheduled sensor, which keeps no state, warns at each reschedule.
         if not self._warned and (warning := unmatched_filters(query, row_count)):
             self._warned = True
             self.log.warning("%s", warning)
 
     def _tolerate(self, error: Exception, query: UsageQuery) -> None:
-        """Go on after a poll that failed, or fail."""
+        """Log a failed poll, or fail if it ends the wait."""
         if not self._failed_polls.tolerates(error):
             self._fail(as_reducto_error(error))
         if self._failure_store:
             self._failure_store.save(self._failed_polls)
-        vars(self).pop("hook", None)  # as in the triggerer, the next poll begins with the connection as it is by then
+        vars(self).pop("hook", None)  # as in the triggerer, the next poll reads the connection again
         self._retry_after = retry_after_of(error)
         self.log.warning("Poll of %s failed (%s): %s; %s", query, self._failed_polls, error, self._next_poll)
 
     def _fail(self, error: BaseException) -> NoReturn:
-        """Raise an error, or skip if that is what the author wants of errors."""
+        """Raise an error, or skip if the sensor has ``soft_fail`` or ``never_fail``."""
         if isinstance(error, AirflowSensorTimeout) and self._limit < self.timeout:
             error = AirflowTaskTimeout(f"execution_timeout is over: {error}")
         if self._skips_errors:
@@ -367,12 +345,12 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
 
     @property
     def _limit(self) -> float:
-        """Seconds that the wait may take."""
+        """Return the maximum seconds of the wait."""
         return min(self.timeout, *(limit.total_seconds() for limit in (self.execution_timeout, _MAX_WAIT) if limit))
 
     @property
     def _ends_at(self) -> float:
-        """When that is over, in seconds since the epoch: with another visit to a worker, counted from that."""
+        """Return when the wait times out, in seconds since the epoch. A rescheduled sensor counts from each visit."""
         return self._started_at + self._limit
 
     @property
@@ -381,12 +359,12 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
             return "next poll after a growing interval"
         interval = f"next poll in {max(self.poke_interval, self._retry_after, MIN_INTERVAL):g} s"
         if self.mode == "reschedule" and not self.deferrable:
-            return interval  # when the wait began is Airflow's to know
+            return interval  # only Airflow knows when the wait began
         return f"{interval}, until {utc_minute(self._ends_at)}"
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], poke_count: int) -> float:
-        # Airflow itself bounds each visit to a worker by execution_timeout, and so not the wait of a sensor that is
-        # rescheduled; and it would sleep beyond the end of the wait.
+        # Airflow applies execution_timeout to each visit of a rescheduled sensor, not to its whole wait, and would
+        # sleep beyond the end of the wait.
         left = max(0.0, self._limit - run_duration())
         if not left and self._limit < self.timeout:
             raise AirflowTaskTimeout(f"execution_timeout of {self._limit:g} s is over")
@@ -394,95 +372,11 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         return min(max(interval, self._retry_after, MIN_INTERVAL), left)
 
     def _defer(self, condition: UsageThreshold) -> NoReturn:
-        from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
-
-        trigger = ReductoUsageThresholdTrigger.waiting_for(
+        trigger = deferral.make_trigger(
+            self,
             condition,
             deadline=self._ends_at,
-            failed_polls=self._failed_polls.count,
-            failing_since=self._failed_polls.since,
+            failed_polls=self._failed_polls,
             not_before=time.time() + self._retry_after,
-            **self._trigger_options,
         )
-        # The trigger keeps the time; Airflow's own limit is the net below it, for a triggerer that is gone.
-        self.defer(
-            trigger=trigger,
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self._limit) + _DEFERRAL_GRACE,
-        )
-
-    def _start_from_trigger(self) -> None:
-        """
-        Have Airflow make the trigger, of the arguments as they are written: it renders them in the triggerer.
-
-        On the instance only: set on the class, all instances of a mapped sensor would get the same arguments. Before
-        3.3 nothing is rendered, or none of this is looked at.
-        """
-        arguments = {name: getattr(self, name) for name in ("threshold", "window", *QUERY_FIELDS, "reducto_conn_id")}
-        for name, value in arguments.items():
-            parts = value if isinstance(value, list | tuple | set) else [value]
-            if not all(isinstance(part, str) or is_literal(part) for part in parts):
-                raise ValueError(
-                    f"{name} can't be another task's output with start_from_trigger, which renders templates only: "
-                    f"use '{{{{ ti.xcom_pull(..., map_indexes=-1) }}}}', or deferrable=True instead"
-                )
-            if any(isinstance(part, str) and _UNANSWERED.search(part) for part in parts):
-                raise ValueError(
-                    f"{name} can't be rendered with start_from_trigger: to {value!r} the triggerer never gets an "
-                    "answer; give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
-                )
-        if has_other_delimiters(self):
-            raise ValueError(
-                "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which "
-                "Airflow's triggerer does not know: use deferrable=True instead"
-            )
-        if AIRFLOW_VERSION < (3, 3):
-            return
-        from airflow.triggers.base import StartTriggerArgs
-
-        timeout = timedelta(seconds=self._limit) + _DEFERRAL_GRACE
-        ends_after = min(timeout, self.execution_timeout or timeout)  # Airflow takes the lesser of the two
-        self.start_from_trigger = True
-        self.start_trigger_args = StartTriggerArgs(
-            trigger_cls="reducto_provider.triggers.threshold.ReductoUsageThresholdTrigger",
-            trigger_kwargs={
-                **{name: _as_json(value) for name, value in arguments.items()},
-                "metric": self.metric,
-                "per_group": self.per_group,
-                "projected": self.projected,
-                "settle_days": self.settle_days,
-                "poll_immediately": True,
-                "grace": ends_after.total_seconds() - self._limit,
-                **self._trigger_options,
-            },
-            next_method="execute_complete",
-            timeout=timeout,
-        )
-
-    @property
-    def _trigger_options(self) -> dict[str, Any]:
-        return {
-            "reducto_conn_id": self.reducto_conn_id,
-            "poke_interval": self.poke_interval,
-            "exponential_backoff": self.exponential_backoff,
-            "max_wait": self.max_wait.total_seconds() if self.max_wait else None,
-            "wait_when_closed": self.on_closed_window == "wait",
-            "silent_fail": self.silent_fail,
-            "max_failure_time": self.max_failure_time,
-        }
-
-
-def _as_json(value: Any) -> Any:
-    """An argument as triggers take them."""
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, tuple | set):
-        return sorted(value)
-    return str(value) if isinstance(value, Decimal | float) else value
-
-
-def _error_by_name(name: str, message: str) -> ReductoError:
-    error = getattr(exceptions, name, None)
-    if isinstance(error, type) and issubclass(error, ReductoError):
-        return error(message)
-    return ReductoTriggerEventError(f"the trigger failed: {name}: {message}")
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=deferral.timeout(self._limit))

@@ -1,4 +1,4 @@
-"""Poll in the triggerer, alone or together with all that ask the same."""
+"""Poll in the triggerer, alone or in a stream shared by triggers with the same query."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from reducto_provider.usage.threshold import without_nul
 
 @cache
 def _log_thread() -> ThreadPoolExecutor:
-    """Return a thread for logs alone: those of asyncio would all wait for one log, and leave the loop little time."""
+    """Return a thread for logs alone: asyncio's threads would all wait for one log, and leave the loop little time."""
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="reducto-log")
 
 
-# No thread survives a fork. The executor would still believe in its own, and each line would wait for it.
+# No thread survives a fork: the executor would queue lines for a thread that is gone.
 os.register_at_fork(after_in_child=_log_thread.cache_clear)
 
 
 class BaseUsageTrigger(BaseEventTrigger):
     """
-    Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
+    Poll the service, alone or, on Airflow 3.3, in a stream shared by triggers with the same query.
 
-    A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`_stream_key`) and what the
-    answers mean (:meth:`filter_shared_stream`). Its arguments are plain JSON values. No secret is among them, since a
-    serialized DAG may hold them in clear. Each lies in an attribute of its name.
+    A subclass defines the queries (:meth:`_queries`), which triggers share a stream (:meth:`_stream_key`) and the
+    events (:meth:`filter_shared_stream`). Its arguments are plain JSON values without secrets, since a serialized DAG
+    may hold them in clear. Each is kept in an attribute of its name.
     """
 
     # A deferred sensor keeps its task's queue, which event triggers do not by default.
@@ -60,9 +60,9 @@ class BaseUsageTrigger(BaseEventTrigger):
     max_wait: float | None = None
     not_before: float = 0.0
     _warned = False
-    """Whether it has said that nothing matches its filters."""
+    """Whether it has warned that nothing matches its filters."""
     poll_immediately: bool = False
-    """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
+    """Poll once at the start: a late subscriber of a shared stream would wait for its next poll."""
 
     _first_polls: ClassVar[SingleFlight[list[Poll]]] = SingleFlight()
     """Polls outside of a stream, for all triggers that begin or end at the same moment, by stream key."""
@@ -71,22 +71,21 @@ class BaseUsageTrigger(BaseEventTrigger):
 
     @property
     def log(self) -> Any:
-        """One for all triggers of a class, since Airflow's own would be one more for each of thousands."""
+        """Return one logger for all triggers of a class: Airflow makes one for each of thousands."""
         return self.logger()
 
     async def _alog(self, level: str, text: str, *args: Any, **options: Any) -> None:
         """
         Log, in a thread.
 
-        In a triggerer each line goes down a pipe. To wait for room in it would hold up the event loop, and for ever
-        when the process at the other end is itself waiting for that loop. Of hundreds who wait, each poll is hundreds
-        of lines.
+        A triggerer writes each line to a pipe. Waiting for room in it would block the event loop, and for ever if the
+        process at the other end waits for that loop. With hundreds of triggers each poll is hundreds of lines.
         """
         line = partial(copy_context().run, getattr(self.log, level), text, *args, **options)
         await asyncio.get_running_loop().run_in_executor(_log_thread(), line)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments, plain JSON values. The queue is a column of its own in Airflow's table."""
+        """Return class path and arguments, as plain JSON values. Airflow stores the queue in a column of its own."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "queue"},
@@ -94,7 +93,7 @@ class BaseUsageTrigger(BaseEventTrigger):
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
-        """Poll without end. Failures are yielded, not raised: raised, they would end every subscriber's wait."""
+        """Poll without end. Yield failures: raised, they would end every subscriber's wait."""
         trigger = cls(**kwargs)
         key, count, interval = trigger._stream_key(), 0, trigger._interval(0)
         async with Poller(trigger.reducto_conn_id) as poller:
@@ -109,10 +108,10 @@ class BaseUsageTrigger(BaseEventTrigger):
 
     @abstractmethod
     def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        """Make this trigger's events of the polls."""
+        """Yield this trigger's events for the polls."""
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """The same over a stream of its own, where Airflow shares none."""
+        """Yield the same events from a stream of its own, where Airflow shares none."""
         async with (
             aclosing(self.open_shared_stream(self.serialize()[1])) as polls,
             aclosing(self.filter_shared_stream(polls)) as events,
@@ -121,32 +120,32 @@ class BaseUsageTrigger(BaseEventTrigger):
                 yield event
 
     def shared_stream_key(self) -> Hashable | None:
-        """All that the poll depends on."""
+        """Return all that a poll depends on."""
         return self._stream_key()
 
     @abstractmethod
     def _stream_key(self) -> Hashable:
-        """All that the poll depends on."""
+        """Return all that a poll depends on."""
 
     @abstractmethod
     def _queries(self, moment: datetime) -> list[UsageQuery]:
-        """What to ask at a moment; nothing while there is nothing to ask yet."""
+        """Return the queries of a poll at a moment; none before the window begins."""
 
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
-        """The polls of the stream, before them one outside of it if nobody has asked yet."""
+        """Yield the polls of the stream, preceded by one outside of it with ``poll_immediately``."""
         if self.poll_immediately:
-            polls = await self._ask_now()
+            polls = await self._poll_now()
             interval = self._interval(0, polls)
             for poll in polls:
                 yield replace(poll, next_in=interval)
         async for poll in shared_stream:
             yield poll
 
-    async def _ask_now(self) -> list[Poll]:
+    async def _poll_now(self) -> list[Poll]:
         key = self._stream_key()
-        return await self._first_polls.run(key, lambda: self._ask_for_all(key))
+        return await self._first_polls.run(key, lambda: self._poll_for_all(key))
 
-    async def _ask_for_all(self, key: Hashable) -> list[Poll]:
+    async def _poll_for_all(self, key: Hashable) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
             polls = await self._ask(poller)
         if seconds := max(retry_after_of(poll.error) for poll in polls):
@@ -169,16 +168,16 @@ class BaseUsageTrigger(BaseEventTrigger):
             await self._alog("warning", "%s", warning)
 
     def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
-        """Seconds before the next poll, after ``count`` of them, of which the last came to ``polls``."""
+        """Return the seconds before the next poll, after ``count`` polls with ``polls`` as the last."""
         interval = self.poke_interval
         if self.exponential_backoff:
             interval *= 2.0 ** min(count, 32)
             if self.max_wait is not None:
                 interval = min(interval, self.max_wait)
-        asked_for = [retry_after_of(poll.error) for poll in polls]
+        retry_after = [retry_after_of(poll.error) for poll in polls]
         if count == 0:
-            asked_for.append(min(self.not_before - time.time(), MAX_RETRY_AFTER))
-        return max(interval, MIN_INTERVAL, *asked_for)
+            retry_after.append(min(self.not_before - time.time(), MAX_RETRY_AFTER))
+        return max(interval, MIN_INTERVAL, *retry_after)
 
 
 def make_event(payload: dict[str, Any]) -> TriggerEvent:

@@ -18,7 +18,7 @@ _WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
 
 
 class FiredLevels:
-    """Which levels have fired, by window: in Airflow's asset state store where there is one, else for now."""
+    """Keep which levels have fired, by window: in Airflow's asset state store if there is one, else in memory."""
 
     def __init__(self) -> None:
         self._fired: dict[str, dict[str, list[float]]] = {}
@@ -26,7 +26,7 @@ class FiredLevels:
         self._stored = True
 
     async def new(self, trigger: ReductoUsageLevelTrigger, reading: Reading, passed: list[float]) -> list[float]:
-        """Those of the levels passed that have not fired yet in the window of the reading."""
+        """Return the passed levels that have not fired yet in the window of the reading."""
         key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
         if key not in self._fired:
             self._fired[key] = await self._load(trigger, key)
@@ -45,8 +45,8 @@ class FiredLevels:
 
     async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
         """
-        Hand on what has been added, and see the next time that it is there: else that failed, or another trigger of
-        the asset, which did the same at the same moment, has written over it.
+        Store what was added, and check at the next call that it is there: storing may have failed, or another trigger
+        of the asset may have overwritten it at the same moment.
         """
         if not self._stored or (store := _store_of(trigger)) is None:
             return
@@ -87,7 +87,7 @@ class FiredLevels:
 
 
 def _union(windows: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The levels of both, by window, the oldest first."""
+    """Return the levels of both, by window, the oldest first."""
     return {
         window: sorted({*windows.get(window, []), *others.get(window, [])})
         for window in sorted(windows.keys() | others.keys())
@@ -99,13 +99,13 @@ def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
 
 
 def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
-    """One for each thing that is watched, however often, and over whichever connection."""
+    """Return one key for each condition, whatever the interval and the connection."""
     watched = {
         "org_id": reading.org_id,
         "window": trigger.window,
         "metric": trigger.metric,
         "budget": trigger.budget,
-        "filters": trigger._watched(reading.window).query.filters(),
+        "filters": trigger._condition_for(reading.window).query.filters(),
     }
     digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()
     return f"reducto_usage_levels_{digest[:32]}"

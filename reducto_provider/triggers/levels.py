@@ -104,7 +104,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
         check_choice("window", window, CALENDAR_WINDOWS)
         check_whole_number("settle_days", settle_days, 0, 31)
         today = datetime.now(UTC).date()
-        self._today = UsageThreshold(
+        self._condition = UsageThreshold(
             query=parse_query(
                 usage_start_date=today,
                 usage_end_date=today,
@@ -115,10 +115,10 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
             metric=metric,
             threshold=Decimal(self.budget),
         )
-        names = self._today.query.filters()
+        names = self._condition.query.filters()
         self.products, self.features = names.get("products"), names.get("features")
         self.api_keys, self.file_types = names.get("api_keys"), names.get("file_types")
-        self._memory = FiredLevels()
+        self._fired_levels = FiredLevels()
 
     def _stream_key(self) -> Hashable:
         return (
@@ -127,7 +127,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
             self.window,
             self.settle_days,
             self.org_id,
-            *((name, *values) for name, values in self._today.query.filters().items()),
+            *((name, *values) for name, values in self._condition.query.filters().items()),
             self.poke_interval,
         )
 
@@ -135,14 +135,14 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
         windows = [calendar_window(self.window, moment.date())]
         while (before := windows[0].first - timedelta(days=1)) >= moment.date() - timedelta(days=self.settle_days):
             windows.insert(0, calendar_window(self.window, before))
-        queries = (self._watched(window).query_at(moment) for window in windows)
+        queries = (self._condition_for(window).query_at(moment) for window in windows)
         return [query for query in queries if query is not None]
 
-    def _watched(self, window: DayRange) -> UsageThreshold:
-        return replace(self._today, query=replace(self._today.query, start=window.first, end=window.last))
+    def _condition_for(self, window: DayRange) -> UsageThreshold:
+        return replace(self._condition, query=replace(self._condition.query, start=window.first, end=window.last))
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        """An event for each level that a poll finds newly passed."""
+        """Yield an event for each level that a poll finds newly passed."""
         async with aclosing(self._polls(shared_stream)) as polls:
             async for poll in polls:
                 try:
@@ -150,26 +150,26 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
                 except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
                     await self._log_failure(error, poll)
                     continue
-                await self._store_memory()
+                await self._store_fired_levels()
                 for level, reading in passed:
                     yield make_event({"level": level, "reading": reading.as_json()})
-                    self._memory.add(self, level, reading)
+                    self._fired_levels.add(self, level, reading)
                     await asyncio.sleep(_PERSIST_SECONDS)
-                    await self._store_memory()
+                    await self._store_fired_levels()
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
-        """The levels that a poll finds passed and that have not fired in its window, with the reading."""
+        """Return the passed levels that have not fired in the poll's window, with the reading."""
         day = poll.query.end if poll.query else poll.time.date()
-        reading = await poll.read(self._watched(calendar_window(self.window, day)))
+        reading = await poll.read(self._condition_for(calendar_window(self.window, day)))
         if reading is None:
             return []
         await self._warn_if_unmatched(poll)
         # Fractions, since decimals of many digits would be rounded.
         percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
         passed = [level for level in self.levels if percent > Fraction(str(level))]
-        new = await self._memory.new(self, reading, passed)
-        told = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
-        await self._alog("info", "%s%s; next poll in %g s", reading, told, poll.next_in)
+        new = await self._fired_levels.new(self, reading, passed)
+        passed_text = f"; passed {', '.join(f'{level:g} %' for level in new)}" if new else ""
+        await self._alog("info", "%s%s; next poll in %g s", reading, passed_text, poll.next_in)
         return [(level, reading) for level in new]
 
     async def _log_failure(self, error: Exception, poll: Poll) -> None:
@@ -186,9 +186,9 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
                 exc_info=unforeseen,
             )
 
-    async def _store_memory(self) -> None:
+    async def _store_fired_levels(self) -> None:
         try:
-            await self._memory.store(self)
+            await self._fired_levels.store(self)
         except Exception as error:  # noqa: BLE001  # as above
             text = "What has fired is not stored yet, and a restart would fire it again"
             await self._alog("warning", text, exc_info=error)

@@ -1,4 +1,4 @@
-"""Asking the service again and again: what comes of one poll, and how many may fail."""
+"""Poll the service: the result of a poll, and how many polls may fail."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from reducto_provider.hooks.reducto import ReductoHook
 
 MIN_INTERVAL: Final = 1.0
-"""Seconds between two polls at the least, whatever ``poke_interval`` says."""
+"""Minimum seconds between two polls, whatever ``poke_interval`` is."""
 
 MAX_RETRY_AFTER: Final = 3600.0
-"""Seconds that the service may put off the next poll by ``Retry-After``."""
+"""Maximum seconds by which ``Retry-After`` delays the next poll."""
 
 MIN_FAILED_POLLS: Final = 5
 """Polls in a row that must have failed before transient failures end a wait; the hook's attempts within one don't
@@ -41,7 +41,7 @@ _ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event
 
 @dataclass(frozen=True)
 class Poll:
-    """What came of asking once: a report, an error, or neither when there was nothing to ask yet."""
+    """The result of a poll: a report, an error, or neither before the window begins."""
 
     time: datetime
     query: UsageQuery | None = None
@@ -58,9 +58,9 @@ class Poll:
 
     async def read(self, condition: UsageThreshold) -> Reading | None:
         """
-        Hold what the service answered against a threshold; None when there was nothing to ask yet.
+        Return the reading of a condition, None before the window begins.
 
-        :raises Exception: the one that the poll came to.
+        :raises Exception: the error of the poll.
         """
         async with self.turns:
             await asyncio.sleep(0)
@@ -78,10 +78,10 @@ class Poll:
 
 class Poller:
     """
-    Asks by one hook, kept open in between. Whatever comes of it is a poll: nothing is raised.
+    Poll through one hook, kept open between polls. Return errors in the poll: nothing is raised.
 
-    After a poll that failed the next one begins with a new hook, and so with the connection as it is by then: who
-    waits for months must see it mended.
+    After a failed poll the next one begins with a new hook, and so reads the connection again: a wait of months must
+    see that it was fixed.
     """
 
     def __init__(self, reducto_conn_id: str) -> None:
@@ -98,7 +98,7 @@ class Poller:
         await self._stack.aclose()
 
     async def ask(self, query: UsageQuery, moment: datetime) -> Poll:
-        """Ask once, the hook's own attempts included."""
+        """Poll once, including the hook's own attempts."""
         try:
             if self._hook is None:
                 # The first import takes a second, which is too long for an event loop.
@@ -106,7 +106,7 @@ class Poller:
                 hook: ReductoHook = hooks.ReductoHook(self._conn_id)
                 self._hook = await self._stack.enter_async_context(hook)
             return Poll(moment, query, report=await self._hook.aget_usage(query))
-        except Exception as error:  # noqa: BLE001  # who waits decides what it means
+        except Exception as error:  # noqa: BLE001  # the subscriber decides what it means
             self._hook = None
             await self._stack.aclose()
             return Poll(moment, query, error=error, traceback=error.__traceback__)
@@ -114,7 +114,7 @@ class Poller:
 
 class FailedPolls:
     """
-    Counts the polls that failed in a row, and decides which failures a wait tolerates.
+    Count the polls that failed in a row, and decide which failures a wait tolerates.
 
     Transient failures end it when at least :data:`MIN_FAILED_POLLS` polls in a row have failed and the first of them
     did so ``max_failure_time`` seconds ago: neither a few polls far apart nor many within an outage of an hour are
@@ -157,15 +157,15 @@ class FailedPolls:
 
 
 def as_reducto_error(error: Exception) -> ReductoError:
-    """The error to end a wait by: in every mode the same, as the class of a foreign one does not cross the database."""
+    """Return the error that ends a wait, the same in every mode: a foreign class does not cross the database."""
     return error if isinstance(error, ReductoError) else ReductoPollError(f"{type(error).__name__}: {error}")
 
 
 def utc_minute(seconds: float) -> str:
-    """A moment, in seconds since the epoch, for the log."""
+    """Return a moment, in seconds since the epoch, as text for the log."""
     return f"{datetime.fromtimestamp(min(seconds, _LAST_MOMENT), UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def retry_after_of(error: Exception | None) -> float:
-    """Seconds for which the service asked to be left alone, as far as that is honoured."""
+    """Return the seconds of ``Retry-After``, at most :data:`MAX_RETRY_AFTER`."""
     return min(getattr(error, "retry_after", None) or 0.0, MAX_RETRY_AFTER)

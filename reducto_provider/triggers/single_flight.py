@@ -1,4 +1,4 @@
-"""Ask once for all that ask the same at the same moment."""
+"""Run one coroutine for all callers that need its result at the same moment."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
     """
     Poll until usage exceeds a threshold, and fire one event.
 
-    On Airflow 3.3 all triggers that ask the same question at the same interval share one poll, each with its own
+    On Airflow 3.3 all triggers with the same query and interval share one poll, each with its own
     threshold; on older versions each polls for itself. Between polls lie ``poke_interval`` seconds whatever the
     service answers, or more if it asks for that by ``Retry-After``. Transient failures end the wait when they have
     lasted ``max_failure_time`` seconds and at least five polls in a row have failed, any other failure ends it at once.
@@ -70,10 +70,10 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
     :param failed_polls: polls in a row that failed before this trigger took over.
     :param failing_since: when the first of them failed, in seconds since the epoch. A trigger that starts more than a
         minute later leaves both out of account: it was started again, and polls in between may have succeeded.
-    :param not_before: until when the service asked to be left alone when it failed then, in seconds since the epoch.
+    :param not_before: when ``Retry-After`` of that failure allows the next poll, in seconds since the epoch.
     :param silent_fail: tolerate without end whatever a retry might fix, as sensors with ``silent_fail`` do.
     :param poll_immediately: poll once at the start; otherwise the first poll comes after one interval, since a sensor
-        that defers has asked before.
+        that defers has polled before.
     :param window: for a wait that begins in the triggerer (``start_from_trigger``): which days, if none are given.
     :param grace: likewise: how many seconds before Airflow's own timeout the deadline lies.
     """
@@ -137,7 +137,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
         self.poll_immediately = poll_immediately
         self.window = window
         self.grace = grace
-        # Templates that nobody has rendered must not be asked for as if they were names.
+        # Templates that were not rendered must not be sent as names.
         self._early_event = None if window is None else error_event(ReductoPollError(_UNRENDERED))
         self._reading: Reading | None = None
         """Of the last poll, if that did not fail."""
@@ -147,7 +147,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
 
     @classmethod
     def waiting_for(cls, threshold: UsageThreshold, **options: Any) -> ReductoUsageThresholdTrigger:
-        """The trigger that waits for ``threshold``; ``options`` are its other arguments."""
+        """Return the trigger that waits for ``threshold``; ``options`` are its other arguments."""
         return cls(**{**_arguments_of(threshold), **options})
 
     def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
@@ -189,7 +189,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
 
     def shared_stream_key(self) -> Hashable | None:
         """
-        All that the poll depends on. None, for a poll of its own, when the interval grows poll by poll, and when
+        Return all that a poll depends on. None, for a stream of its own, when the interval grows poll by poll, and when
         there is nothing to poll for.
         """
         return None if self.exponential_backoff or self._early_event else self._stream_key()
@@ -208,7 +208,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
         return [] if query is None else [query]
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        """One event at the most, the end of the wait."""
+        """Yield at most one event, the end of the wait."""
         if self._early_event:
             yield make_event(self._early_event)
             return
@@ -220,7 +220,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
                     async with asyncio.timeout(self._seconds_left()):
                         event = await self._event_of(await anext(polls), condition, failed_polls)
                 except TimeoutError:
-                    [last] = await self._ask_now()  # as a sensor in a worker asks when its time is over
+                    [last] = await self._poll_now()  # as a sensor in a worker polls at its timeout
                     event = await self._event_of(last, condition, failed_polls)
                     event = event or timeout_event(condition, self._reading)
                 if event is not None:
@@ -250,11 +250,11 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
     async def _event_of(
         self, poll: Poll, condition: UsageThreshold, failed_polls: FailedPolls
     ) -> dict[str, Any] | None:
-        """The event that a poll leads to, None while there is to wait."""
+        """Return the event of a poll, None if the wait goes on."""
         self._reading = None
         try:
             self._reading = reading = await poll.read(condition)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the task that waits must hear of it
+        except Exception as error:  # noqa: BLE001  # any error must reach the waiting task
             unforeseen = None if isinstance(error, ReductoError) else error
             if not failed_polls.tolerates(error):
                 await self._alog(
@@ -290,12 +290,12 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
 
 
 def error_event(error: ReductoError) -> dict[str, Any]:
-    """The event for an error that ends the wait: its class by name, for the sensor to raise it again."""
+    """Return the event of an error that ends the wait, with its class by name for the sensor to raise."""
     return {"status": "error", "error": type(error).__name__, "message": str(error)}
 
 
 def timeout_event(condition: UsageThreshold, reading: Reading | None) -> dict[str, Any]:
-    """The event for a deadline that passed, with the last reading if there is one."""
+    """Return the event of a timeout, with the last reading if there is one."""
     reached = f"; the last poll: {reading}" if reading else ""
     return {
         "status": "timeout",
@@ -305,7 +305,7 @@ def timeout_event(condition: UsageThreshold, reading: Reading | None) -> dict[st
 
 
 def _arguments_of(condition: UsageThreshold) -> dict[str, Any]:
-    """The arguments of a trigger that waits for it."""
+    """Return the arguments of a trigger that waits for ``condition``."""
     query = condition.query
     return {
         "usage_start_date": query.start.isoformat(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from simulator import Simulator, status
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from simulator import Simulator, Stall, status
 from tests.airflows import gone_in, new_in
 
 DAG = """
@@ -246,3 +249,28 @@ def test_the_key_is_nowhere(wait, simulator):
         ).expect()
 
     assert not any("canary" in text for text in (result.log, repr(result.xcoms), repr(result.task_instances)))
+
+
+def test_a_kill_cancels_the_request(simulator, connect):
+    """Airflow's signal handler only calls ``on_kill``: without it the poke would wait for the whole timeout."""
+    connect(host=simulator.url, extra={"timeout": 300, "max_attempts": 1})
+    simulator.faults.add(Stall(300))
+    sensor = ReductoUsageThresholdSensor(task_id="wait", org_id="org_acme", threshold=100, soft_fail=True, **MAY)
+    kill = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: sensor.on_kill())
+
+    def kill_once_asked() -> None:
+        while not simulator.requests and not kill.wait(0.02):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+
+    thread = threading.Thread(target=kill_once_asked)
+    thread.start()
+    try:
+        with pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):
+            sensor.execute({})
+    finally:
+        kill.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+    assert len(simulator.requests) == 1

@@ -584,7 +584,7 @@ def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_
 
     def refused(trigger, seconds):
         service.faults.add(status(429, retry_after=seconds))
-        asyncio.run(trigger._ask_now())
+        asyncio.run(trigger._poll_now())
 
     refused(triggers[0], 1)
     refused(triggers[1], 60)

@@ -1,4 +1,4 @@
-"""The threshold sensor by itself: what it hands over to its trigger, what it takes back, and how long it waits."""
+"""The wait that a sensor hands to its trigger, the events that it reads, and how long it waits."""
 
 from __future__ import annotations
 
