@@ -1,4 +1,4 @@
-"""Given is given: an argument that was written in a DAG and came out as nothing never counts as left out."""
+"""Given is given: an argument that was written in a DAG and resolved to nothing never counts as left out."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_what_came_out_as_nothing_is_one_error_at_once(connect, simulator, opera
     for each in (task, pickle.loads(pickle.dumps(task)) if native else copy.deepcopy(task)):
         with pytest.raises(ReductoConfigurationError) as error:
             each.execute({})
-        assert f"{field} is given but came out as {came_out}: {REMEDIES[field]}" in str(error.value)
+        assert f"{field} is given but resolved to {came_out}: {REMEDIES[field]}" in str(error.value)
     assert not simulator.requests
 
 
@@ -156,7 +156,7 @@ def test_an_undefined_name_is_not_left_out_whatever_jinja_makes_of_it(connect, s
     options = {"template_undefined": undefined} if undefined else {}
     task = made("export", "org_id", "{{ nothing }}", render_template_as_native_obj=True, **options)
 
-    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as Undefined"):
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but resolved to Undefined"):
         rendered(task).execute({})
     assert not simulator.requests
 
@@ -198,7 +198,7 @@ def test_an_attribute_that_is_assigned_was_given(connect, simulator, operator):
     task = made(operator, "products", None)
     task.products = ["parse", "{{ params.value }}"]
 
-    with pytest.raises(ReductoConfigurationError, match="products is given but an element of it came out as 'None'"):
+    with pytest.raises(ReductoConfigurationError, match="products is given but an element of it resolved to 'None'"):
         rendered(task, value=None).execute({})
     assert not simulator.requests
 
@@ -212,7 +212,7 @@ def test_so_was_one_that_a_subclass_assigns(connect, simulator):
     connect(host=simulator.url)
     with DAG("given", schedule=None, render_template_as_native_obj=True):
         task = OfATeam(task_id="task")
-    with pytest.raises(ReductoConfigurationError, match="api_keys is given but came out as \\[\\]"):
+    with pytest.raises(ReductoConfigurationError, match="api_keys is given but resolved to \\[\\]"):
         rendered(task, team=[]).execute({})
 
 
@@ -238,7 +238,7 @@ def test_a_subclass_has_templated_arguments_of_its_own(connect, simulator, opera
     ready = rendered(task, none=None, org="org_acme")
     assert (ready.team, ready.members, ready.org_id) == ("", ["None"], "org_acme")
     ready.execute({})
-    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as 'None'"):
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but resolved to 'None'"):
         rendered(task, none=None, org=None).execute({})
 
 
@@ -274,7 +274,7 @@ def test_templates_with_other_delimiters(connect, simulator, native):
         "a",
         "b",
     ]
-    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as"):
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but resolved to"):
         rendered(task, org=None, name="a").execute({})
     with pytest.raises(ReductoConfigurationError, match="lookback_days must be a whole number"):
         rendered(wrong).execute({})
@@ -307,7 +307,7 @@ def test_an_element_of_a_list_that_came_out_as_nothing(connect, simulator, field
     connect(host=simulator.url)
     with pytest.raises(ReductoConfigurationError) as error:
         rendered(made("export", field, written), none=None, blank=" ").execute({})
-    assert f"{field} is given but an element of it came out as {came_out}: " in str(error.value)
+    assert f"{field} is given but an element of it resolved to {came_out}: " in str(error.value)
     assert not simulator.requests
 
 
@@ -325,7 +325,7 @@ def test_an_element_of_a_list_that_came_out_as_nothing(connect, simulator, field
 )
 def test_an_element_of_a_fleet_that_came_out_as_nothing(connect, simulator, organizations):
     connect(host=simulator.url)
-    with pytest.raises(ReductoConfigurationError, match="organizations is given but an element of it came out as"):
+    with pytest.raises(ReductoConfigurationError, match="organizations is given but an element of it resolved to"):
         rendered(made("fleet", "organizations", organizations), none=None).execute({})
     assert not simulator.requests
 
@@ -403,25 +403,25 @@ def run_tasks(run_dag: Any, *tasks: str, native: bool = False, default_args: dic
 def test_what_other_tasks_and_params_made_nothing_of(run_dag, simulator):
     """On real Airflow: each task fails at once, without a retry or a request."""
     tasks = {
-        "export(task_id='TASK', api_keys=empty, **EXPORT)": "api_keys is given but came out as []",
-        "export(task_id='TASK', api_keys=holed, **EXPORT)": "api_keys is given but an element of it came out as None",
-        "export(task_id='TASK', api_keys=['a', none], **EXPORT)": "api_keys is given but an element of it came out as",
-        "export(task_id='TASK', org_id=none, **EXPORT)": "org_id is given but came out as None",
-        "export(task_id='TASK', org_id='{{ params.none }}', **EXPORT)": "org_id is given but came out as None",
-        "export(task_id='TASK', org_id=broken(), trigger_rule='all_done', **EXPORT)": "org_id is given but came out as",
+        "export(task_id='TASK', api_keys=empty, **EXPORT)": "api_keys is given but resolved to []",
+        "export(task_id='TASK', api_keys=holed, **EXPORT)": "api_keys is given but an element of it resolved to None",
+        "export(task_id='TASK', api_keys=['a', none], **EXPORT)": "api_keys is given but an element of it resolved to",
+        "export(task_id='TASK', org_id=none, **EXPORT)": "org_id is given but resolved to None",
+        "export(task_id='TASK', org_id='{{ params.none }}', **EXPORT)": "org_id is given but resolved to None",
+        "export(task_id='TASK', org_id=broken(), trigger_rule='all_done', **EXPORT)": "org_id is given but resolved to",
         "export(task_id='TASK', retries=2, usage_start_date=none, usage_end_date=none)": "usage_start_date is given",
-        "export(task_id='TASK', output_path=none, **EXPORT)": "output_path is given but came out as None",
+        "export(task_id='TASK', output_path=none, **EXPORT)": "output_path is given but resolved to None",
         "export(task_id='TASK', output_path='/nowhere', output_format='focus_csv', price_per_credit='1', "
         "contracted_price_per_credit='{{ params.none }}', **EXPORT)": "contracted_price_per_credit is given but",
         "ReductoUsageFleetExportOperator(task_id='TASK', organizations=empty, output_path='/nowhere', **EXPORT)": (
-            "organizations is given but came out as []"
+            "organizations is given but resolved to []"
         ),
         "ReductoUsageReconciliationOperator(task_id='TASK', products='{{ params.empty }}', **EXPORT)": (
-            "products is given but came out as []"
+            "products is given but resolved to []"
         ),
         **{
             f"ReductoUsageThresholdSensor(task_id='TASK', threshold=1, {mode}, retries=2, usage_start_date='{{{{ "
-            "params.none }}', usage_end_date='{{ params.none }}')": "usage_start_date is given but came out as None"
+            "params.none }}', usage_end_date='{{ params.none }}')": "usage_start_date is given but resolved to None"
             for mode in ("mode='poke'", "mode='reschedule'", "deferrable=True")
         },
     }
@@ -499,7 +499,7 @@ def test_default_args_count_as_named(run_dag, simulator):
 
     messages = [error.message for error in result.errors if error.task_id.startswith("task")]
     assert len(messages) == 2
-    assert all("org_id is given but came out as 'None'" in message for message in messages)
+    assert all("org_id is given but resolved to 'None'" in message for message in messages)
     assert not simulator.requests
 
 

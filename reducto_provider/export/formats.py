@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from reducto_provider.export import focus
-from reducto_provider.usage.memo import Remembered
+from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, format_decimal
 from reducto_provider.usage.wire import sent_rows
 
@@ -99,9 +99,9 @@ class Format(ABC):
         if not report_rows:
             return None
         digest = hashlib.sha256(self._terms_content())
-        number = Remembered(partial(_number, missing="-"))
+        number = Memo(partial(_number, missing="-"))
         for start in range(0, len(rows), _ROWS_PER_BATCH):
-            credits = number.memo()
+            credits = number.function()
             for row, given in zip(
                 report_rows[start : start + _ROWS_PER_BATCH], rows[start : start + _ROWS_PER_BATCH], strict=True
             ):
@@ -154,10 +154,10 @@ class JsonLinesFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         line = partial(_line_type(*keys), *(msgspec.Raw(_json(value)) for value in keys.values()))
-        numbers = Remembered(_raw_number)
+        numbers = Memo(_raw_number)
         content = BytesIO()
         for start in range(0, len(rows), _ROWS_PER_BATCH):
-            number = numbers.memo()
+            number = numbers.function()
             lines = [
                 line(row.date, row.group, number(row.credits), row.request_count)
                 for row in rows[start : start + _ROWS_PER_BATCH]
@@ -177,12 +177,12 @@ class CsvFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         prefix = "".join(f"{_quoted(value)}," for value in keys.values())
-        numbers = Remembered(partial(_number, missing=""))
+        numbers = Memo(partial(_number, missing=""))
         content = BytesIO()
         content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
         for day, day_rows in groupby(rows, attrgetter("date")):
             start = f"{prefix}{day},"
-            number = numbers.memo()
+            number = numbers.function()
             lines = [f"{start}{_quoted(row.group)},{number(row.credits)},{row.request_count}\n" for row in day_rows]
             content.write("".join(lines).encode())
         return content.getvalue()

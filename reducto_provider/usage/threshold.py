@@ -1,4 +1,4 @@
-"""When a threshold is exceeded: one pure decision, shared by the sensor in all its modes and by its trigger."""
+"""Decide whether a threshold is exceeded, for the sensor in all its modes and for the triggers."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ PROJECTED_FROM_DAYS: Final = 3
 """Complete days that a projection needs: fewer say too little about the rest of a period."""
 
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
-"""What a sensor's author says of the wait, as :meth:`UsageThreshold.from_run` takes it."""
+"""The arguments of a sensor that :meth:`UsageThreshold.from_run` takes."""
 
-# Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
-# can't hand a longer integer to a task, and PostgreSQL makes one of a float.
+# Credits are multiples of the first. Below the second a number fits into 64 bits: Airflow can't pass a longer integer
+# to a task, and PostgreSQL turns large floats into integers.
 _THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e18"))
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What a metric came to, and what it was held against.
+    The value of a metric, and the threshold that it is compared with.
 
-    ``value`` is what was used so far (``used``), or if ``projected`` what the whole window will come to at the rate
-    so far. ``window`` is the whole period in UTC days, also while it is still running. ``group`` is the one that the
-    value belongs to when groups are looked at one by one, else None. ``time`` is when it was read, in UTC.
+    ``value`` is the usage so far (``used``), or if ``projected`` the expected usage of the whole window. ``window`` is
+    the whole period in UTC days, including days to come. ``group`` is the group of the value if groups are compared
+    one by one, else None. ``time`` is when it was read, in UTC.
     """
 
     metric: Metric
@@ -54,11 +54,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exceeded(self) -> bool:
-        """Strictly more than the threshold."""
+        """Whether the value is more than the threshold. A value equal to the threshold does not exceed it."""
         return self.value > self.threshold
 
     def as_json(self) -> dict[str, Any]:
-        """The reading as plain JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""
+        """Return the reading as JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""
         return {
             "metric": self.metric,
             "value": json_number(self.value),
@@ -77,9 +77,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, content: object) -> Reading:
         """
-        The reading that :meth:`as_json` was made of, but for digits that a JSON number does not hold.
+        Return the reading that :meth:`as_json` describes, as exactly as JSON numbers allow.
 
-        :raises ValueError: for anything else.
+        :raises ValueError: for any other content.
         """
         sent = msgspec.convert(content, _JsonReading)
         value, used, threshold = (Decimal(str(number)) for number in (sent.value, sent.used, sent.threshold))
@@ -99,20 +99,20 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def __str__(self) -> str:
-        of = printable(self.org_id)
+        owner = printable(self.org_id)
         if self.group is not None:
-            of += f", {self.group_by} {self.group!r}"
+            owner += f", {self.group_by} {self.group!r}"
         share = f" ({self.value / self.threshold:.1%})" if self.threshold else ""
         value = (
             f"{format_decimal(self.used)} used, {format_decimal(self.value)} projected"
             if self.projected
             else format_decimal(self.value)
         )
-        return f"{of}, {self.window}: {value} of {format_decimal(self.threshold)} {self.metric}{share}"
+        return f"{owner}, {self.window}: {value} of {format_decimal(self.threshold)} {self.metric}{share}"
 
 
 def without_nul(text: str) -> str:
-    """Return foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
+    """Return foreign text without NUL, which PostgreSQL's JSON refuses: an event with it would end the triggerer."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -134,15 +134,15 @@ class _JsonReading(msgspec.Struct):
 @dataclass(frozen=True, kw_only=True)
 class UsageThreshold:
     """
-    What somebody waits for: that ``metric``, over the days of ``query``, exceeds ``threshold``.
+    The condition that ``metric``, over the days of ``query``, exceeds ``threshold``.
 
-    :param query: the whole window, which may reach into the future, and what of the usage counts.
+    :param query: the whole window, which may reach into the future, and the filters.
     :param metric: ``credits`` or ``requests``.
-    :param threshold: 0 or more; to exceed it is strictly more.
-    :param per_group: hold each group against the threshold by itself, instead of their sum.
-    :param projected: hold what the window will come to at the rate so far against the threshold, see :meth:`read`.
-    :param settle_days: days after its end in which a day, and so the window, may still be restated.
-    :raises ValueError: for an unknown metric, and for a window too short to project.
+    :param threshold: 0 or more. A value equal to the threshold does not exceed it.
+    :param per_group: compare each group with the threshold, instead of their sum.
+    :param projected: compare the expected usage of the whole window with the threshold, see :meth:`read`.
+    :param settle_days: days after its end during which a day, and so the window, may still be restated.
+    :raises ValueError: for an unknown metric, and for a window that is too short to project.
     """
 
     query: UsageQuery
@@ -172,12 +172,12 @@ class UsageThreshold:
         **fields: object,
     ) -> UsageThreshold:
         """
-        What a sensor waits for in a DAG run, of its rendered arguments.
+        Return the condition of a sensor in a DAG run, from its rendered arguments.
 
         :param get_run: returns the DAG run. Called only if the days depend on it.
-        :param fields: those of :data:`QUERY_FIELDS`. Without days, ``window`` says which.
-        :raises NoDayEndedError: when the run covers no day.
-        :raises ValueError: for an argument that can't be right, naming it.
+        :param fields: those of :data:`QUERY_FIELDS`. Without days, those of ``window``.
+        :raises NoDayEndedError: if the run covers no day.
+        :raises ValueError: for an invalid argument, naming it.
         """
         check_both_days(fields)
         check_one_window(window, fields["usage_start_date"])
@@ -200,8 +200,10 @@ class UsageThreshold:
 
     def query_at(self, time: datetime) -> UsageQuery | None:
         """
-        The query to send at a moment: days to come are left out. Nothing can have been used on them, and a
-        service that shortens such a range would answer for another than was asked for. None before the window.
+        Return the query to send at a moment, or None before the window begins.
+
+        It leaves out days in the future: they have no usage, and a service that shortens such a range would not echo
+        the range of the query.
         """
         day = time.astimezone(UTC).date()
         return None if day < self.query.start else replace(self.query, end=min(self.query.end, day))
@@ -248,10 +250,10 @@ class UsageThreshold:
 
     def outcome(self, reading: Reading) -> Outcome:
         """
-        What a reading means for who waits.
+        Return what a reading means for a sensor.
 
-        ``closed``: the threshold is not exceeded, and when it was read the window had lain in the past for more
-        than ``settle_days``: usage can't grow any more, bar restatements.
+        ``closed``: the threshold is not exceeded, and at the time of the reading the window had been over for more
+        than ``settle_days``. Its usage no longer grows, except by restatements.
         """
         if reading.exceeded:
             return "exceeded"
@@ -259,7 +261,11 @@ class UsageThreshold:
         return "closed" if days_past > self.settle_days else "waiting"
 
     def describe_wait(self, reading: Reading | None) -> str:
-        """A poll that decided nothing, in one line for the log. None for a window that has not begun."""
+        """
+        Return a poll that decided nothing as one line for the log.
+
+        :param reading: None for a window that has not begun.
+        """
         if reading is None:
             return f"{self.window} has not begun"
         if self.projected and not reading.projected and self._complete_days(reading.time) > 0:
@@ -269,7 +275,7 @@ class UsageThreshold:
 
 def check_one_window(window: str | int, usage_start_date: object) -> None:
     """
-    See that a window other than the default is not given along with days, which would win unnoticed.
+    Check that a window other than the default is not combined with days, which would replace it silently.
 
     :raises ValueError: naming both.
     """
@@ -292,16 +298,16 @@ def check_projectable(days: int, settle_days: int) -> None:
 
 def parse_threshold(value: object) -> Decimal:
     """
-    A threshold as authors and templates give it: a number, or a number as text; 0, or from 1e-9 to less than 1e18.
+    Return the threshold that an author or a template gives as a number or as text.
 
-    :raises ValueError: for anything else, text that rendered to nothing included.
+    :raises ValueError: unless it is 0 or from 1e-9 to less than 1e18; also for a template that rendered to no text.
     """
     if not isinstance(value, bool) and isinstance(value, int | float | Decimal | str):
         try:
             number = Decimal(str(value).strip())
             if number == 0 or _THRESHOLD_RANGE[0] <= number < _THRESHOLD_RANGE[1]:
                 return number.copy_abs()
-        except InvalidOperation:  # not a number, or NaN, which compares with nothing
+        except InvalidOperation:  # not a number, or NaN, which can't be compared
             pass
     raise ValueError(
         f"threshold must be 0 or a number from 1e-9 to less than 1e18, not {value!r}; does its template render to one?"
