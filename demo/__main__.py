@@ -237,8 +237,8 @@ def live_service() -> Any:
 def live_organizations() -> list[dict[str, Any]]:
     """Return the organizations to export, with an arbitrary budget."""
     from reducto_provider.hooks.reducto import ReductoHook
+    from reducto_provider.usage.days import today
     from reducto_provider.usage.query import UsageQuery
-    from reducto_provider.usage.window import today
 
     yesterday = today() - timedelta(days=1)
     hook = ReductoHook()

@@ -1,3 +1,3 @@
-"""Apache Airflow provider for Reducto usage: export it, keep it, act on it."""
+"""Apache Airflow provider to track, store and act on Reducto usage."""
 
 __version__ = "0.1.0"

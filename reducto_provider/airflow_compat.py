@@ -1,4 +1,4 @@
-"""The one module that knows what differs among Airflow's versions, and their private corners."""
+"""Differences between Airflow's versions, and uses of its private attributes. No other module knows them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
+from reducto_provider.usage.run import Run
+from reducto_provider.usage.schedule import Schedule
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -21,8 +23,10 @@ log = logging.getLogger(__name__)
 
 CACHED_LOGGER: Final = "_cached_logger"
 """
-The attribute in which operators of Airflow 3 keep the logger they have used. Unlike Airflow 2.11, which leaves its own
-``_log`` out of pickles, they pickle it along, and structlog's logger of a task process can't be pickled.
+The attribute in which operators of Airflow 3 cache their logger.
+
+Airflow 2.11 leaves its own ``_log`` out of pickles. Airflow 3 does not, and structlog's logger of a task process can't
+be pickled.
 """
 
 _DELIMITERS = {
@@ -34,64 +38,109 @@ _DELIMITERS = {
 }
 
 
+_ASSET_RUN_TYPES = ("asset_triggered", "dataset_triggered")  # the latter in Airflow 2.11
+
+_PRESETS = {"@quarterly": "0 0 1 */3 *"}
+"""Presets unknown to croniter, which some versions of Airflow, such as 3.2, pass on as their author wrote them."""
+
+
+def run_from_context(context: Mapping[str, Any]) -> Run:
+    """Return what the days of a task's DAG run depend on. ``dag_run``, ``dag`` and ``partition_date`` are read."""
+    run = context["dag_run"]
+    return Run(
+        interval_start=run.data_interval_start,
+        interval_end=run.data_interval_end,
+        # run_after came with Airflow 3.0. In 2.11 a run without an interval has a logical date.
+        moment=run.data_interval_end or getattr(run, "run_after", None) or run.logical_date,
+        by_assets=run.run_type in _ASSET_RUN_TYPES,
+        partition_key=getattr(run, "partition_key", None),  # from Airflow 3.2
+        partition_date=context.get("partition_date"),  # from Airflow 3.3
+        schedule=_schedule_of(context["dag"].timetable),
+    )
+
+
+def _schedule_of(timetable: Any) -> Schedule:
+    """
+    Read a timetable's schedule from its attributes: Airflow's timetables have no common method for it.
+
+    They are private in Airflow before 3.2, and from then on in the timetables that the scheduler and the triggerer use.
+    """
+
+    def attribute(name: str) -> Any:
+        return getattr(timetable, name, getattr(timetable, f"_{name}", None))
+
+    expression = attribute("expression")
+    by_time = attribute("timetable")  # of AssetOrTimeSchedule
+    return Schedule(
+        timetable=type(timetable).__name__,
+        expression=_PRESETS.get(expression, expression),
+        timezone=attribute("timezone"),
+        delta=attribute("delta"),
+        key_format=attribute("key_format"),
+        run_offset=attribute("run_offset") or 0,
+        parts=tuple(map(_schedule_of, attribute("timetables") or () if by_time is None else (by_time,))),
+    )
+
+
 class GivenArguments(BaseOperator):
     """
-    An operator that knows which of its arguments were given, and sees that none of them got lost.
+    An operator that distinguishes arguments that were given from those that were left out.
 
-    They are those of :data:`REMEDIES`, whichever of them a subclass has templated, and none that it has of its own.
+    The arguments are those of :data:`REMEDIES`, whether or not a subclass templates them. Others of a subclass are not
+    checked.
 
-    Airflow replaces templates in the attributes themselves, after which None may be an argument that was left out or
-    what came of a template. So this looks at them when the DAG is parsed, and again just before they are rendered,
-    since an author may assign attributes. What is literal is not changed by rendering.
+    Airflow replaces templates in the attributes themselves. After that, None may be an argument that was left out or
+    the result of a template. The attributes are therefore recorded when the DAG is parsed, and again before they are
+    rendered, since an author may assign them. Rendering does not change literals.
     """
 
     __signature__: ClassVar[Signature]
 
     _named: frozenset[str] = frozenset()
-    """The arguments that were named when the operator was made."""
+    """The arguments that were named when the operator was created."""
 
     _outlines: Mapping[str, object] = {}
-    """By argument that was given, what it was before it was rendered."""
+    """The outline of each argument that was given, from before it was rendered."""
 
     _is_rendered = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # Or help(), and what else inspects a class, would show the arguments of __new__.
+        # Otherwise help() and other inspection would show the arguments of __new__.
         init = signature(cls.__init__)
         cls.__signature__ = init.replace(parameters=list(init.parameters.values())[1:])
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
-        """Note the arguments' names. ``__init__`` can't tell None that was given from one that was left out."""
+        """Record the names of the arguments: ``__init__`` can't distinguish None from an argument that was left out."""
         operator = super().__new__(cls)
-        # Airflow 2.11 copies attributes in their order, and can copy none before this one of its own is there.
+        # Airflow 2.11 copies attributes in order, and can copy none before this one of its own exists.
         vars(operator).update(_BaseOperator__init_kwargs={}, _named=frozenset(arguments))
         return operator
 
     def parse_arguments(self) -> None:
         """
-        Note what was given, and check what is literal: the last step of ``__init__``.
+        Record the arguments and check literals, as the last step of ``__init__``.
 
-        Of one instance of a mapped operator, which is made when a task runs, and where it can't be told what is
-        literal, :meth:`check_arguments` does.
+        An instance of a mapped operator is created when a task runs. Its literals can't be recognized, so
+        :meth:`check_arguments` checks it.
 
         :raises ValueError: naming the argument, the value and the remedy.
         """
         if not is_from_mapped(self):
-            self._remember_arguments()
+            self._record_arguments()
             if not has_other_delimiters(self):
                 self._check_all_literals()
 
     def _arguments(self) -> list[str]:
         return [name for name in REMEDIES if hasattr(self, name)]
 
-    def _remember_arguments(self) -> None:
-        """Note what was given, and put the default for what was left out."""
+    def _record_arguments(self) -> None:
+        """Record what was given, and set the default of what was left out."""
         self._outlines = {}
         for name in self._arguments():
             value = getattr(self, name)
             if is_mapped_argument(self, name):
-                # Of an element that another task made nobody knows what is literal.
+                # An element may come from another task, so its literals can't be recognized.
                 self._outlines[name] = GIVEN
             elif value is not None:
                 self._outlines[name] = GIVEN if has_other_delimiters(self) else outline(value)
@@ -100,7 +149,7 @@ class GivenArguments(BaseOperator):
 
     def check_arguments(self) -> None:
         """
-        See, in a task, that nothing that was given came out as nothing.
+        Check, in a task, that no argument that was given resolved to nothing.
 
         :raises ValueError: naming the argument, the value and the remedy.
         """
@@ -116,7 +165,7 @@ class GivenArguments(BaseOperator):
     @abstractmethod
     def _check_literals(self) -> None:
         """
-        Check the arguments that are literal, none of which is empty.
+        Check the literal arguments. None of them is empty.
 
         :raises ValueError: naming the argument, the value and the remedy.
         """
@@ -124,12 +173,12 @@ class GivenArguments(BaseOperator):
     def _do_render_template_fields(
         self, parent: Any, template_fields: Iterable[str], context: Context, jinja_env: Any, seen_oids: set[int]
     ) -> None:
-        # Airflow 2.11 to 3.3 call this for an operator and for the instance of a mapped one, render_template_fields for
-        # the former alone. They call it again for attributes that have template fields of their own.
+        # Airflow 2.11 to 3.3 call this for operators and for instances of mapped ones, but render_template_fields only
+        # for the former. They call it again for attributes that have template fields of their own.
         if parent is not self or self._is_rendered:
             super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
             return
-        self._remember_arguments()
+        self._record_arguments()
         written = {name: outline(getattr(self, name)) for name in self._arguments()}
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
         if not has_other_delimiters(self):
@@ -139,27 +188,27 @@ class GivenArguments(BaseOperator):
 
 
 def is_from_mapped(operator: BaseOperator) -> bool:
-    """Whether this is one instance of a mapped operator, which Airflow makes in a worker. It has no public sign."""
+    """Return whether this is an instance of a mapped operator, created in a worker. Airflow has no public sign."""
     return bool(getattr(operator, "_BaseOperator__from_mapped", False))
 
 
 def has_other_delimiters(operator: BaseOperator) -> bool:
-    """Whether the author's templates begin by something else than Jinja's usual ``{{``, so that any text may be one."""
+    """Return whether the DAG sets other delimiters than Jinja's default ``{{``, so that any text may be a template."""
     dag = operator.get_dag()
     return dag is not None and not _DELIMITERS.isdisjoint(getattr(dag, "jinja_environment_kwargs", None) or ())
 
 
 def is_executed(operator: BaseOperator) -> bool:
-    """Whether this is the copy that a worker of Airflow 3 executes, whose attributes are no longer its author's."""
+    """Return whether this is the copy that a worker of Airflow 3 executes, with attributes changed by Airflow."""
     return bool(getattr(operator, "_lock_for_execution", False))
 
 
 def is_mapped_argument(operator: GivenArguments, name: str) -> bool:
     """
-    Whether an element of what a mapped operator is expanded over has given this argument, rather than ``partial()``.
+    Return whether a mapped element gives this argument, rather than ``partial()``.
 
-    Airflow makes the instance of both alike. ``expand_kwargs(strict=False)`` lets an element give anew what
-    ``partial()`` has given; where both may be the source of None, it counts as the element's.
+    Airflow creates the instance from both alike. With ``expand_kwargs(strict=False)`` an element may replace an
+    argument of ``partial()``. If None may come from either, it counts as the element's.
     """
     if not is_from_mapped(operator) or name not in operator._named:
         return False
@@ -173,7 +222,7 @@ def is_mapped_argument(operator: GivenArguments, name: str) -> bool:
 
 @cache
 def _defaults(operator_class: type[BaseOperator]) -> dict[str, Any]:
-    """The arguments of an operator that have a default, with that."""
+    """Return the arguments of an operator that have a default, and the defaults."""
     found: dict[str, Any] = {}
     for base in operator_class.__mro__:
         init = vars(base).get("__init__")
@@ -185,10 +234,10 @@ def _defaults(operator_class: type[BaseOperator]) -> dict[str, Any]:
 
 def call_after_success(operator: BaseOperator, function: Callable[[], None]) -> None:
     """
-    Call ``function`` as soon as Airflow has recorded that the try which executes ``operator`` succeeded.
+    Call ``function`` once Airflow has recorded the success of the try that executes ``operator``.
 
-    It becomes the last of the operator's success callbacks, after those that its author has given it. It is not called
-    where it can't be known that the success is recorded. An error in it is logged, and is no error of the task.
+    It is added after the author's own success callbacks. It is not called if the record can't be confirmed. Its errors
+    are logged and do not fail the task.
     """
     given = operator.on_success_callback
     callbacks = [given] if callable(given) else list(given or ())
@@ -202,17 +251,18 @@ def _on_success(function: Callable[[], None], context: Context) -> None:
         elif _is_recorded(context["ti"]):
             function()
         else:
-            log.warning("Airflow has not recorded this task's success: what it has reported is reported again")
+            log.warning("Airflow has not recorded this task's success: its changes are reported again")
     except Exception:  # noqa: BLE001  # the task has succeeded
         _log_failure()
 
 
 def _is_recorded(ti: Any) -> bool:
     """
-    Ask Airflow 3, which calls success callbacks after the task reported its success, in 3.3 also when that was refused.
+    Return whether Airflow 3 has recorded the success of this try.
 
-    Two questions, since the state is that of the task instance's latest try, which is another one after this one was
-    given up for dead. The second is refused for the id of a try that is not the latest. To be asked on the main thread.
+    Airflow 3 calls success callbacks after the task has reported its success, 3.3 also when the report was refused. The
+    state is that of the latest try, which is a different one if Airflow considered this one dead. Airflow refuses the
+    second request for the id of any other try. Call this on the main thread.
     """
     from airflow.sdk.execution_time import task_runner
     from airflow.sdk.execution_time.comms import ValidateInletsAndOutlets
@@ -225,7 +275,7 @@ def _is_recorded(ti: Any) -> bool:
 
 
 def _call_when_committed(ti: Any, function: Callable[[], None]) -> None:
-    """Wait for the commit: Airflow 2.11 calls success callbacks before it, and after a skip too."""
+    """Call ``function`` after the commit: Airflow 2.11 calls success callbacks before it, and also after a skip."""
     from airflow import settings
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import event, select
@@ -245,10 +295,10 @@ def _call_when_committed(ti: Any, function: Callable[[], None]) -> None:
 
     def after_commit(session: Session) -> None:
         nonlocal called
-        if called:  # a listener can't be removed while it is called
+        if called:  # a listener can't be removed while it runs
             return
         try:
-            # Not by the session, which can't be used at this moment. The commit may have been another one.
+            # The session can't be used at this moment. The commit may have been a different one.
             with engine.connect() as connection:
                 if connection.scalar(query) != "success":
                     return
@@ -261,4 +311,4 @@ def _call_when_committed(ti: Any, function: Callable[[], None]) -> None:
 
 
 def _log_failure() -> None:
-    log.warning("It could not be noted what this task has reported, which is therefore reported again", exc_info=True)
+    log.warning("The changes that this task reported could not be recorded: they are reported again", exc_info=True)

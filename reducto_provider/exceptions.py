@@ -1,8 +1,8 @@
 """The errors of this package, one per cause.
 
-Each is an ``AirflowException``, so that sensors treat them alike in every mode. One that no retry can mend is an
-``AirflowFailException`` as well: Airflow then fails the task at once instead of spending its retries. Each takes
-its message as the only positional argument and so survives pickling.
+Each is an ``AirflowException``, so that sensors treat them alike in every mode. One that a retry can't fix is also an
+``AirflowFailException``: Airflow then fails the task at once instead of spending its retries. Each takes its message as
+the only positional argument and so survives pickling.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from reducto_provider.usage.report import CreditsUnavailableError, UsageContract
 
 class ReductoError(AirflowException):
     """
-    Base of all errors of this package.
+    Base class of all errors of this package.
 
-    :param retry_after: seconds that the service asked to wait before the next request, if it did.
+    :param retry_after: seconds to wait before the next request, if the service sent ``Retry-After``.
     """
 
     transient: ClassVar[bool] = False
-    """Whether the cause may pass by itself: the hook tries again, and a poll may go on."""
+    """Whether the cause may be temporary: the hook retries, and a sensor continues to poll."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class ReductoError(AirflowException):
 
 
 class ReductoConfigurationError(ReductoError, AirflowFailException):
-    """The Airflow connection, or what an author gave, can't be used; the message names the field."""
+    """The Airflow connection or an argument is invalid. The message names the field."""
 
 
 class ReductoAuthenticationError(ReductoError, AirflowFailException):
@@ -44,7 +44,7 @@ class ReductoPermissionError(ReductoError, AirflowFailException):
 
 
 class ReductoRequestError(ReductoError, AirflowFailException):
-    """400, or another 4xx without a class of its own: the service refuses the request as it is."""
+    """400, or another 4xx without a class of its own: the service rejects the request."""
 
 
 class ReductoRateLimitError(ReductoError):
@@ -60,71 +60,76 @@ class ReductoServerError(ReductoError):
 
 
 class ReductoTransportError(ReductoError):
-    """No whole answer came: refused, reset, timed out, cut short; still after all attempts."""
+    """No complete response arrived: refused, reset, timed out, cut short; still after all attempts."""
 
     transient = True
 
 
 class ReductoGatewayError(ReductoError):
     """
-    Something in between answered instead of Reducto, still after all attempts.
+    Something between Airflow and Reducto responded in its place, still after all attempts.
 
-    HTML came, with whatever status, as from a gateway, a firewall or a login page; or 407, which only a proxy sends.
+    The response was HTML with any status, as from a gateway, a firewall or a login page; or 407, which only a proxy
+    sends.
     """
 
     transient = True
 
 
 class ReductoResponseError(ReductoError):
-    """An answer came that breaks the contract (wrong range, not JSON, a redirect): never taken for data."""
+    """The response violates the contract (wrong range, not JSON, a redirect). It is never used as data."""
 
 
 class ReductoCreditsUnavailableError(ReductoError, AirflowFailException):
-    """Credits are needed, but the service sends none for this account."""
+    """Credits are required, but the service sends none for this account."""
 
 
 class ReductoDayNotOverError(ReductoError):
-    """The run's partition has a day that is not over or has not settled, or all days are to come: retry later."""
+    """A day of the run's partition is not over or not settled, or all days are in the future. A retry may succeed."""
 
 
 class ReductoExportError(ReductoError):
-    """Files could not be written or read. Each is whole: the one that was there before, or the new one."""
+    """Files could not be written or read. Each is complete: either the previous version or the new one."""
 
 
 class ReductoFleetError(ReductoError):
-    """Some organizations of a fleet could not be exported, the others were. A retry asks for the former alone."""
+    """Some organizations of a fleet could not be exported, the others were. A retry exports only the former."""
 
 
 class ReductoFleetFailError(ReductoError, AirflowFailException):
-    """Some organizations of a fleet could not be exported, each for a reason that no retry can mend."""
+    """Some organizations of a fleet could not be exported, each because of a permanent error."""
 
 
 class ReductoReconciliationError(ReductoError):
-    """The dimensions of the same usage do not agree: figures that can't all be right."""
+    """The totals by different dimensions of the same usage differ, so not all of them can be right."""
 
 
 class ReductoPollError(ReductoError):
-    """A poll failed for a reason that this package did not foresee, or that is Airflow's own; the message names it."""
+    """A poll failed with another exception, for instance one of Airflow's. The message names it."""
 
 
 class ReductoWindowClosedError(ReductoError, AirflowFailException):
-    """The window is over and the threshold was not exceeded: waiting on is in vain."""
+    """The window is over and the threshold was not exceeded."""
 
 
 class ReductoTriggerEventError(ReductoError):
-    """A deferred task was resumed with an event that its trigger can't have sent."""
+    """A deferred task was resumed with an event that is not one of its trigger's."""
 
 
 @contextmanager
-def translate_errors(who: str) -> Iterator[None]:
-    """Raise what the domain and the stores raise as the error of this package that it is to a task."""
+def translate_errors(source: str) -> Iterator[None]:
+    """
+    Raise errors of the domain and of storage as the matching errors of this package.
+
+    :param source: what their messages begin with, such as the id of the task.
+    """
     try:
         yield
     except CreditsUnavailableError as error:
-        raise ReductoCreditsUnavailableError(f"{who}: {error}") from error
+        raise ReductoCreditsUnavailableError(f"{source}: {error}") from error
     except UsageContractError as error:
-        raise ReductoResponseError(f"{who}: {error}") from error
+        raise ReductoResponseError(f"{source}: {error}") from error
     except (ValueError, ImportError, OverflowError) as error:
-        raise ReductoConfigurationError(f"{who}: {error}") from error
+        raise ReductoConfigurationError(f"{source}: {error}") from error
     except OSError as error:
         raise ReductoExportError(str(error)) from error

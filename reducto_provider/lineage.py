@@ -1,7 +1,7 @@
 """
-What a task read and wrote, for OpenLineage: https://openlineage.io/docs/spec/naming.
+The datasets that a task reads and writes, named for OpenLineage: https://openlineage.io/docs/spec/naming.
 
-Imported when OpenLineage asks, and then only: its classes come with the extra ``openlineage``.
+Imported only when OpenLineage extracts a task's lineage: its classes come with the extra ``openlineage``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SCHEMES = {"s3a": "s3", "gcs": "gs", "abfs": "abfss"}
 
 
 def usage_dataset(base_url: str, org_id: str, group_by: str) -> InputDataset:
-    """An organization's usage by one dimension, as the service at ``base_url`` has it: the URL without the days."""
+    """Return the input for an organization's usage by one dimension: the service's URL without the days."""
     url = urlsplit(base_url)
     host = url.netloc.removesuffix({"https": ":443", "http": ":80"}[url.scheme])
     query = urlencode({"orgId": org_id, "groupBy": group_by}, quote_via=quote)
@@ -45,9 +45,9 @@ def files_dataset(
     storage: Storage, name: str, columns: Mapping[str, str], published: Sequence[PublishedFile] | None
 ) -> OutputDataset:
     """
-    A folder of files, or one file.
+    Return the output for a folder of files, or for one file.
 
-    :param published: what was written; None if that failed on the way.
+    :param published: the files that were written; None if the export failed.
     """
     namespace, path = dataset_name(storage.location(name), storage.account)
     statistics = published and OutputStatisticsOutputDatasetFacet(
@@ -65,9 +65,9 @@ def files_dataset(
 
 def dataset_name(location: str, account: str | None = None) -> tuple[str, str]:
     """
-    Namespace and name of what lies at a URL.
+    Return the namespace and the name of the dataset at a URL.
 
-    :param account: the account of a container of Azure.
+    :param account: the storage account of an Azure container.
     """
     scheme, _, rest = location.partition("://")
     if scheme == "file":

@@ -1,4 +1,4 @@
-"""All that Airflow discovers about this package. Imported by every Airflow process: it imports nothing itself."""
+"""The package's metadata for Airflow. Every Airflow process imports this module, so it imports nothing itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """The provider's metadata, as Airflow's ``provider_info.schema.json`` describes it."""
+    """Return the provider's metadata, as Airflow's ``provider_info.schema.json`` describes it."""
     return {
         "package-name": "airflow-provider-reducto",
         "name": "Reducto",
-        "description": "Reducto usage for Apache Airflow: export it, keep it, act on it.",
+        "description": "Track, store and act on your Reducto usage.",
         "integrations": [
             {
                 "integration-name": "Reducto",
@@ -34,22 +34,22 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "org_id": {
                         "label": "Organization ID",
-                        "description": "Asked for when a task names no organization; empty: the key's own.",
+                        "description": "Used if a task names no organization. Empty: the key's own.",
                         "schema": {"type": ["string", "null"]},
                     },
                     "timeout": {
                         "label": "Timeout (seconds)",
-                        "description": "For one attempt, its whole answer included. Default: 60.",
+                        "description": "For one attempt, including the whole response. Default: 60.",
                         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
                     },
                     "max_attempts": {
                         "label": "Attempts",
-                        "description": "Requests made at most for one question when the service fails. Default: 5.",
+                        "description": "Maximum number of requests for one query if the service fails. Default: 5.",
                         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 20},
                     },
                     "requests_per_second": {
                         "label": "Requests per second",
-                        "description": "Never more, retries included, from one task. Empty: no limit.",
+                        "description": "Maximum rate of one task, including retries. Empty: no limit.",
                         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
                     },
                     "verify": {
@@ -59,7 +59,7 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "proxy": {
                         "label": "Proxy",
-                        "description": "Such as http://user:password@proxy:3128. Empty: as the environment says.",
+                        "description": "Such as http://user:password@proxy:3128. Empty: the environment's proxy.",
                         "schema": {"type": ["string", "null"], "format": "password"},
                     },
                 },

@@ -1,4 +1,4 @@
-"""What a task holds while it runs, and what its copies and pickles leave out."""
+"""Copies and pickles of tasks, without the state of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class DropsRunState:
     """
     Copy and pickle a task as if it had never run.
 
-    What it holds while it runs (a hook with the key and open sessions, threads, an event loop) belongs to one run in
-    one process, and could not be copied. Each name has a default in the class, or is a cached property.
+    The state of a run (a hook with the key and open sessions, threads, an event loop) belongs to one process and can't
+    be copied. Each of its attributes has a default in the class, or is a cached property.
     """
 
     run_state: ClassVar[tuple[str, ...]] = ("hook",)
-    """Names of the attributes that are left out."""
+    """Names of the attributes that copies and pickles omit."""
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
         return {name: value for name, value in state.items() if name not in (*self.run_state, CACHED_LOGGER)}
 
     def __deepcopy__(self: Copied, memo: dict[int, Any]) -> Copied:
-        # Airflow's own copies each attribute that is there, and has no other way to leave one out.
+        # Airflow's own copies every attribute and offers no way to omit one.
         held = {name: vars(self).pop(name) for name in self.run_state if name in vars(self)}
         try:
             copied: Copied = super().__deepcopy__(memo)  # type: ignore[misc]

@@ -28,7 +28,7 @@ hypothesis.settings.register_profile("test", derandomize=True, deadline=None, da
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
-pytest_plugins = ["tests.real_airflow.fixtures"]
+pytest_plugins = ["tests.loopback", "tests.real_airflow.fixtures"]
 
 PROJECT = Path(__file__).parents[1]
 

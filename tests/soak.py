@@ -238,7 +238,8 @@ def soak_one_process(runs: int) -> list[Growth]:
 
 def soak_airflow(minutes: int, timeout: float) -> tuple[int, list[Growth], list[str]]:
     """How many runs, the growth of scheduler, workers and triggerer meanwhile, and which runs failed."""
-    from tests.real_airflow.deployment import FINISHED, AirflowDeployment
+    from tests.real_airflow.deployment import AirflowDeployment
+    from tests.real_airflow.running import FINISHED
 
     runs = minutes * len(ORGANIZATIONS)
     start = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=minutes + 1)

@@ -1,24 +1,30 @@
-"""Given is given: an argument that was written in a DAG and came out as nothing never counts as left out."""
+"""Given is given: an argument that was written in a DAG and resolved to nothing never counts as left out."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import pickle
+from dataclasses import replace
 from datetime import date, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator
+from airflow.timetables import trigger as core_trigger
 from jinja2 import Undefined
 
+from reducto_provider.airflow_compat import run_from_context
 from reducto_provider.exceptions import ReductoConfigurationError
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import REMEDIES
-from tests.airflows import ResolveMixin
+from reducto_provider.usage.schedule import Schedule
+from tests.airflows import PARTITIONS, ResolveMixin, dag_author
+from tests.usage.runs import make_run, run_context, utc
 
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
 FOCUS = {"output_format": "focus_csv", "price_per_credit": "0.015"}
@@ -79,6 +85,39 @@ def rendered(operator: BaseOperator, **params: Any) -> BaseOperator:
     return task
 
 
+class TestRunFromContext:
+    def test_on_airflow_2_a_run_has_a_logical_date_instead_of_run_after(self):
+        context = run_context(None, None, logical_date=utc("2026-06-18T12:30"))
+        del context["dag_run"].run_after
+
+        assert run_from_context(context).moment == utc("2026-06-18T12:30")
+
+    @pytest.mark.parametrize("name", ["CronTriggerTimetable", pytest.param("CronPartitionTimetable", marks=PARTITIONS)])
+    def test_schedules_are_read_from_public_and_private_attributes_alike(self, name):
+        public, private = (
+            make_run(getattr(module, name)("0 0 * * 1", timezone="Asia/Tokyo"), None).schedule
+            for module in (dag_author, core_trigger)
+        )
+
+        assert (public.timetable, public.expression, public.parts) == (name, "0 0 * * 1", ())
+        assert {getattr(each.timezone, "name", each.timezone) for each in (public, private)} == {"Asia/Tokyo"}
+        assert replace(public, timezone=None) == replace(private, timezone=None)
+
+    def test_a_schedule_by_time_or_by_assets_combines_one_by_time(self):
+        by_time = dag_author.DeltaTriggerTimetable(timedelta(days=7))
+        either = dag_author.AssetOrTimeSchedule(assets=[Asset("usage")], timetable=by_time)
+
+        assert [part.delta for part in make_run(either, None).schedule.parts] == [timedelta(days=7)]
+
+    def test_what_has_no_schedule(self):
+        assert make_run(object(), None).schedule == Schedule(timetable="object")
+
+    def test_a_preset_that_croniter_does_not_know(self):
+        timetable = SimpleNamespace(expression="@quarterly", timezone="UTC")
+
+        assert make_run(timetable, None).schedule.expression == "0 0 1 */3 *"
+
+
 def test_there_is_a_remedy_for_each_templated_argument():
     assert {field for _, field in FIELDS} == REMEDIES.keys()
 
@@ -107,7 +146,7 @@ def test_what_came_out_as_nothing_is_one_error_at_once(connect, simulator, opera
     for each in (task, pickle.loads(pickle.dumps(task)) if native else copy.deepcopy(task)):
         with pytest.raises(ReductoConfigurationError) as error:
             each.execute({})
-        assert f"{field} is given but came out as {came_out}: {REMEDIES[field]}" in str(error.value)
+        assert f"{field} is given but resolved to {came_out}: {REMEDIES[field]}" in str(error.value)
     assert not simulator.requests
 
 
@@ -117,7 +156,7 @@ def test_an_undefined_name_is_not_left_out_whatever_jinja_makes_of_it(connect, s
     options = {"template_undefined": undefined} if undefined else {}
     task = made("export", "org_id", "{{ nothing }}", render_template_as_native_obj=True, **options)
 
-    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as Undefined"):
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but resolved to Undefined"):
         rendered(task).execute({})
     assert not simulator.requests
 
@@ -159,7 +198,7 @@ def test_an_attribute_that_is_assigned_was_given(connect, simulator, operator):
     task = made(operator, "products", None)
     task.products = ["parse", "{{ params.value }}"]
 
-    with pytest.raises(ReductoConfigurationError, match="products is given but an element of it came out as 'None'"):
+    with pytest.raises(ReductoConfigurationError, match="products is given but an element of it resolved to 'None'"):
         rendered(task, value=None).execute({})
     assert not simulator.requests
 
@@ -173,7 +212,7 @@ def test_so_was_one_that_a_subclass_assigns(connect, simulator):
     connect(host=simulator.url)
     with DAG("given", schedule=None, render_template_as_native_obj=True):
         task = OfATeam(task_id="task")
-    with pytest.raises(ReductoConfigurationError, match="api_keys is given but came out as \\[\\]"):
+    with pytest.raises(ReductoConfigurationError, match="api_keys is given but resolved to \\[\\]"):
         rendered(task, team=[]).execute({})
 
 
@@ -199,7 +238,7 @@ def test_a_subclass_has_templated_arguments_of_its_own(connect, simulator, opera
     ready = rendered(task, none=None, org="org_acme")
     assert (ready.team, ready.members, ready.org_id) == ("", ["None"], "org_acme")
     ready.execute({})
-    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as 'None'"):
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but resolved to 'None'"):
         rendered(task, none=None, org=None).execute({})
 
 
@@ -235,7 +274,7 @@ def test_templates_with_other_delimiters(connect, simulator, native):
         "a",
         "b",
     ]
-    with pytest.raises(ReductoConfigurationError, match="org_id is given but came out as"):
+    with pytest.raises(ReductoConfigurationError, match="org_id is given but resolved to"):
         rendered(task, org=None, name="a").execute({})
     with pytest.raises(ReductoConfigurationError, match="lookback_days must be a whole number"):
         rendered(wrong).execute({})
@@ -268,7 +307,7 @@ def test_an_element_of_a_list_that_came_out_as_nothing(connect, simulator, field
     connect(host=simulator.url)
     with pytest.raises(ReductoConfigurationError) as error:
         rendered(made("export", field, written), none=None, blank=" ").execute({})
-    assert f"{field} is given but an element of it came out as {came_out}: " in str(error.value)
+    assert f"{field} is given but an element of it resolved to {came_out}: " in str(error.value)
     assert not simulator.requests
 
 
@@ -286,7 +325,7 @@ def test_an_element_of_a_list_that_came_out_as_nothing(connect, simulator, field
 )
 def test_an_element_of_a_fleet_that_came_out_as_nothing(connect, simulator, organizations):
     connect(host=simulator.url)
-    with pytest.raises(ReductoConfigurationError, match="organizations is given but an element of it came out as"):
+    with pytest.raises(ReductoConfigurationError, match="organizations is given but an element of it resolved to"):
         rendered(made("fleet", "organizations", organizations), none=None).execute({})
     assert not simulator.requests
 
@@ -364,25 +403,25 @@ def run_tasks(run_dag: Any, *tasks: str, native: bool = False, default_args: dic
 def test_what_other_tasks_and_params_made_nothing_of(run_dag, simulator):
     """On real Airflow: each task fails at once, without a retry or a request."""
     tasks = {
-        "export(task_id='TASK', api_keys=empty, **EXPORT)": "api_keys is given but came out as []",
-        "export(task_id='TASK', api_keys=holed, **EXPORT)": "api_keys is given but an element of it came out as None",
-        "export(task_id='TASK', api_keys=['a', none], **EXPORT)": "api_keys is given but an element of it came out",
-        "export(task_id='TASK', org_id=none, **EXPORT)": "org_id is given but came out as None",
-        "export(task_id='TASK', org_id='{{ params.none }}', **EXPORT)": "org_id is given but came out as None",
-        "export(task_id='TASK', org_id=broken(), trigger_rule='all_done', **EXPORT)": "org_id is given but came out as",
+        "export(task_id='TASK', api_keys=empty, **EXPORT)": "api_keys is given but resolved to []",
+        "export(task_id='TASK', api_keys=holed, **EXPORT)": "api_keys is given but an element of it resolved to None",
+        "export(task_id='TASK', api_keys=['a', none], **EXPORT)": "api_keys is given but an element of it resolved to",
+        "export(task_id='TASK', org_id=none, **EXPORT)": "org_id is given but resolved to None",
+        "export(task_id='TASK', org_id='{{ params.none }}', **EXPORT)": "org_id is given but resolved to None",
+        "export(task_id='TASK', org_id=broken(), trigger_rule='all_done', **EXPORT)": "org_id is given but resolved to",
         "export(task_id='TASK', retries=2, usage_start_date=none, usage_end_date=none)": "usage_start_date is given",
-        "export(task_id='TASK', output_path=none, **EXPORT)": "output_path is given but came out as None",
+        "export(task_id='TASK', output_path=none, **EXPORT)": "output_path is given but resolved to None",
         "export(task_id='TASK', output_path='/nowhere', output_format='focus_csv', price_per_credit='1', "
         "contracted_price_per_credit='{{ params.none }}', **EXPORT)": "contracted_price_per_credit is given but",
         "ReductoUsageFleetExportOperator(task_id='TASK', organizations=empty, output_path='/nowhere', **EXPORT)": (
-            "organizations is given but came out as []"
+            "organizations is given but resolved to []"
         ),
         "ReductoUsageReconciliationOperator(task_id='TASK', products='{{ params.empty }}', **EXPORT)": (
-            "products is given but came out as []"
+            "products is given but resolved to []"
         ),
         **{
             f"ReductoUsageThresholdSensor(task_id='TASK', threshold=1, {mode}, retries=2, usage_start_date='{{{{ "
-            "params.none }}', usage_end_date='{{ params.none }}')": "usage_start_date is given but came out as None"
+            "params.none }}', usage_end_date='{{ params.none }}')": "usage_start_date is given but resolved to None"
             for mode in ("mode='poke'", "mode='reschedule'", "deferrable=True")
         },
     }
@@ -460,7 +499,7 @@ def test_default_args_count_as_named(run_dag, simulator):
 
     messages = [error.message for error in result.errors if error.task_id.startswith("task")]
     assert len(messages) == 2
-    assert all("org_id is given but came out as 'None'" in message for message in messages)
+    assert all("org_id is given but resolved to 'None'" in message for message in messages)
     assert not simulator.requests
 
 

@@ -6,9 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -24,28 +22,24 @@ AIRFLOW = ("init", "api-server", "scheduler", "dag-processor", "triggerer", "wor
 HEALTH = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 
 
-class HealthPage(HTTPServer):
+class HealthPage:
     """What Airflow's API server tells of its parts."""
 
     def __init__(self):
         self.parts = {}
-        super().__init__(("127.0.0.1", 0), _HealthRequest)
-        self.address = f"127.0.0.1:{self.server_port}"
+        self.address = ""
 
-
-class _HealthRequest(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/api/v2/monitor/health" else 404)
-        self.end_headers()
-        self.wfile.write(json.dumps(self.server.parts).encode())
+    def answer(self, request, _):
+        found = request.startswith(b"GET /api/v2/monitor/health ")
+        yield b"HTTP/1.1 200 OK\r\n\r\n" if found else b"HTTP/1.1 404 Not Found\r\n\r\n"
+        yield json.dumps(self.parts).encode()
 
 
 @pytest.fixture
-def health_page():
-    with HealthPage() as page:
-        Thread(target=page.serve_forever, daemon=True).start()
-        yield page
-        page.shutdown()
+def health_page(listen):
+    page = HealthPage()
+    page.address = listen(page.answer).url.removeprefix("http://")
+    return page
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,16 @@ def test_every_error_has_an_entry(name):
 
 
 def is_said(text: str, texts: list[str]) -> bool:
-    """Whether the code has this text, or the parts of it that a colon joins: messages are put into messages."""
+    """
+    Whether the code has this text, or the parts of it.
+
+    A colon joins messages that are put into messages; "must be" and "not" join the parts of those of usage/checks.py.
+    """
     if any(text in each for each in texts):
         return True
     return any(
-        is_said(text[: colon.start()], texts) and is_said(text[colon.end() :], texts)
-        for colon in re.finditer(": ", text)
+        is_said(text[: joint.start()], texts) and is_said(text[joint.end() :], texts)
+        for joint in re.finditer(": | must be |, not$", text)
     )
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,8 +36,6 @@ class Refusing(BaseSecretsBackend):
 """
 
 REFUSE = """
-import sys
-
 def hook(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "sqlite3.connect"):
         raise Refused(f"reached out: {event} {args}")
@@ -53,7 +52,7 @@ settings.Session = refuse
 """
 
 WATCH_WARNINGS = """
-import json, warnings
+import warnings
 
 warned = []
 
@@ -77,53 +76,107 @@ def parse(folder):
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Run code in a new process, in a home of its own whose secrets backend refuses to be asked."""
-    (tmp_path / "refusing_backend.py").write_text(REFUSING_BACKEND)
+IN_FORKS = """
+import json, os, sys, traceback
 
-    def start(code: str, *arguments: str) -> list[str]:
+def outcome_of(code):
+    try:
+        exec(code, globals())
+        return {"result": globals().get("result")}
+    except BaseException:
+        return {"error": traceback.format_exc()}
+
+def in_a_fork(code):
+    reader, writer = os.pipe()
+    if not os.fork():
+        with os.fdopen(writer, "w") as stream:
+            stream.write(json.dumps(outcome_of(code)))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        return json.load(stream)
+"""
+"""Starting Airflow takes seconds and a fork none: what several tests run begins alike, in forks of one process."""
+
+
+@pytest.fixture(scope="module")
+def in_forks(tmp_path_factory):
+    """
+    Run pieces of code, each in its own fork of a new process that has run ``first``: by name what each left in
+    ``result``, or its traceback.
+
+    The process has a home of its own, whose secrets backend refuses to be asked.
+    """
+
+    def start(first: str, pieces: dict[str, str]) -> dict[str, Outcome]:
+        home = tmp_path_factory.mktemp("home")
+        (home / "refusing_backend.py").write_text(REFUSING_BACKEND)
         env = {
             **os.environ,
-            "AIRFLOW_HOME": str(tmp_path),
+            "AIRFLOW_HOME": str(home),
             "AIRFLOW__SECRETS__BACKEND": "refusing_backend.Refusing",
             "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)]),
+            "PYTHONPATH": os.pathsep.join([str(home), str(PROJECT)]),
         }
-        command = [sys.executable, "-c", code, *arguments]
+        last = "print('\\n' + json.dumps({name: in_a_fork(code) for name, code in json.loads(sys.argv[1]).items()}))"
+        command = [sys.executable, "-c", f"{IN_FORKS}{first}\n{last}", json.dumps(pieces)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return {name: Outcome(**outcome) for name, outcome in json.loads(done.stdout.splitlines()[-1]).items()}
 
     return start
 
 
-@pytest.mark.parametrize(
-    ("attempt", "refusal"),
-    [
-        ("import socket; socket.create_connection(('127.0.0.1', 9))", "reached out: socket."),
-        ("import sqlite3; sqlite3.connect(':memory:')", "reached out: sqlite3.connect"),
-        ("from airflow.utils.session import create_session\nwith create_session(): pass", "opened a session"),
-        ("from airflow.providers.common.compat.sdk import BaseHook; BaseHook.get_connection('x')", "asked the secrets"),
-        ("from airflow.models.variable import Variable; Variable.get('x')", "asked the secrets"),
-    ],
-)
-def test_what_is_refused_here_fails_loudly(run, attempt, refusal):
-    with pytest.raises(AssertionError, match=f"Refused: {refusal}"):
-        run(REFUSE + attempt)
+class Outcome(NamedTuple):
+    """What a piece of code left, or raised."""
+
+    result: Any = None
+    error: str | None = None
+
+    def get(self) -> Any:
+        assert self.error is None, self.error
+        return self.result
 
 
-def test_importing_any_module_touches_nothing(run):
-    code = "import importlib, json\nprint(json.dumps([importlib.import_module(m).__name__ for m in sys.argv[1:]]))"
-    assert run(REFUSE + code, *MODULES) == MODULES
+ATTEMPTS = {
+    "a socket": ("import socket; socket.create_connection(('127.0.0.1', 9))", "reached out: socket."),
+    "a database": ("import sqlite3; sqlite3.connect(':memory:')", "reached out: sqlite3.connect"),
+    "a session": (
+        "from airflow.utils.session import create_session\nwith create_session(): pass",
+        "opened a session",
+    ),
+    "a connection": (
+        "from airflow.providers.common.compat.sdk import BaseHook; BaseHook.get_connection('x')",
+        "asked the secrets",
+    ),
+    "a variable": ("from airflow.models.variable import Variable; Variable.get('x')", "asked the secrets"),
+}
+IMPORT_ALL = f"import importlib\nresult = [importlib.import_module(module).__name__ for module in {MODULES!r}]"
+PARSE_ALL = f"""
+{PARSE}
+dags = parse({str(PROJECT / "dags")!r})
+result = {{dag_id: dag.doc_md.strip().startswith("# ") for dag_id, dag in dags.items()}}
+"""
 
 
-def test_parsing_the_example_dags_touches_nothing(run):
-    code = (
-        "import json\ndags = parse(sys.argv[1])\n"
-        "print(json.dumps({dag_id: dag.doc_md.strip().startswith('# ') for dag_id, dag in dags.items()}))"
-    )
-    assert run(REFUSE + PARSE + code, str(PROJECT / "dags")) == {
+@pytest.fixture(scope="module")
+def refused(in_forks):
+    """What comes of each attempt, of importing everything and of parsing the example DAGs where all is refused."""
+    attempts = {name: code for name, (code, _) in ATTEMPTS.items()}
+    return in_forks(REFUSE, {**attempts, "importing": IMPORT_ALL, "parsing": PARSE_ALL})
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_what_is_refused_here_fails_loudly(refused, attempt):
+    assert f"Refused: {ATTEMPTS[attempt][1]}" in (refused[attempt].error or "")
+
+
+def test_importing_any_module_touches_nothing(refused):
+    assert refused["importing"].get() == MODULES
+
+
+def test_parsing_the_example_dags_touches_nothing(refused):
+    assert refused["parsing"].get() == {
         "reducto_usage_all_organizations": True,
         "reducto_usage_backfill": True,
         **({"reducto_usage_budget_levels": True} if AIRFLOW >= (3,) else {}),  # Airflow 2 has no watchers
@@ -137,12 +190,9 @@ def test_parsing_the_example_dags_touches_nothing(run):
     }
 
 
-def test_nothing_deprecated_is_used(run):
-    code = (
-        "import importlib, sys\nfor module in sys.argv[2:]: importlib.import_module(module)\n"
-        "parse(sys.argv[1])\nprint('\\n' + json.dumps(warned))"
-    )
-    warned = run(WATCH_WARNINGS + PARSE + code, str(PROJECT / "dags"), *MODULES)
+def test_nothing_deprecated_is_used(in_forks):
+    code = f"{IMPORT_ALL}\n{PARSE_ALL}\nresult = warned"
+    warned = in_forks(WATCH_WARNINGS, {"all": code})["all"].get()
     assert [warning for warning in warned if Path(warning[1]).is_relative_to(PROJECT) and ".py" in warning[1]] == []
 
 
@@ -185,28 +235,56 @@ HEAVY = {
     *("aiohttp", "requests", "urllib3", "tenacity", "fsspec", "upath", "boto3", "botocore", "pyarrow", "pandas"),
     *("numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
 }
-HEAVY_CODE = """
-import json, sys
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, BaseSensorOperator, Param, task
-before = set(sys.modules)
-{}
-print("\\n" + json.dumps(sorted(set(sys.modules) - before)))
-"""
+FOR_DAG_FILES = (
+    *("operators.export", "operators.fleet", "operators.reconciliation", "sensors.threshold", "triggers.threshold"),
+    *("triggers.levels", "links.studio", "provider_info"),
+)
+DAGS = [path.stem for path in SOURCES if path.name.startswith("reducto_usage_")]
 
 
-def test_what_a_dag_file_imports_loads_nothing_heavy(run):
-    modules = (
-        *("operators.export", "operators.fleet", "operators.reconciliation", "sensors.threshold", "triggers.threshold"),
-        *("triggers.levels", "links.studio", "provider_info"),
-    )
-    loaded = run(HEAVY_CODE.format("\n".join(f"import reducto_provider.{module}" for module in modules)))
-    assert "reducto_provider.sensors.threshold" in loaded
-    assert HEAVY & set(loaded) == set()
+@pytest.fixture(scope="module")
+def loaded(in_forks):
+    """The modules that are loaded by what a DAG file imports of this package, and by each example DAG."""
+    first = "from airflow.providers.common.compat.sdk import DAG, BaseOperator, BaseSensorOperator, Param, task"
+    code = "before = set(sys.modules)\n{}\nresult = sorted(set(sys.modules) - before)"
+    package = "\n".join(f"import reducto_provider.{module}" for module in FOR_DAG_FILES)
+    dags = {dag: code.format(f"sys.path.insert(0, {str(PROJECT / 'dags')!r})\nimport {dag}") for dag in DAGS}
+    return in_forks(first, {"the package": code.format(package), **dags})
 
 
-@pytest.mark.parametrize("dag", [path.name for path in SOURCES if path.name.startswith("reducto_usage_")])
-def test_an_example_dag_loads_nothing_heavy(run, dag):
-    code = f"sys.path.insert(0, {str(PROJECT / 'dags')!r})\nimport {dag.removesuffix('.py')}"
-    loaded = run(HEAVY_CODE.format(code))
-    assert any(module.startswith("reducto_provider.") for module in loaded)
-    assert HEAVY & set(loaded) == set()
+def test_what_a_dag_file_imports_loads_nothing_heavy(loaded):
+    modules = loaded["the package"].get()
+    assert "reducto_provider.sensors.threshold" in modules
+    assert HEAVY & set(modules) == set()
+
+
+@pytest.mark.parametrize("dag", DAGS)
+def test_an_example_dag_loads_nothing_heavy(loaded, dag):
+    modules = loaded[dag].get()
+    assert any(module.startswith("reducto_provider.") for module in modules)
+    assert HEAVY & set(modules) == set()
+
+
+DOMAIN = [module for module in MODULES if module.startswith("reducto_provider.usage")]
+LOADED = "result = sorted({name.split('.')[0] for name in sys.modules})"
+
+
+@pytest.fixture(scope="module")
+def loaded_alone(in_forks):
+    """The packages that are loaded by each module of the domain, and by what Airflow reads of every provider."""
+    info = "from reducto_provider.provider_info import get_provider_info\nget_provider_info()"
+    pieces = {module: f"import {module}" for module in DOMAIN} | {"provider_info": info}
+    return in_forks("", {name: f"{code}\n{LOADED}" for name, code in pieces.items()})
+
+
+@pytest.mark.parametrize("module", DOMAIN)
+def test_the_domain_imports_neither_airflow_nor_http(loaded_alone, module):
+    packages = loaded_alone[module].get()
+    assert "reducto_provider" in packages
+    assert {"airflow", "requests", "aiohttp", "http"} & set(packages) == set()
+
+
+def test_the_provider_info_costs_no_import(loaded_alone):
+    packages = loaded_alone["provider_info"].get()
+    assert "reducto_provider" in packages
+    assert {"airflow", "msgspec", "pendulum"} & set(packages) == set()

@@ -18,7 +18,7 @@ import pytest
 
 from simulator import Organization, Record, Simulator, keys_of, status
 from tests.airflows import new_in
-from tests.real_airflow.deployment import DeploymentError
+from tests.real_airflow.running import DeploymentError
 
 pytestmark = new_in(3, 3, "shared polls, waits that begin in the triggerer, the state store of an asset")
 

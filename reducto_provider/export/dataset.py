@@ -37,9 +37,9 @@ from reducto_provider.export.sink import (
     storage_errors,
 )
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow, add_credits, format_decimal, sum_credits
-from reducto_provider.usage.window import DayRange, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset

@@ -12,8 +12,9 @@ import msgspec
 
 from reducto_provider.export.manifest import partition_of
 from reducto_provider.export.sink import Changes, PublishedDays
+from reducto_provider.usage.checks import check_single_name
 from reducto_provider.usage.fields import is_literal
-from reducto_provider.usage.query import DIMENSIONS, UsageQuery, check_text
+from reducto_provider.usage.query import DIMENSIONS, UsageQuery
 from reducto_provider.usage.report import add_credits, format_decimal, json_number
 
 Status = Literal["exported", "already_exported", "failed"]
@@ -205,13 +206,15 @@ def _as_list(name: str, value: object) -> Sequence[Any]:
 
 def _organization(value: object, conn_id: str) -> tuple[str, str]:
     if not isinstance(value, Mapping):
-        return check_text("org_id", value), conn_id
+        return check_single_name("org_id", value), conn_id
     if "org_id" not in value or not value.keys() <= _ENTRY_FIELDS:
         raise ValueError(
             "each organization must be an id, or a dict of org_id and optionally reducto_conn_id, not "
             + _cut(repr(value), 80)
         )
-    return check_text("org_id", value["org_id"]), check_text("reducto_conn_id", value.get("reducto_conn_id", conn_id))
+    return check_single_name("org_id", value["org_id"]), check_single_name(
+        "reducto_conn_id", value.get("reducto_conn_id", conn_id)
+    )
 
 
 def _dimension(value: object) -> str:

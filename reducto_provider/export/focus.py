@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from datetime import date, timedelta
 from decimal import Context, Decimal, Inexact, InvalidOperation
@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from reducto_provider.usage.checks import check_bool, check_number, check_single_name
 from reducto_provider.usage.fields import is_literal
-from reducto_provider.usage.query import check_text
 from reducto_provider.usage.report import CREDITS_SCALE, CreditsUnavailableError, UsageReport, UsageRow, format_decimal
 
 FOCUS_VERSION: Final = "1.2"
@@ -37,56 +37,6 @@ _SAFE = "".join(map(chr, range(32, 127))).replace("%", "")  # characters left un
 _EXACT = Context(prec=80, traps=[Inexact, InvalidOperation])  # raises instead of rounding
 
 Kind = Literal["text", "moment", "credits", "money", "count"]
-
-COLUMNS: Final[Mapping[str, Kind]] = {
-    "BillingAccountId": "text",
-    "BillingAccountName": "text",
-    "BillingAccountType": "text",
-    "BillingCurrency": "text",
-    "PricingCurrency": "text",
-    "BillingPeriodStart": "moment",
-    "BillingPeriodEnd": "moment",
-    "ChargePeriodStart": "moment",
-    "ChargePeriodEnd": "moment",
-    "ChargeCategory": "text",
-    "ChargeClass": "text",
-    "ChargeFrequency": "text",
-    "ChargeDescription": "text",
-    "PricingQuantity": "credits",
-    "PricingUnit": "text",
-    "PricingCategory": "text",
-    "ConsumedQuantity": "credits",
-    "ConsumedUnit": "text",
-    "ListUnitPrice": "money",
-    "ContractedUnitPrice": "money",
-    "ListCost": "money",
-    "ContractedCost": "money",
-    "EffectiveCost": "money",
-    "BilledCost": "money",
-    "PricingCurrencyListUnitPrice": "credits",
-    "PricingCurrencyContractedUnitPrice": "credits",
-    "PricingCurrencyEffectiveCost": "credits",
-    "ProviderName": "text",
-    "PublisherName": "text",
-    "InvoiceIssuerName": "text",
-    "ServiceCategory": "text",
-    "ServiceSubcategory": "text",
-    "ServiceName": "text",
-    "SkuId": "text",
-    "SkuPriceId": "text",
-    "SkuMeter": "text",
-    "SkuPriceDetails": "text",
-    "Tags": "text",
-    "InvoiceId": "text",
-    "CommitmentDiscountStatus": "text",
-    "SubAccountId": "text",
-    "SubAccountName": "text",
-    "SubAccountType": "text",
-    "x_GroupBy": "text",
-    "x_Group": "text",
-    "x_RequestCount": "count",
-}
-"""The columns in order, and their kinds. FOCUS requires custom columns, prefixed with ``x_``, to come last."""
 
 Value = str | date | Decimal | int | None
 """A ``date`` is the start of that day in UTC: usage is by whole days."""
@@ -126,10 +76,9 @@ class BillingTerms:
                 f"billing_currency must be three capital letters as in ISO 4217, for instance 'USD', not "
                 f"{self.billing_currency!r}"
             )
-        if not isinstance(self.prepaid, bool):
-            raise ValueError(f"prepaid must be True or False, not {self.prepaid!r}")
+        check_bool("prepaid", self.prepaid)
         if self.billing_account_name is not None:
-            check_text("billing_account_name", self.billing_account_name)
+            check_single_name("billing_account_name", self.billing_account_name)
 
     @property
     def contracted_price(self) -> Decimal:
@@ -137,6 +86,22 @@ class BillingTerms:
         if self.contracted_price_per_credit is None:
             return self.price_per_credit
         return self.contracted_price_per_credit
+
+
+class _Charge:
+    """A row, its price, and what several columns have in common."""
+
+    __slots__ = ("cost", "credits", "list_cost", "month", "report", "row", "sku", "terms")
+
+    def __init__(self, row: UsageRow, credits: Decimal, report: UsageReport, terms: BillingTerms) -> None:
+        self.row = row
+        self.credits = credits
+        self.report = report
+        self.terms = terms
+        self.month = row.date.replace(day=1)
+        self.list_cost = _cost(credits, terms.price_per_credit, row.date)
+        self.cost = _cost(credits, terms.contracted_price, row.date)
+        self.sku = _sku(report.group_by, row.group)
 
 
 PRICE_OPTIONS: Final = tuple(field.name for field in fields(BillingTerms))
@@ -190,62 +155,8 @@ def focus_records(report: UsageReport, terms: BillingTerms) -> Iterator[Record]:
                 f"Reducto sends no credits for organization {report.org_id}, as for accounts on its newer pricing, so "
                 "its usage has no price: export it in another output_format than FOCUS"
             )
-        yield _record(row, row.credits, report, terms)
-
-
-def _record(row: UsageRow, credits: Decimal, report: UsageReport, terms: BillingTerms) -> Record:
-    list_cost = _cost(credits, terms.price_per_credit, row.date)
-    cost = _cost(credits, terms.contracted_price, row.date)
-    month = row.date.replace(day=1)
-    sku = _sku(report.group_by, row.group)
-    return {
-        "BillingAccountId": report.org_id,
-        "BillingAccountName": terms.billing_account_name or report.org_id,
-        "BillingAccountType": "Organization",
-        "BillingCurrency": terms.billing_currency,
-        "PricingCurrency": "Credits",
-        "BillingPeriodStart": month,
-        "BillingPeriodEnd": (month + timedelta(days=31)).replace(day=1),
-        "ChargePeriodStart": row.date,
-        "ChargePeriodEnd": row.date + timedelta(days=1),
-        "ChargeCategory": "Usage",
-        "ChargeClass": None,
-        "ChargeFrequency": "Usage-Based",
-        "ChargeDescription": _description(report.group_by, row.group),
-        "PricingQuantity": credits,
-        "PricingUnit": "Credits",
-        "PricingCategory": "Standard",
-        "ConsumedQuantity": Decimal(row.request_count),
-        "ConsumedUnit": "Requests",
-        "ListUnitPrice": terms.price_per_credit,
-        "ContractedUnitPrice": terms.contracted_price,
-        "ListCost": list_cost,
-        "ContractedCost": cost,
-        "EffectiveCost": cost,
-        "BilledCost": Decimal(0) if terms.prepaid else cost,
-        "PricingCurrencyListUnitPrice": Decimal(1),
-        "PricingCurrencyContractedUnitPrice": Decimal(1),
-        "PricingCurrencyEffectiveCost": credits,
-        "ProviderName": "Reducto",
-        "PublisherName": "Reducto",
-        "InvoiceIssuerName": "Reducto",
-        "ServiceCategory": "AI and Machine Learning",
-        "ServiceSubcategory": "Other (AI and Machine Learning)",
-        "ServiceName": "Reducto",
-        "SkuId": sku,
-        "SkuPriceId": sku,
-        "SkuMeter": "Credits consumed",
-        "SkuPriceDetails": None,
-        "Tags": msgspec.json.encode({f"reducto/{report.group_by}": row.group}).decode(),
-        "InvoiceId": None,
-        "CommitmentDiscountStatus": None,
-        "SubAccountId": None,
-        "SubAccountName": None,
-        "SubAccountType": None,
-        "x_GroupBy": report.group_by,
-        "x_Group": row.group,
-        "x_RequestCount": row.request_count,
-    }
+        charge = _Charge(row, row.credits, report, terms)
+        yield {**_CONSTANTS, **{name: value(charge) for name, value in _COMPUTED}}
 
 
 def _cost(credits: Decimal, price: Decimal, day: date) -> Decimal:
@@ -275,24 +186,85 @@ def _description(group_by: str, group: str | None) -> str:
 
 
 def _price(field: str, value: object) -> Decimal:
-    """Return an exact price, without converting text to a binary float."""
-    if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
-        text = str(value).strip()
-        if re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,6})?", text, re.ASCII | re.IGNORECASE):
-            price = Decimal(text)
-            if price < _PRICE_LIMIT:
-                try:
-                    return _EXACT.quantize(price, _PRICE_UNIT)
-                except Inexact as error:
-                    raise ValueError(
-                        f"{field} must have at most {PRICE_SCALE} decimal places, not {value!r}: round it, and write "
-                        "it as text, for instance '0.015'"
-                    ) from error
-    raise ValueError(
-        f"{field} must be a price, a number from 0 to below {_PRICE_LIMIT} such as '0.015', not {value!r}; does its "
-        "template render to one?"
+    """Return an exact price."""
+    price = check_number(
+        field,
+        value,
+        lambda number: 0 <= number < _PRICE_LIMIT,
+        f"a price, a number from 0 to below {_PRICE_LIMIT} such as '0.015'",
+        "does its template render to one?",
     )
+    try:
+        return _EXACT.quantize(price, _PRICE_UNIT)
+    except Inexact as error:
+        raise ValueError(
+            f"{field} must have at most {PRICE_SCALE} decimal places, not {value!r}: round it, and write it as text, "
+            "for instance '0.015'"
+        ) from error
 
+
+_COLUMNS: Final[tuple[tuple[str, Kind, Value | Callable[[_Charge], Value]], ...]] = (
+    ("BillingAccountId", "text", lambda charge: charge.report.org_id),
+    ("BillingAccountName", "text", lambda charge: charge.terms.billing_account_name or charge.report.org_id),
+    ("BillingAccountType", "text", "Organization"),
+    ("BillingCurrency", "text", lambda charge: charge.terms.billing_currency),
+    ("PricingCurrency", "text", "Credits"),
+    ("BillingPeriodStart", "moment", lambda charge: charge.month),
+    ("BillingPeriodEnd", "moment", lambda charge: (charge.month + timedelta(days=31)).replace(day=1)),
+    ("ChargePeriodStart", "moment", lambda charge: charge.row.date),
+    ("ChargePeriodEnd", "moment", lambda charge: charge.row.date + timedelta(days=1)),
+    ("ChargeCategory", "text", "Usage"),
+    ("ChargeClass", "text", None),
+    ("ChargeFrequency", "text", "Usage-Based"),
+    ("ChargeDescription", "text", lambda charge: _description(charge.report.group_by, charge.row.group)),
+    ("PricingQuantity", "credits", lambda charge: charge.credits),
+    ("PricingUnit", "text", "Credits"),
+    ("PricingCategory", "text", "Standard"),
+    ("ConsumedQuantity", "credits", lambda charge: Decimal(charge.row.request_count)),
+    ("ConsumedUnit", "text", "Requests"),
+    ("ListUnitPrice", "money", lambda charge: charge.terms.price_per_credit),
+    ("ContractedUnitPrice", "money", lambda charge: charge.terms.contracted_price),
+    ("ListCost", "money", lambda charge: charge.list_cost),
+    ("ContractedCost", "money", lambda charge: charge.cost),
+    ("EffectiveCost", "money", lambda charge: charge.cost),
+    ("BilledCost", "money", lambda charge: Decimal(0) if charge.terms.prepaid else charge.cost),
+    ("PricingCurrencyListUnitPrice", "credits", Decimal(1)),
+    ("PricingCurrencyContractedUnitPrice", "credits", Decimal(1)),
+    ("PricingCurrencyEffectiveCost", "credits", lambda charge: charge.credits),
+    ("ProviderName", "text", "Reducto"),
+    ("PublisherName", "text", "Reducto"),
+    ("InvoiceIssuerName", "text", "Reducto"),
+    ("ServiceCategory", "text", "AI and Machine Learning"),
+    ("ServiceSubcategory", "text", "Other (AI and Machine Learning)"),
+    ("ServiceName", "text", "Reducto"),
+    ("SkuId", "text", lambda charge: charge.sku),
+    ("SkuPriceId", "text", lambda charge: charge.sku),
+    ("SkuMeter", "text", "Credits consumed"),
+    ("SkuPriceDetails", "text", None),
+    (
+        "Tags",
+        "text",
+        lambda charge: msgspec.json.encode({f"reducto/{charge.report.group_by}": charge.row.group}).decode(),
+    ),
+    ("InvoiceId", "text", None),
+    ("CommitmentDiscountStatus", "text", None),
+    ("SubAccountId", "text", None),
+    ("SubAccountName", "text", None),
+    ("SubAccountType", "text", None),
+    ("x_GroupBy", "text", lambda charge: charge.report.group_by),
+    ("x_Group", "text", lambda charge: charge.row.group),
+    ("x_RequestCount", "count", lambda charge: charge.row.request_count),
+)
+"""
+Each column's name, kind and value: a constant, or computed from a charge. FOCUS requires custom columns, prefixed with
+``x_``, to come last.
+"""
+
+COLUMNS: Final[Mapping[str, Kind]] = {name: kind for name, kind, _ in _COLUMNS}
+"""The columns in order, and their kinds."""
+
+_CONSTANTS: Final[Record] = {name: None if callable(value) else value for name, _, value in _COLUMNS}
+_COMPUTED: Final = tuple((name, value) for name, _, value in _COLUMNS if callable(value))
 
 _DEFAULTS: Final = {field.name: None if field.default is MISSING else field.default for field in fields(BillingTerms)}
 _VALID: Final[Mapping[str, Any]] = {**_DEFAULTS, "price_per_credit": Decimal(0)}

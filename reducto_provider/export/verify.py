@@ -22,7 +22,7 @@ import msgspec
 
 from reducto_provider.export.manifest import DATASET_FILE, parse_manifest_name
 from reducto_provider.export.storage import Storage, open_storage
-from reducto_provider.usage.window import DayRange
+from reducto_provider.usage.days import DayRange
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an answer of the service, or of something in between, means: an error for each status."""
+"""Raise the error that a response stands for: one of the service, or of something in between."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TITLE = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
 
 
 class Answer(NamedTuple):
-    """What came. Of an error, the body is as much as may be needed to say why."""
+    """A response. The body of an error is only as much as its message may need."""
 
     status: int
     headers: Mapping[str, str]
@@ -40,16 +40,16 @@ class Answer(NamedTuple):
 
 def raise_for_status(answer: Answer, settings: ReductoSettings, parameters: Parameters) -> None:
     """
-    Return if the answer is a 200 of the service's.
+    Return if the answer is a 200 of the service.
 
-    :raises ReductoError: the one that the answer stands for.
+    :raises ReductoError: otherwise, one class per cause.
     """
     status, conn_id = answer.status, settings.conn_id
     if is_html(answer) or status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         raise ReductoGatewayError(_describe_gateway(answer, settings), retry_after=_retry_after(answer))
     if status == HTTPStatus.OK:
         if (encoding := content_encoding(answer.headers)) not in ("", "identity", "gzip", "x-gzip"):
-            raise ReductoResponseError(f"Reducto's answer is packed as {printable(encoding, settings)}, not as gzip")
+            raise ReductoResponseError(f"Reducto's answer is encoded as {printable(encoding, settings)}, not as gzip")
         return
     what = f"({status}{_error_detail(answer, settings)})"
     if status == HTTPStatus.UNAUTHORIZED:
@@ -64,7 +64,7 @@ def raise_for_status(answer: Answer, settings: ReductoSettings, parameters: Para
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise ReductoRateLimitError(
             f"Reducto's rate limit is exceeded {what}: lower requests_per_second of connection {conn_id!r}, "
-            "or ask less often",
+            "or send fewer requests",
             retry_after=_retry_after(answer),
         )
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY):
@@ -73,21 +73,21 @@ def raise_for_status(answer: Answer, settings: ReductoSettings, parameters: Para
         raise ReductoRequestError(f"Reducto refused the request {what}: {urlencode(list(parameters))}")
     if status >= HTTPStatus.MULTIPLE_CHOICES:
         raise ReductoResponseError(
-            f"{settings.base_url} redirects to {_target(answer, settings)} {what}: not followed, the key is for its "
-            f"own host only; correct the host of connection {conn_id!r}"
+            f"{settings.base_url} redirects to {_target(answer, settings)} {what}: not followed, since the key is for "
+            f"its own host only; correct the host of connection {conn_id!r}"
         )
     raise ReductoResponseError(f"Reducto answered with a status that it does not document {what}")
 
 
 def is_html(answer: Answer) -> bool:
-    """Whether the body is HTML (or XML), which Reducto never sends. It may be labelled as anything; so may JSON."""
+    """Return whether the body is HTML or XML, which Reducto never sends. The Content-Type of either may be wrong."""
     beginning = answer.body.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
     is_labelled = "html" in answer.headers.get("Content-Type", "").lower()
     return beginning == b"<" or (is_labelled and beginning not in (b"", b"{", b"["))
 
 
 def content_encoding(headers: Mapping[str, str]) -> str:
-    """Return how a body is packed; empty if it is not."""
+    """Return the encoding of a body; empty if it has none."""
     return headers.get("Content-Encoding", "").strip().lower()
 
 
@@ -109,7 +109,7 @@ def _describe_gateway(answer: Answer, settings: ReductoSettings) -> str:
 
 
 def _target(answer: Answer, settings: ReductoSettings) -> str:
-    """Return the host that a redirect leads to."""
+    """Return the host of a redirect's target."""
     with suppress(ValueError):
         if host := urlsplit(answer.headers.get("Location", "")).netloc.rpartition("@")[2]:
             return printable(host, settings)
@@ -117,7 +117,7 @@ def _target(answer: Answer, settings: ReductoSettings) -> str:
 
 
 def _error_detail(answer: Answer, settings: ReductoSettings) -> str:
-    """Return the service's own reason, in whatever form it is given: never the whole body, never a secret."""
+    """Return the reason that the service gives, in any form, without secrets and never the whole body."""
     text = ""
     try:
         text = "; ".join(dict.fromkeys(_reasons_in(msgspec.json.decode(answer.body))))
@@ -139,13 +139,13 @@ def _reasons_in(value: Any) -> Iterator[str]:
 
 
 def printable(text: str, settings: ReductoSettings, length: int = 200) -> str:
-    """Make foreign text fit for an error: short, on one line, without secrets."""
+    """Return foreign text for an error message: short, on one line, without secrets."""
     line = "".join(character for character in " ".join(text.split()) if character.isprintable())
     return settings.redact(line)[:length]
 
 
 def _retry_after(answer: Answer) -> float | None:
-    """Return the seconds from now that ``Retry-After`` asks for, given as seconds or as an HTTP date."""
+    """Return the delay in seconds of ``Retry-After``, which is a number of seconds or an HTTP date."""
     text = answer.headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text[:9])

@@ -1,7 +1,7 @@
 """The process's one event-loop thread, on which synchronous code runs coroutines.
 
-Airflow ends a task by an exception that a signal raises in the main thread. Raised within an event loop it can be taken
-for that of a callback, logged and lost; a thread that only waits is interrupted at once.
+Airflow ends a task with an exception that a signal handler raises in the main thread. Inside an event loop, that
+exception may be treated as one of a callback: logged and dropped. A thread that only waits is interrupted at once.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from typing import Any, Final, Generic, TypeVar
 Result = TypeVar("Result")
 
 CANCEL_GRACE: Final = 5.0
-"""Seconds for which an interrupted caller waits until what it cancelled has ended."""
+"""Seconds that an interrupted caller waits for the cancelled coroutine to end."""
 
 _STOP_GRACE = 2.0
-_SIGNAL_CHECK = 0.5  # seconds: a signal that comes just as a wait begins, or to another thread, does not interrupt it
-_CANCELLED = "ended from outside, as when Airflow kills a task"
+_SIGNAL_CHECK = 0.5  # seconds: a signal just before a wait begins, or in another thread, does not interrupt it
+_CANCELLED = "cancelled from outside, as when Airflow kills a task"
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """
-    Run a coroutine on the loop's thread; return what it returns, raise what it raises.
+    Run a coroutine on the loop's thread, and return its result or raise its exception.
 
-    The calling thread waits, and runs what the coroutine passes to :func:`run_aside`. Whatever is raised in the calling
-    thread meanwhile, as by a signal, cancels the coroutine. It may be a thread that runs another event loop.
+    The calling thread waits, and runs the functions that the coroutine passes to :func:`run_aside`. An exception in the
+    calling thread, as from a signal handler, cancels the coroutine. The thread may be running another event loop.
 
-    :raises asyncio.CancelledError: when :func:`cancel` ended the coroutine.
+    :raises asyncio.CancelledError: if :func:`cancel` cancelled the coroutine.
     :raises RuntimeError: in the loop's own thread, which can't wait for itself.
     """
     loop = _get_thread().loop
     if _running_loop() is loop:
         coroutine.close()
-        raise RuntimeError("this is the event loop that would have to run it: await the coroutine instead")
+        raise RuntimeError("run() can't be called in its own event loop: await the coroutine instead")
     return _Call(loop, coroutine).result()
 
 
 def cancel() -> None:
-    """Cancel all coroutines that a thread waits for in :func:`run`. Signal handlers may call it, as for ``on_kill``."""
+    """Cancel all coroutines of :func:`run`. Signal handlers may call this, as for ``on_kill``."""
     for call in tuple(_calls):
         call.cancel()
 
 
 def has_caller() -> bool:
-    """Whether a thread waits in :func:`run` for what is running here."""
+    """Return whether a thread waits in :func:`run` for the current task."""
     return _current_call() is not None
 
 
 async def run_aside(function: Callable[..., Result], *arguments: Any) -> Result:
     """
-    Run a function that would hold the event loop up.
+    Run a function that would block the event loop.
 
-    The thread that waits in :func:`run` does it, so that a task's own thread alone uses Airflow's channel to the
-    supervisor, which is not for several threads. On other event loops it is a thread of asyncio's.
+    The thread that waits in :func:`run` runs it: only a task's own thread may use Airflow's channel to the supervisor.
+    On other event loops, one of asyncio's threads does.
     """
     if call := _current_call():
         result: Result = await call.run_aside(function, *arguments)
@@ -70,7 +70,7 @@ async def run_aside(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 async def run_detached(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run a function that may hang in a thread that neither a cancelled caller nor the process's end waits for."""
+    """Run a function that may hang, in a thread that neither cancellation nor the end of the process waits for."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
@@ -83,12 +83,12 @@ async def run_detached(function: Callable[..., Result], *arguments: Any) -> Resu
 
 
 def is_running_here() -> bool:
-    """Whether this is the loop's own thread."""
+    """Return whether this is the loop's own thread."""
     return _thread is not None and _running_loop() is _thread.loop
 
 
 def close_with(owner: object, close: Callable[[], Awaitable[None]]) -> None:
-    """In the loop's own thread: have ``close`` awaited there when ``owner`` is gone, or at the end of the process."""
+    """Await ``close`` once ``owner`` is garbage-collected or the process ends. To be called in the loop's thread."""
     thread, gone = _get_thread(), asyncio.Event()
 
     async def close_later() -> None:
@@ -97,15 +97,15 @@ def close_with(owner: object, close: Callable[[], Awaitable[None]]) -> None:
         finally:
             await close()
 
-    nothing = Context()  # the current one would keep what runs here alive as long
+    nothing = Context()  # the current one would keep the running call alive
     task = thread.loop.create_task(close_later(), context=nothing)
-    thread.background.add(task)  # a loop does not hold its tasks
+    thread.background.add(task)  # a loop keeps only weak references to its tasks
     task.add_done_callback(thread.background.discard, context=nothing)
-    weakref.finalize(owner, thread.call_soon, gone.set).atexit = False  # by then the loop itself is stopped
+    weakref.finalize(owner, thread.call_soon, gone.set).atexit = False  # by then the loop has stopped
 
 
 class _Call(Generic[Result]):
-    """A coroutine in the loop's thread, and the thread that waits for it."""
+    """A coroutine on the loop's thread, with the thread that waits for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Result]) -> None:
         self.loop = loop
@@ -125,7 +125,7 @@ class _Call(Generic[Result]):
             task = self._task
         except BaseException:
             self.cancel()
-            self.loop.call_soon_threadsafe(self._begin)  # it may have been interrupted before
+            self.loop.call_soon_threadsafe(self._begin)  # the interrupt may have come before the first call
             if self._task is None or not self._task.done():
                 with suppress(queue.Empty):
                     self._serve(CANCEL_GRACE)
@@ -142,7 +142,7 @@ class _Call(Generic[Result]):
 
     async def run_aside(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._futures is None:
-            raise asyncio.CancelledError(_CANCELLED)  # nobody waits any more
+            raise asyncio.CancelledError(_CANCELLED)  # no thread waits any more
         future: asyncio.Future[Any] = self.loop.create_future()
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -151,7 +151,7 @@ class _Call(Generic[Result]):
 
     def _serve(self, timeout: float | None = None) -> None:
         while (job := self._next_job(timeout)) is not None:
-            if not self._cancelled:  # what was interrupted may have left Airflow's channel within a message
+            if not self._cancelled:  # the interrupt may have left a message half-way in Airflow's channel
                 job()
 
     def _next_job(self, timeout: float | None) -> Callable[[], object] | None:
@@ -168,20 +168,20 @@ class _Call(Generic[Result]):
                 self._task.cancel(_CANCELLED)
 
     def _cancel(self) -> None:
-        self._run_no_more()
+        self._cancel_jobs()
         if self._task is not None:
             self._task.cancel(_CANCELLED)
 
     def _end(self, task: asyncio.Task[Result]) -> None:
         if not task.cancelled():
-            task.exception()  # asyncio complains of one that nobody takes, as who was interrupted does
+            task.exception()  # an interrupted caller does not retrieve it, and asyncio would log that
         self._jobs.put(None)
 
     def _close(self) -> None:
-        self._task = None  # the context, and so this, lives as long as a connection that was made in it
-        self._run_no_more()
+        self._task = None  # a connection keeps its context alive, and so this call
+        self._cancel_jobs()
 
-    def _run_no_more(self) -> None:
+    def _cancel_jobs(self) -> None:
         futures, self._futures = self._futures or set(), None
         for future in tuple(futures):
             future.cancel(_CANCELLED)
@@ -195,7 +195,7 @@ class _LoopThread(threading.Thread):
         self._stopped = asyncio.Event()
 
     def run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:  # which cancels all tasks in the end
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:  # cancels all tasks at the end
             runner.run(self._stopped.wait())
 
     def call_soon(self, callback: Callable[[], object]) -> None:
@@ -237,12 +237,12 @@ def _current_call() -> _Call[Any] | None:
 def _settle(
     loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], function: Callable[..., Any], *arguments: Any
 ) -> None:
-    """Run a function outside of the loop and hand its outcome to a future of the loop's, unless nobody awaits it."""
+    """Run a function outside the loop and set its outcome on a future of the loop, unless that was cancelled."""
     if future.cancelled():
         return
     try:
         outcome = partial(future.set_result, function(*arguments))
-    except Exception as error:  # noqa: BLE001  # for who awaits it; what is no Exception ends the thread's own wait
+    except Exception as error:  # noqa: BLE001  # raised where it is awaited; other exceptions end the thread's own wait
         outcome = partial(future.set_exception, error)
     loop.call_soon_threadsafe(lambda: None if future.done() else outcome())
 
@@ -252,12 +252,12 @@ def _stop() -> None:
         _thread.stop()
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
     """
-    Begin anew in a process that was forked: threads do not come along, but perhaps a lock that one of them held.
+    Reset the state in a forked process, which has no threads but perhaps a lock that one of them held.
 
-    What the parent's loop holds is never collected here, since the stack of its thread still refers to it: aiohttp
-    would else close connections, and take their sockets out of the epoll that both processes share.
+    The objects of the parent's loop are never collected here, since the stack of its thread still refers to them.
+    Otherwise aiohttp would close connections and remove their sockets from the epoll that both processes share.
     """
     global _lock, _thread
     _lock = threading.Lock()
@@ -266,4 +266,4 @@ def _forget() -> None:
 
 
 atexit.register(_stop)
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""The connection's form for Airflow before 3.2, which asks the hook for it: provider info's, in the older terms."""
+"""The connection form for Airflow before 3.2, which reads it from the hook and not from provider info."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def field_behaviour() -> dict[str, Any]:
-    """Which of Airflow's own fields are hidden, their labels and placeholders; those of the extras as well."""
+    """Return which of Airflow's own fields are hidden, and the labels and placeholders of all fields."""
     form = _connection_type()
     return {name.replace("-", "_"): value for name, value in form["ui-field-behaviour"].items()}
 
 
 def widgets() -> dict[str, Any]:
     """
-    A WTForms field for each extra. Numbers are text, which the hook reads: WTForms' own take no fraction.
+    Return a WTForms field for each extra. Numbers are text fields, since WTForms' integers take no fraction.
 
-    :raises ImportError: where neither the web server of Airflow 2 nor the API server of Airflow 3.0 and 3.1, which
-        puts its own classes in their place, provides the form's packages.
+    :raises ImportError: if the packages of the form are missing. The web server of Airflow 2 has them, and the API
+        server of Airflow 3.0 and 3.1 provides classes in their place.
     """
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
     from wtforms import PasswordField, StringField

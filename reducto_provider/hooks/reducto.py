@@ -1,4 +1,4 @@
-"""The hook: an Airflow connection's key, retries, and the questions to the Usage Export API."""
+"""The hook: query the Usage Export API with the key of an Airflow connection, with retries."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from reducto_provider.hooks import event_loop, transport
 from reducto_provider.hooks.answers import Parameters, is_html, raise_for_status
 from reducto_provider.hooks.session import KeyedSession, answer_of
 from reducto_provider.hooks.settings import ReductoSettings
+from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageContractError, UsageReport
-from reducto_provider.usage.window import today
 from reducto_provider.usage.wire import decode_report
 
 if TYPE_CHECKING:
@@ -47,40 +47,39 @@ Result = TypeVar("Result")
 ENDPOINT: Final = "/api/v1/usage/export"
 
 RETRY_AFTER_CAP: Final = 120.0
-"""Seconds that the service may have us wait between two attempts."""
+"""Maximum delay in seconds between two attempts that ``Retry-After`` can set."""
 
 BACKOFF_INITIAL: Final = 0.5
 BACKOFF_MAX: Final = 30.0
 TEST_CONNECTION_TIMEOUT: Final = 15.0
 
-_DECODE_ASIDE_BYTES = 256 * 1024  # from here on, decoding would hold up an event loop
+_DECODE_ASIDE_BYTES = 256 * 1024  # decoding a larger body would block an event loop
 
 
 class ReductoHook(HttpHook):
     """
-    Ask Reducto's Usage Export API.
+    Query Reducto's Usage Export API.
 
-    The key goes to the connection's own host and to no other: not along a redirect, not through a session that
-    :meth:`get_conn` handed out. It can't be replaced by a netrc entry, and extras never become headers.
+    The key is sent to the connection's own host only: not to the target of a redirect, and not to other hosts through a
+    session of :meth:`get_conn`. A netrc entry can't replace it, and extras never become headers.
 
-    A question is asked up to ``max_attempts`` times (an extra of the connection) while the service answers 408, 425,
-    429 or 5xx, something in between answers in its place, or the transport fails, with jittered exponential waits, or
-    as long as ``Retry-After`` says, at most :data:`RETRY_AFTER_CAP` seconds. Every other failure is raised at once, but
-    for a refused key (401): the connection is read once more, and if it has changed the question is asked with what it
-    says now.
+    A request is sent up to ``max_attempts`` times (an extra of the connection) if the service answers 408, 425, 429 or
+    5xx, if something in between answers in its place, or if the transport fails. The delays grow exponentially with
+    jitter, or are those of ``Retry-After``, up to :data:`RETRY_AFTER_CAP` seconds. All other errors are raised at once,
+    except for a refused key (401): the connection is then read again, and if it has changed the request is repeated.
 
-    All requests are made in an event loop: that of the caller (:meth:`aget_usage`), or the process's own, for which
-    synchronous callers wait (:meth:`get_usage`). As an async context manager the hook keeps one session open for all
-    that is asked meanwhile; synchronous callers share one as long as the hook lives.
+    All requests run in an event loop: that of the caller (:meth:`aget_usage`), or the process's own, for which
+    synchronous callers wait (:meth:`get_usage`). As an async context manager the hook keeps one session open until it
+    exits. Synchronous callers share a session as long as the hook exists.
 
-    What :class:`~airflow.providers.http.hooks.http.HttpHook` offers works too, for other endpoints of the service:
-    ``run``, ``run_and_check``, ``check_response``, ``get_conn``. Those requests keep the same promises about the key,
-    and each wait for the service has the connection's ``timeout``; but they have no total deadline, are not paced by
-    ``requests_per_second``, and are tried once.
+    The methods of :class:`~airflow.providers.http.hooks.http.HttpHook` work too, for other endpoints of the service:
+    ``run``, ``run_and_check``, ``check_response``, ``get_conn``. Their requests protect the key in the same way, and
+    each wait for the service has the connection's ``timeout``. They have no total deadline, are not paced by
+    ``requests_per_second``, and are not retried.
 
     :param reducto_conn_id: the Airflow connection, of type ``reducto``.
-    :param options: ``method``, ``adapter``, ``tcp_keep_alive`` and what goes with it, as of Airflow's ``HttpHook``, for
-        the requests that it makes.
+    :param options: ``method``, ``adapter`` and the ``tcp_keep_alive`` options of Airflow's ``HttpHook``, for the
+        inherited methods.
     """
 
     conn_name_attr = "reducto_conn_id"
@@ -99,19 +98,19 @@ class ReductoHook(HttpHook):
         self._pace = _Pace()
 
     def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
-        """Copies and pickles begin as new: without sessions, and without the key."""
+        """Copy and pickle the hook without its sessions and without the key."""
         return partial(type(self), self.reducto_conn_id, **self._options), ()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """The form's fields for the extras. Asked for by Airflow before 3.2; later ones read provider info."""
+        """Return the form's fields for the extras, for Airflow before 3.2. Later versions read provider info."""
         from reducto_provider.hooks import form
 
         return form.widgets()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """What the form makes of Airflow's own fields, likewise."""
+        """Return how the form shows Airflow's own fields, likewise."""
         from reducto_provider.hooks import form
 
         return form.field_behaviour()
@@ -119,27 +118,27 @@ class ReductoHook(HttpHook):
     @property
     def settings(self) -> ReductoSettings:
         """
-        What the connection says, read once, and again when its key is refused.
+        The settings of the connection, read once, and again if its key is refused.
 
-        :raises ReductoConfigurationError: naming the connection's field that can't be used.
+        :raises ReductoConfigurationError: naming the invalid field of the connection.
         """
         settings = self._settings
         if settings is None:
             connection = self.get_connection(self.reducto_conn_id)
             self._settings = settings = ReductoSettings.from_connection(connection, connection.extra_dejson)
-        return settings  # another thread may have forgotten it meanwhile
+        return settings  # another thread may have reset self._settings meanwhile
 
     async def aget_settings(self) -> ReductoSettings:
-        """:attr:`settings` for an event loop, which looking a connection up must not block."""
+        """Return :attr:`settings` without blocking the event loop while the connection is looked up."""
         settings = self._settings
         if settings is None and event_loop.has_caller():
             settings = await event_loop.run_aside(lambda: self.settings)
         elif settings is None:
-            # Cancelled half-way, the look-up would leave an answer of Airflow's to the next one who asks it something:
-            # on Airflow 3.0 and 3.1 that ends the whole triggerer.
-            memo = asyncio.create_task(self._alook_up())
-            memo.add_done_callback(transport.retrieve_exception)
-            self._settings = settings = await asyncio.shield(memo)
+            # If it were cancelled half-way, the next request to Airflow would get the answer to this one: on Airflow
+            # 3.0 and 3.1 that ends the whole triggerer.
+            look_up = asyncio.create_task(self._alook_up())
+            look_up.add_done_callback(transport.retrieve_exception)
+            self._settings = settings = await asyncio.shield(look_up)
         return settings
 
     async def _alook_up(self) -> ReductoSettings:
@@ -152,21 +151,21 @@ class ReductoHook(HttpHook):
 
     def get_usage(self, query: UsageQuery) -> UsageReport:
         """
-        Ask and return the checked answer.
+        Send a query and return the checked report.
 
-        The request is made in the process's event-loop thread. The connection is looked up in the calling thread, and
-        whatever is raised there meanwhile, as when Airflow ends the task, ends the request at once.
+        The request runs in the process's event-loop thread. The connection is looked up in the calling thread, and an
+        exception there, as when Airflow ends the task, cancels the request at once.
 
         :raises ReductoError: one class per cause, see :mod:`reducto_provider.exceptions`.
         """
         return event_loop.run(self.aget_usage(query))
 
     async def aget_usage(self, query: UsageQuery) -> UsageReport:
-        """:meth:`get_usage` for an event loop."""
+        """Send a query from an event loop, as :meth:`get_usage` does for synchronous code."""
         return await self._with_key(partial(self._get_usage, query))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask for yesterday's usage, once and briefly; say what came of it in words that a person can act on."""
+        """Query yesterday's usage in one short attempt. Return whether it succeeded, and a message for the user."""
         yesterday = today() - timedelta(days=1)
         try:
             timeout = min(self.settings.timeout, TEST_CONNECTION_TIMEOUT)
@@ -198,7 +197,7 @@ class ReductoHook(HttpHook):
         """
         Return a session that sends the key to the connection's own host only.
 
-        :param headers: further ones, for all of its requests.
+        :param headers: additional headers of all its requests.
         :param extra_options: ``stream``, ``verify``, ``cert`` and ``proxies`` of the session.
         """
         settings = self.settings
@@ -217,39 +216,39 @@ class ReductoHook(HttpHook):
 
     def check_response(self, response: requests.Response) -> None:
         """
-        Return if a response is a good one: 2xx, and no HTML.
+        Return if the status of a response is 2xx and its body is not HTML.
 
         :raises ReductoError: one class per cause.
         """
         is_ok = HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES
         if is_ok and "html" not in response.headers.get("Content-Type", "").lower():
-            return  # its body may be a stream that is not read yet
+            return  # the body may be a stream and not read yet
         answer = answer_of(response)
         if not is_ok or is_html(answer):
             raise_for_status(answer, self.settings, parse_qsl(urlsplit(response.url).query))
 
     def _set_base_url(self, connection: Connection | None) -> None:
-        # The inherited one takes a host without a scheme for http and would send the key in clear.
+        # The inherited method would use http for a host without a scheme, and so send the key in clear text.
         self.base_url = self.settings.base_url
         self._base_url_initialized = True
 
-    async def _with_key(self, ask: Callable[[ReductoSettings], Awaitable[Result]]) -> Result:
-        """Ask with what the connection says. When its key is refused, read it again: it may have been rotated."""
+    async def _with_key(self, request: Callable[[ReductoSettings], Awaitable[Result]]) -> Result:
+        """Send a request, and repeat it with a new key if the connection has one after the key was refused."""
         settings = await self.aget_settings()
         try:
-            return await ask(settings)
+            return await request(settings)
         except ReductoAuthenticationError:
-            if self._settings is settings:  # else another task has read them again meanwhile
+            if self._settings is settings:  # another task may have read them again meanwhile
                 self._settings = None
             renewed = await self.aget_settings()
             if renewed == settings:
                 raise
         await event_loop.run_aside(
             self.log.info,
-            "The key of connection %r was refused, and the connection has changed since it was read: asking again",
+            "The key of connection %r was refused, and the connection has changed since it was read: retrying with it",
             self.reducto_conn_id,
         )
-        return await ask(renewed)
+        return await request(renewed)
 
     async def _get_usage(self, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
         if settings.org_id and not query.org_id:
@@ -260,10 +259,10 @@ class ReductoHook(HttpHook):
         return await event_loop.run_aside(_decode, body, query, settings)
 
     async def _get(self, path: str, parameters: Parameters, settings: ReductoSettings, what: str) -> bytes:
-        """Return the body of a good answer, after as many attempts as the connection allows."""
+        """Return the body of a 200, after up to as many attempts as the connection allows."""
 
         async def log_attempt(state: tenacity.RetryCallState) -> None:
-            # In a triggerer a log may have no room for a while, which an event loop must not wait for.
+            # In a triggerer logging may block for a while, which must not block the event loop.
             await event_loop.run_aside(
                 self.log.warning,
                 "Attempt %d of %d failed: %s; the next in %.1f s (%s)",
@@ -287,7 +286,7 @@ class ReductoHook(HttpHook):
         )
         sessions = self._acquire_sessions()
         if sessions.users == 1 and event_loop.is_running_here():
-            sessions.users += 1  # the hook itself, so that its synchronous callers share a connection
+            sessions.users += 1  # the hook counts too, so that its synchronous callers share a connection
             event_loop.close_with(self, sessions.close)
         try:
             return await retrying(attempt)
@@ -295,7 +294,7 @@ class ReductoHook(HttpHook):
             await self._release_sessions()
 
     def _acquire_sessions(self) -> transport.Sessions:
-        """Return the sessions of the running event loop, open until they were released as often as acquired."""
+        """Return the sessions of the running event loop, which stay open until each user has released them."""
         sessions = self._sessions.setdefault(asyncio.get_running_loop(), transport.Sessions())
         sessions.users += 1
         return sessions
@@ -309,7 +308,7 @@ class ReductoHook(HttpHook):
 
 
 class _Pace:
-    """Spaces requests evenly: ``reserve`` takes the next slot and says how many seconds it is away."""
+    """Space requests evenly: ``reserve`` takes the next slot and returns the seconds until then."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -328,14 +327,14 @@ def _decode(body: bytes, query: UsageQuery, settings: ReductoSettings) -> UsageR
         return decode_report(body, query)
     except UsageContractError as error:
         failure = ReductoResponseError(settings.redact(f"Reducto's answer can't be used: {error}"))
-    raise failure  # without what led to it, which may quote the body
+    raise failure  # without its cause, which may quote the body
 
 
 def _backoff(state: tenacity.RetryCallState) -> float:
-    """Return the seconds to the next attempt: what the service asked for, else a jittered exponential."""
+    """Return the seconds until the next attempt: those of Retry-After, else an exponential with jitter."""
     error = _error_of(state)
     if isinstance(error, ReductoError) and error.retry_after is not None:
-        # Never earlier than asked, and not all callers at the same moment.
+        # Never before Retry-After, and not all callers at the same moment.
         return min(error.retry_after, RETRY_AFTER_CAP) + random.uniform(0, BACKOFF_INITIAL)  # noqa: S311
     exponential: float = min(BACKOFF_INITIAL * 2 ** (state.attempt_number - 1), BACKOFF_MAX)
     return exponential * random.uniform(0.5, 1.0)  # noqa: S311

@@ -1,4 +1,4 @@
-"""The requests session for what the hook inherits from Airflow's HttpHook. It keeps the hook's promises."""
+"""The requests session for the methods that the hook inherits from Airflow's HttpHook."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from reducto_provider.hooks.transport import (
 
 class KeyedSession(requests.Session):
     """
-    Sends the key to the connection's own host only, takes a redirect for an answer, and ignores netrc and cookies.
+    Send the key to the connection's own host only, follow no redirects, and ignore netrc and cookies.
 
-    Each wait for the service has a time limit, the connection's ``timeout`` unless another is given. There is none for
-    a request as a whole, and requests are not paced.
+    Each wait for the service has a time limit: the connection's ``timeout``, unless another is given. A request as a
+    whole has no limit, and requests are not paced.
     """
 
     def __init__(self, settings: ReductoSettings) -> None:
         super().__init__()
         self._settings = settings
-        self.trust_env = False  # or netrc and the proxies of other URLs would be mixed in
+        self.trust_env = False  # requests would apply netrc, and the proxies of other URLs
         self.auth = _BearerAuth(settings)
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update(HEADERS)
@@ -45,36 +45,36 @@ class KeyedSession(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """
-        Send a request that is prepared.
+        Send a prepared request.
 
         :raises ReductoError: one class per cause.
         """
-        given, longest = kwargs.get("timeout"), self._settings.timeout
-        # Of a pair, to connect and to read, either may be None.
-        kwargs["timeout"] = tuple(each or longest for each in given) if isinstance(given, tuple) else given or longest
+        given, default = kwargs.get("timeout"), self._settings.timeout
+        # A pair has a timeout to connect and one to read, and either may be None.
+        kwargs["timeout"] = tuple(each or default for each in given) if isinstance(given, tuple) else given or default
         try:
             return super().send(request, **kwargs)
         except requests.Timeout:
             failure: ReductoError = timeout_error(self._settings)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             failure = transport_error(_cause(error), self._settings)
-        except OSError as error:  # requests' own, for a bundle that is not there
+        except OSError as error:  # requests raises it for a missing CA bundle
             failure = bundle_error(error, self._settings)
-        raise failure  # without what led to it: that holds the request, and so the key
+        raise failure  # without its cause, which holds the request and so the key
 
     def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Follow none, whatever a caller says: it could take the key along."""
+        """Follow no redirect, even if the caller allows it: it could carry the key to another host."""
         return iter(())
 
 
 def answer_of(response: requests.Response) -> Answer:
-    """Return what came, for errors."""
+    """Return the answer that a response is, for its error."""
     return Answer(response.status_code, response.headers, response.content)
 
 
 @dataclass(frozen=True)
 class _BearerAuth(AuthBase):
-    """The key as a bearer token, for the connection's own host only."""
+    """Send the key as a bearer token to the connection's own host only."""
 
     settings: ReductoSettings
 
@@ -88,8 +88,8 @@ class _BearerAuth(AuthBase):
 
 
 def _cause(error: Exception) -> str:
-    """Say what went wrong, without what the service or a proxy has sent."""
-    reason = getattr(error.args[0], "reason", None) if error.args else None  # urllib3's: a connection was not made
+    """Return what went wrong, without text that the service or a proxy sent."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None  # of urllib3: why connecting failed
     if reason is None or isinstance(error, requests.exceptions.ProxyError):
         return type(error).__name__
     return f"{type(error).__name__}: {reason}"

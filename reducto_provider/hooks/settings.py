@@ -1,4 +1,4 @@
-"""An Airflow connection, read strictly into what the hook works with."""
+"""The settings of the hook, parsed strictly from an Airflow connection."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from reducto_provider.exceptions import ReductoConfigurationError
+from reducto_provider.usage.checks import check_number, check_text, check_whole_number, excerpt
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -24,7 +26,7 @@ DEFAULT_TIMEOUT: Final = 60.0
 DEFAULT_MAX_ATTEMPTS: Final = 5
 _USER_INFO = re.compile(r"://[^/?#\s'\"]*@")
 _IN_PATHS = "/:@!$&'()*+,;=~"
-_MIN, _MAX = 0.001, 86_400.0  # of seconds and of requests a second: what a socket and a sleep can wait
+_MIN, _MAX = Decimal("0.001"), Decimal(86_400)  # of seconds and requests per second: what sockets and sleeps accept
 
 KEY_HINT: Final = (
     "the Usage Export API takes the personal key from the API Keys page of Reducto Studio, not the "
@@ -39,16 +41,16 @@ _AS_JSON: Final = (
 @dataclass(frozen=True, kw_only=True)
 class ReductoSettings:
     """
-    What a connection of type ``reducto`` says.
+    The settings of a connection of type ``reducto``.
 
-    :param base_url: scheme, host and perhaps port and path, without a slash at its end.
+    :param base_url: scheme, host, and optionally port and path, without a trailing slash.
     :param key: the Studio API key; never shown.
-    :param org_id: the organization asked for when a query names none.
-    :param timeout: seconds for one attempt, its whole answer included.
-    :param max_attempts: requests made at most for one question.
-    :param requests_per_second: never more than these, retries included; None for no limit.
+    :param org_id: the organization to use if a query names none.
+    :param timeout: seconds for one attempt, including the whole response.
+    :param max_attempts: maximum number of requests for one query.
+    :param requests_per_second: maximum rate, including retries; None for no limit.
     :param verify: whether to check the service's certificate, or the path of the CA bundle to check it with.
-    :param proxy: URL of a proxy; None for what the environment says (``https_proxy``, ``no_proxy``).
+    :param proxy: URL of a proxy; None for the proxy of the environment (``https_proxy``, ``no_proxy``).
     :param conn_id: the connection's own id, for messages.
     """
 
@@ -65,8 +67,9 @@ class ReductoSettings:
     @classmethod
     def from_connection(cls, connection: Connection, extra: Mapping[str, Any]) -> ReductoSettings:
         """
-        Read a connection and its extras. An extra may be text, as connections written as URIs give it; an empty
-        one counts as left out.
+        Return the settings of a connection and its extras.
+
+        Extras may be text, as in connections that are URIs. Empty ones count as left out.
 
         :raises ReductoConfigurationError: naming the connection, the field and the remedy, never the key.
         """
@@ -92,17 +95,17 @@ class ReductoSettings:
             )
         except ValueError as error:
             message = f"connection {connection.conn_id!r}: {error}"
-            if connection.password:  # a key may have been pasted into another field as well
+            if connection.password:  # the key may also have been pasted into another field
                 message = message.replace(connection.password, "***")
             raise ReductoConfigurationError(message) from None
 
     @property
     def origin(self) -> tuple[str, str, int | None]:
-        """Scheme, host and port: what the key may be sent to."""
+        """The scheme, host and port that the key may be sent to."""
         return origin_of(self.base_url)
 
     def redact(self, text: str) -> str:
-        """``text`` without the connection's secrets, and without user and password of any URL in it."""
+        """Return ``text`` without the connection's secrets, and without the user and password of any URL."""
         secrets = [self.key, quote(self.key, safe="")]
         if self.proxy and (password := urlsplit(self.proxy).password):
             secrets += [password, unquote(password)]
@@ -112,7 +115,7 @@ class ReductoSettings:
 
 
 def origin_of(url: str) -> tuple[str, str, int | None]:
-    """The scheme, host and port of a URL, the port made explicit."""
+    """Return the scheme, host and port of a URL, with the default port if it names none."""
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
     return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme)
@@ -121,7 +124,7 @@ def origin_of(url: str) -> tuple[str, str, int | None]:
 def _key(password: str | None) -> str:
     if not password:
         raise ValueError(f"password is empty: put the API key there; {KEY_HINT}")
-    # What a header can't carry, and what is easily pasted along with a key.
+    # A header can't carry the former, and white space is easily pasted along with a key.
     if not password.isascii() or not password.isprintable() or " " in password:
         raise ValueError("password (the API key) holds white space or characters that no key has: paste it again")
     return password
@@ -135,7 +138,7 @@ def _base_url(host: str | None, schema: str | None, port: object) -> str:
 
 
 def _join_url(host: str, schema: str, port: object) -> str:
-    # Of a URI, Airflow hands a path over as the schema, and an IPv6 address without its brackets.
+    # For a URI, Airflow passes the path as the schema, and an IPv6 address without its brackets.
     scheme, path = (schema.lower(), "") if schema.lower() in ("", "http", "https") else ("", schema)
     url = _with_brackets(host or DEFAULT_HOST)
     try:
@@ -143,7 +146,7 @@ def _join_url(host: str, schema: str, port: object) -> str:
         number = parts.port or (int(str(port)) if port else None)
         name = _host_name(parts.hostname or "")
     except ValueError as error:
-        raise ValueError(f"host and port make no URL such as {DEFAULT_HOST}: {error}") from None
+        raise ValueError(f"host and port must form a URL such as {DEFAULT_HOST}: {error}") from None
     if parts.scheme not in ("http", "https") or not name:
         raise ValueError(f"host must be a host name or an https URL such as {DEFAULT_HOST}")
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -156,13 +159,13 @@ def _join_url(host: str, schema: str, port: object) -> str:
         raise ValueError("host and schema both hold a path: give all of it in the host")
     if parts.scheme == "http" and not _is_loopback(parts):
         log.warning("The Reducto connection uses plain http to %s: the key is sent in clear.", name)
-    # Airflow has decoded a schema. In a host, what is percent-encoded stays as it is.
+    # Airflow has decoded the schema. Percent-encoding in a host is kept.
     path = quote(f"/{path}", safe=_IN_PATHS) if path else quote(parts.path, safe=f"{_IN_PATHS}%")
     return f"{parts.scheme}://{name}{'' if number is None else f':{number}'}{path.rstrip('/')}"
 
 
 def _with_brackets(host: str) -> str:
-    """Put an IPv6 address into the brackets that tell it from a port."""
+    """Return a host with its IPv6 address in brackets, which separate it from a port."""
     scheme, separator, rest = host.rpartition("://")
     address, slash, path = rest.partition("/")
     with suppress(ValueError):
@@ -171,7 +174,7 @@ def _with_brackets(host: str) -> str:
 
 
 def _host_name(name: str) -> str:
-    """A host's name as it goes over the wire: requests and aiohttp then agree on whom the key is for."""
+    """Return a host name as it is sent, so that requests and aiohttp agree on the host that the key is for."""
     if ":" in name:
         return f"[{ip_address(name)}]"
     if any(character.isspace() or not character.isprintable() for character in name):
@@ -188,9 +191,7 @@ def _is_loopback(url: SplitResult) -> bool:
 
 
 def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} must be text, not {_short(value)}")
-    return value.strip()
+    return check_text(name, value).strip()
 
 
 def _seconds(name: str, value: object) -> float:
@@ -201,23 +202,14 @@ def _rate(name: str, value: object) -> float:
     return _number(name, value, "a number")
 
 
-def _number(name: str, value: object, allowed: str) -> float:
-    try:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            number = float(value)
-            if _MIN <= number <= _MAX:
-                return number
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f"{name} must be {allowed}, from {_MIN:g} to {_MAX:g}, not {_short(value)}")
+def _number(name: str, value: object, kind: str) -> float:
+    return float(check_number(name, value, lambda number: _MIN <= number <= _MAX, f"{kind}, from {_MIN:g} to {_MAX:g}"))
 
 
 def _attempts(name: str, value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,2}\s*", value, re.ASCII):
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 20:
-        return value
-    raise ValueError(f"{name} must be a whole number from 1 to 20, not {_short(value)}")
+    return check_whole_number(name, value, 1, 20)
 
 
 def _verify(name: str, value: object) -> bool | str:
@@ -229,28 +221,21 @@ def _verify(name: str, value: object) -> bool | str:
         with suppress(OSError, ValueError):  # too long for a path, or with characters that none has
             if Path(value).exists():
                 return value
-    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {_short(value)}")
+    raise ValueError(f"{name} must be true, false or the path of a CA bundle that exists, not {excerpt(value)}")
 
 
 def proxy_url(name: str, value: object) -> str:
     """
-    The URL of a proxy that can be used.
+    Return the URL of a proxy, checked.
 
     :raises ValueError: naming the field, but not the value, which may hold a password.
     """
-    with suppress(ValueError):  # no URL, or a port that is no number
+    with suppress(ValueError):  # not a URL, or its port is not a number
         url = _text(name, value)
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.port != 0 and _host_name(parts.hostname or ""):
             return url
     raise ValueError(f"{name} must be the URL of a proxy such as http://proxy:3128")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, int):
-        return "a number" if abs(value) > 10**80 else str(value)
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 EXTRAS: Final[Mapping[str, Callable[[str, object], Any]]] = {

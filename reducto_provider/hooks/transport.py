@@ -1,4 +1,4 @@
-"""One GET of the service within a deadline, over aiohttp. Knows none of the service's endpoints."""
+"""Send one GET request within a deadline, over aiohttp. This module knows none of the service's endpoints."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from reducto_provider.hooks.answers import Answer, Parameters, content_encoding,
 from reducto_provider.hooks.settings import ReductoSettings, proxy_url
 
 MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
-"""An answer longer than this, unpacked, is refused: some 1.5 million rows."""
+"""Maximum size of a decompressed response: about 1.5 million rows."""
 
 MAX_HEADER_BYTES: Final = 64 * 1024
-"""How long a header may be, as with the standard library. A content security policy takes more than aiohttp's 8 KiB."""
+"""Maximum size of a header, as in the standard library. Content security policies exceed aiohttp's 8 KiB."""
 
 HEADERS: Final = {"User-Agent": f"airflow-provider-reducto/{__version__}", "Accept-Encoding": "gzip"}
 
@@ -45,24 +45,24 @@ _NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 
 
 class Sessions:
-    """The open sessions of one event loop, one for each settings, while somebody uses them."""
+    """The open sessions of one event loop, one for each settings, while they are in use."""
 
     def __init__(self) -> None:
         self.users = 0
         self._sessions: dict[ReductoSettings, aiohttp.ClientSession] = {}
 
     async def open(self, settings: ReductoSettings) -> aiohttp.ClientSession:
-        """Return the session for ``settings``. Those of settings that were replaced stay open for who uses them."""
+        """Return the session for ``settings``. Sessions of replaced settings stay open for the calls that use them."""
         if settings not in self._sessions:
             verify: bool | ssl.SSLContext = True
             if settings.origin[0] == "https":
                 verify = await event_loop.run_aside(_ssl_context, settings)
-            if settings not in self._sessions:  # no other task was faster
+            if settings not in self._sessions:  # another task may have opened it meanwhile
                 self._sessions[settings] = _open_session(settings, verify)
         return self._sessions[settings]
 
     async def close(self) -> None:
-        """Close them all."""
+        """Close all sessions."""
         while self._sessions:
             _, session = self._sessions.popitem()
             await session.close()
@@ -70,7 +70,7 @@ class Sessions:
 
 async def get(session: aiohttp.ClientSession, settings: ReductoSettings, path: str, parameters: Parameters) -> bytes:
     """
-    Make one request, and return the body of a 200.
+    Send one request, and return the body of a 200.
 
     :raises ReductoError: one class per cause.
     """
@@ -84,24 +84,24 @@ async def get(session: aiohttp.ClientSession, settings: ReductoSettings, path: s
     else:
         raise_for_status(answer, settings, parameters)
         return answer.body
-    # Raised out here, without what led to it: that may hold the request, and so the key or a proxy's password.
+    # Raised without its cause, which may hold the request, and so the key or a proxy's password.
     raise failure
 
 
 def url_of(settings: ReductoSettings, path: str, parameters: Parameters) -> str:
-    """Return the URL to ask, each name and value percent-encoded."""
+    """Return the URL of a request, with each name and value percent-encoded."""
     return f"{settings.base_url}{path}?{urlencode(list(parameters), quote_via=quote)}"
 
 
 async def within(seconds: float, coroutine: Coroutine[Any, Any, Answer]) -> Answer:
     """
-    Return what a coroutine returns, or cancel it after ``seconds``.
+    Return the result of a coroutine, or cancel it after ``seconds``.
 
-    It runs in a task of its own, which is cancelled until it has ended: aiohttp and what it connects by lose a
-    cancellation that comes in the same turn of the loop as something else. Lost would be that of a time limit, or the
-    caller's.
+    It runs in a task of its own, which is cancelled repeatedly until it has ended: aiohttp and its connector drop a
+    cancellation that arrives in the same iteration of the loop as another event. That could be the cancellation by this
+    time limit, or by the caller.
 
-    :raises TimeoutError: when the time is over.
+    :raises TimeoutError: after ``seconds``.
     """
     task = asyncio.create_task(coroutine)
     task.add_done_callback(retrieve_exception)
@@ -116,13 +116,13 @@ async def within(seconds: float, coroutine: Coroutine[Any, Any, Answer]) -> Answ
 
 
 def retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Take note of how a task ended: asyncio complains of an error that nobody awaits any more."""
+    """Retrieve a task's exception: asyncio logs one that is never retrieved."""
     if not task.cancelled():
         task.exception()
 
 
 def proxy_for(settings: ReductoSettings) -> str | None:
-    """Return the proxy to use. What the environment names without a scheme is one by http, as everywhere."""
+    """Return the proxy to use. One that the environment names without a scheme is an http proxy, by convention."""
     if settings.proxy:
         return settings.proxy
     proxy = select_proxy(settings.base_url, get_environ_proxies(settings.base_url))
@@ -145,7 +145,7 @@ def verify_for(settings: ReductoSettings) -> bool | str:
 
 
 def bundle_error(error: OSError, settings: ReductoSettings) -> ReductoConfigurationError:
-    """Return the error to raise for a CA bundle that can't be read."""
+    """Return the error for a CA bundle that can't be read."""
     return ReductoConfigurationError(
         f"the CA bundle {verify_for(settings)!r} can't be used ({type(error).__name__}): correct the connection's "
         "extra 'verify', or REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in the environment"
@@ -153,22 +153,22 @@ def bundle_error(error: OSError, settings: ReductoSettings) -> ReductoConfigurat
 
 
 def timeout_error(settings: ReductoSettings) -> ReductoTransportError:
-    """Return the error to raise when the time of an attempt is over."""
+    """Return the error for an attempt that exceeded its time limit."""
     return transport_error(f"no whole answer within {settings.timeout:g} s", settings)
 
 
 def transport_error(cause: str, settings: ReductoSettings) -> ReductoTransportError:
-    """Return the error to raise when no whole answer came."""
+    """Return the error for an attempt without a complete response."""
     return ReductoTransportError(f"no answer from {settings.base_url}: {printable(cause, settings, 500)}")
 
 
 class _Body:
-    """Gathers a body within bounds: a good one may not exceed them, of any other the beginning is enough."""
+    """Collect a body up to a limit: a good body may not exceed it, the beginning of any other is enough."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         self._good = status == HTTPStatus.OK
         self._limit = MAX_RESPONSE_BYTES if self._good else _ERROR_BODY_BYTES
-        self._content = bytearray()  # not a list: of many small pieces, each would take the room of fifty bytes
+        self._content = bytearray()  # not a list, in which each of many small chunks takes fifty bytes more
         self._gzip = _Gunzip() if content_encoding(headers) in ("gzip", "x-gzip") else None
 
     @property
@@ -176,7 +176,7 @@ class _Body:
         return len(self._content) > self._limit
 
     def add(self, chunk: bytes) -> Iterator[None]:
-        """Take in what came, unpacked, piece by piece: in between, others have their turn."""
+        """Add a chunk, decompressed in pieces. Yield after each, so that the event loop is not blocked."""
         for piece in self._gzip.unpack(chunk) if self._gzip else (chunk,):
             self._content += piece
             yield
@@ -186,7 +186,7 @@ class _Body:
     def content(self) -> bytes:
         if self.full and self._good:
             raise ReductoResponseError(
-                f"Reducto's answer is longer than {self._limit / 2**20:g} MiB: ask for fewer days at a time"
+                f"Reducto's answer is longer than {self._limit / 2**20:g} MiB: request fewer days at a time"
             )
         if self._gzip and not self.full:
             self._gzip.check_complete()
@@ -195,9 +195,9 @@ class _Body:
 
 class _Gunzip:
     """
-    Unpacks gzip in pieces of a bounded size, as the gzip module does: several members, with zeros after each.
+    Decompress gzip in pieces of a bounded size. As in the gzip module, there may be several members, padded by zeros.
 
-    Versions of aiohttp differ in what they take for gzip, and in how much of it they unpack at once.
+    Versions of aiohttp differ in what they accept as gzip, and in how much they decompress at once.
     """
 
     def __init__(self) -> None:
@@ -205,7 +205,11 @@ class _Gunzip:
         self._begun = False
 
     def unpack(self, data: bytes) -> Iterator[bytes]:
-        """:raises zlib.error: where it is no gzip."""
+        """
+        Yield the decompressed pieces of ``data``.
+
+        :raises zlib.error: if it is not gzip.
+        """
         while data:
             if self._member.eof:
                 if not (data := data.lstrip(b"\0")):
@@ -216,13 +220,17 @@ class _Gunzip:
             data = self._member.unconsumed_tail or self._member.unused_data
 
     def check_complete(self) -> None:
-        """:raises zlib.error: where the end is missing."""
+        """
+        Check that the last member is complete.
+
+        :raises zlib.error: if its end is missing.
+        """
         if self._begun and not self._member.eof:
             raise zlib.error("the gzip of the answer was cut short")
 
 
 class _Resolver(AbstractResolver):
-    """Looks names up as aiohttp's own does, but in threads that nobody waits for: a look-up can't be cancelled."""
+    """Resolve names as aiohttp does, but in detached threads: a look-up can't be cancelled."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -230,7 +238,7 @@ class _Resolver(AbstractResolver):
         return await event_loop.run_detached(_look_up, host, port, family)
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: no resource is open."""
 
 
 def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
@@ -257,7 +265,7 @@ def _open_session(settings: ReductoSettings, verify: bool | ssl.SSLContext) -> a
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
         proxy=proxy_for(settings),
-        trust_env=False,  # or a netrc entry would replace the key
+        trust_env=False,  # a netrc entry would replace the key
         middlewares=(_no_transport_retry,),
     )
 
@@ -265,12 +273,12 @@ def _open_session(settings: ReductoSettings, verify: bool | ssl.SSLContext) -> a
 async def _no_transport_retry(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """One attempt is one request: after these errors aiohttp would ask again by itself, unpaced and uncounted."""
+    """Prevent aiohttp's own retries after connection errors, which are neither paced nor counted as attempts."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
         raise
-    except aiohttp.ServerDisconnectedError:  # which may quote what it has received
+    except aiohttp.ServerDisconnectedError:  # its message may quote the response
         raise aiohttp.ClientConnectionError("the connection was closed before the answer") from None
     except aiohttp.ClientOSError as error:
         raise aiohttp.ClientConnectionError(str(error)) from error
@@ -304,18 +312,18 @@ async def _receive(session: aiohttp.ClientSession, settings: ReductoSettings, ur
         body = _Body(response.status, response.headers)
         async for chunk in response.content.iter_any():
             for _ in body.add(chunk):
-                await asyncio.sleep(0)  # others' turn, and that of a time limit
+                await asyncio.sleep(0)  # lets other tasks and the time limit run
             if body.full:
                 break
         return Answer(response.status, response.headers, body.content())
 
 
 def _cause(error: Exception) -> str:
-    """Say what went wrong, in words of our own where the error's may quote what was received."""
+    """Return what went wrong, without an error's own text where that may quote the response."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy refused to connect ({error.status})"
     if isinstance(error, aiohttp.ClientResponseError):
-        return f"what came is not HTTP, or has a header of more than {MAX_HEADER_BYTES // 1024} KiB"
+        return f"the response is not HTTP, or has a header of more than {MAX_HEADER_BYTES // 1024} KiB"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the answer was cut short, or is not HTTP"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""From a task to Reducto Studio, where its organization's usage is shown."""
+"""The link from a task to Reducto Studio, which shows its organization's usage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STUDIO_URL = "https://studio.reducto.ai"
 
 
 class ReductoStudioLink(BaseOperatorLink):
-    """Opens Reducto Studio. The address of its usage page is not documented, so the link leads to its front."""
+    """Open Reducto Studio's start page. The address of its usage page is not documented."""
 
     name = "Reducto Studio"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, Asset
 
-from reducto_provider.airflow_compat import GivenArguments, call_after_success
+from reducto_provider.airflow_compat import GivenArguments, call_after_success, run_from_context
 from reducto_provider.exceptions import ReductoDayNotOverError
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
@@ -19,6 +19,8 @@ from reducto_provider.export.sink import choose_sink, open_sink
 from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
+from reducto_provider.usage.checks import check_whole_number
+from reducto_provider.usage.days import DayRange, NoDayEndedError, today
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     check_both_days,
@@ -27,17 +29,10 @@ from reducto_provider.usage.fields import (
     is_run_days,
     parse_query,
 )
+from reducto_provider.usage.partition import DayNotOverError, check_days_over, warn_of_early_run
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import json_number
-from reducto_provider.usage.window import (
-    DayNotOverError,
-    DayRange,
-    NoDayEndedError,
-    check_days_over,
-    days_of_run,
-    today,
-    warn_of_early_run,
-)
+from reducto_provider.usage.window import days_of_run
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -126,8 +121,8 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
 
     def _check_literals(self) -> None:
         check_literals(self._query_fields())
-        self._check_number("lookback_days", 0)
-        self._check_number("settle_days", 0)
+        check_whole_number("lookback_days", self.lookback_days, 0)
+        check_whole_number("settle_days", self.settle_days, 0)
         if self.usage_start_date is None or is_run_days(self._query_fields()):
             self._check_settle_days()
 
@@ -137,13 +132,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
             raise ValueError(
                 f"lookback_days must be at least settle_days={self.settle_days}, not {self.lookback_days}: a day "
                 "that one run leaves out as unsettled is otherwise never exported"
-            )
-
-    def _check_number(self, name: str, minimum: int, maximum: int | None = None) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum or (maximum and value > maximum):
-            raise ValueError(
-                f"{name} must be a whole number, {minimum} {f'to {maximum}' if maximum else 'or more'}, not {value!r}"
             )
 
     def _query(self, context: Context) -> UsageQuery:
@@ -198,14 +186,15 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
         return query
 
     def _days_of_run(self, context: Context, day: date) -> DayRange:
+        run = run_from_context(context)
         try:
-            days = days_of_run(context)
-            check_days_over(context, day, self.settle_days)
+            days = days_of_run(run)
+            check_days_over(run, day, self.settle_days)
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except DayNotOverError as error:
             raise ReductoDayNotOverError(f"{self.task_id}: {error}") from error
-        if warning := warn_of_early_run(context, day, self.settle_days):
+        if warning := warn_of_early_run(run, day, self.settle_days):
             self.log.warning("%s", warning)
         return days
 
@@ -241,7 +230,7 @@ class BaseUsageExportOperator(BaseUsageOperator):
         sink = choose_sink(partitioned=self.partitioned)
         if self.output_path is not None and is_literal(self.output_path):
             sink.check_location(self.output_path)
-        self._check_number("max_xcom_bytes", 1)
+        check_whole_number("max_xcom_bytes", self.max_xcom_bytes, 1)
 
     def _price_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in PRICE_OPTIONS}

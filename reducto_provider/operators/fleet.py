@@ -39,10 +39,11 @@ from reducto_provider.export.sink import Attempt, PublishedDays
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key
+from reducto_provider.usage.checks import check_whole_number
+from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.fields import QUERY_FIELDS, is_literal
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import UsageReport
-from reducto_provider.usage.window import DayRange, today
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -233,8 +234,8 @@ class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
         super()._check_literals()
         if is_literal_fleet(self.organizations) and is_literal(self.group_by):
             self._entries(self.reducto_conn_id if is_literal(self.reducto_conn_id) else "any")
-        self._check_number("concurrency", 1, MAX_CONCURRENCY)
-        self._check_number("days_per_request", 1)
+        check_whole_number("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
+        check_whole_number("days_per_request", self.days_per_request, 1)
 
     def _entries(self, conn_id: str) -> list[FleetEntry]:
         entries = parse_fleet(self.organizations, self.group_by, conn_id)

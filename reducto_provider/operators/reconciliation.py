@@ -14,15 +14,12 @@ from reducto_provider.exceptions import (
     translate_errors,
 )
 from reducto_provider.operators.base import BaseUsageOperator, summarize
+from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
 )
 from reducto_provider.usage.query import DIMENSIONS
 from reducto_provider.usage.reconciliation import reconcile
-from reducto_provider.usage.window import (
-    DayRange,
-    today,
-)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -21,7 +21,13 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from reducto_provider import exceptions
-from reducto_provider.airflow_compat import GivenArguments, has_other_delimiters, is_executed, is_from_mapped
+from reducto_provider.airflow_compat import (
+    GivenArguments,
+    has_other_delimiters,
+    is_executed,
+    is_from_mapped,
+    run_from_context,
+)
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
@@ -40,7 +46,9 @@ from reducto_provider.triggers.polls import (
     retry_after_of,
     utc_minute,
 )
-from reducto_provider.usage.fields import QUERY_FIELDS, RUN_DAYS, check_literals, is_literal, parse_day
+from reducto_provider.usage.checks import check_bool, check_choice, check_seconds, check_whole_number
+from reducto_provider.usage.days import NoDayEndedError
+from reducto_provider.usage.fields import QUERY_FIELDS, check_literals, is_literal
 from reducto_provider.usage.query import unmatched_filters
 from reducto_provider.usage.report import CreditsUnavailableError, Metric
 from reducto_provider.usage.threshold import (
@@ -49,10 +57,9 @@ from reducto_provider.usage.threshold import (
     Reading,
     UsageThreshold,
     check_one_window,
-    check_projectable,
     parse_threshold,
 )
-from reducto_provider.usage.window import DayRange, NoDayEndedError, check_window, min_days
+from reducto_provider.usage.window import check_window
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -118,10 +125,10 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         that the run covers.
     :param usage_end_date: its last day, included.
     :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
-    :param projected: hold what the whole window will come to at the rate so far against the threshold: the usage of
-        its complete days, divided by their number and multiplied by that of all its days, but never less than what
-        was used so far. A day is complete when it has been over for more than ``settle_days``. While fewer than
-        three are, what was used stands for itself. The window must have days enough: four and ``settle_days``.
+    :param projected: compare the projected usage of the whole window with the threshold: what was used, and for each
+        day to come the mean of its weekday over up to four complete weeks before, which may have begun before the
+        window. With less than two weeks the mean of all complete days; with less than three complete days, what was
+        used. A day is complete when it has been over for more than ``settle_days``.
     :param on_closed_window: ``skip``, ``fail``, or ``wait`` for restatements until the timeout.
     :param settle_days: days after its end in which a window still counts as open, for restatements.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
@@ -189,7 +196,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         self.file_types = file_types
         self.reducto_conn_id = reducto_conn_id
         self.deferrable = deferrable or start_from_trigger
-        self.max_failure_time = _parse_seconds("max_failure_time", max_failure_time)
+        self.max_failure_time = check_seconds("max_failure_time", max_failure_time)
         self._failed_polls = FailedPolls(self.max_failure_time, silent_fail=self.silent_fail)
         self._retry_after = 0.0
         self._started_at = 0.0
@@ -291,29 +298,17 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         if is_literal(self.window):
             check_one_window(check_window(self.window), self.usage_start_date)
         for name, allowed in (("metric", METRICS), ("on_closed_window", CLOSED_WINDOW_ACTIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), allowed)
         for name in ("per_group", "projected"):
-            if not isinstance(getattr(self, name), bool):  # no template: any text would be taken for True
-                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if not isinstance(self.settle_days, int) or isinstance(self.settle_days, bool) or self.settle_days < 0:
-            raise ValueError(f"settle_days must be a whole number, 0 or more, not {self.settle_days!r}")
-        if self.projected and (days := self._known_days()) is not None:
-            check_projectable(days, self.settle_days)
-
-    def _known_days(self) -> int | None:
-        """How many days the window has at the least, as far as that can be known before a run."""
-        if self.usage_start_date is None:
-            return min_days(check_window(self.window)) if is_literal(self.window) else None
-        if self.usage_start_date != RUN_DAYS and is_literal(self.usage_start_date) and is_literal(self.usage_end_date):
-            first, last = (parse_day(name, getattr(self, name)) for name in ("usage_start_date", "usage_end_date"))
-            return DayRange(first, last).length
-        return None
+            check_bool(name, getattr(self, name))
+        check_whole_number("settle_days", self.settle_days, 0)
 
     def _condition(self, context: Context) -> UsageThreshold:
         try:
             self.check_arguments()
-            return UsageThreshold.from_context(context, **{name: getattr(self, name) for name in RUN_FIELDS})
+            return UsageThreshold.from_run(
+                lambda: run_from_context(context), **{name: getattr(self, name) for name in RUN_FIELDS}
+            )
         except NoDayEndedError as error:
             raise AirflowSkipException(str(error)) from error
         except (ValueError, OverflowError) as error:
@@ -479,13 +474,6 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
             "silent_fail": self.silent_fail,
             "max_failure_time": self.max_failure_time,
         }
-
-
-def _parse_seconds(name: str, value: object) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
-        return float(seconds)
-    raise ValueError(f"{name} must be a number of seconds, 0 or more, or a timedelta, not {value!r}")
 
 
 def _as_json(value: Any) -> Any:

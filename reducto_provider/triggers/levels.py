@@ -19,6 +19,8 @@ from reducto_provider.triggers.fired_levels import FiredLevels
 from reducto_provider.triggers.polls import (
     Poll,
 )
+from reducto_provider.usage.checks import check_choice, check_number, check_seconds, check_whole_number, is_number
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import (
     check_not_empty,
     is_literal,
@@ -26,8 +28,8 @@ from reducto_provider.usage.fields import (
 )
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import Metric, format_decimal
-from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
-from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, calendar_window
+from reducto_provider.usage.threshold import Reading, UsageThreshold, is_budget
+from reducto_provider.usage.window import CALENDAR_WINDOWS, calendar_window
 
 # Until an event has reached the database, where the triggerer puts it once a second, and the scheduler has made a run
 # of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
@@ -87,18 +89,16 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
         _check_final({"org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
-        self.budget = _parse_budget(budget)
+        self.budget = format_decimal(check_number("budget", budget, is_budget, "a number from 1e-9 to less than 1e18"))
         self.levels = _parse_levels(levels)
         self.metric = metric
         self.window = window
         self.settle_days = settle_days
         self.org_id = org_id
         self.reducto_conn_id = reducto_conn_id
-        self.poke_interval = _parse_interval(poke_interval)
-        if window not in CALENDAR_WINDOWS:
-            raise ValueError(f"window must be one of {', '.join(CALENDAR_WINDOWS)}, not {window!r}")
-        if not isinstance(settle_days, int) or isinstance(settle_days, bool) or not 0 <= settle_days <= 31:
-            raise ValueError(f"settle_days must be a whole number from 0 to 31, not {settle_days!r}")
+        self.poke_interval = check_seconds("poke_interval", poke_interval, positive=True)
+        check_choice("window", window, CALENDAR_WINDOWS)
+        check_whole_number("settle_days", settle_days, 0, 31)
         today = datetime.now(UTC).date()
         self._today = UsageThreshold(
             query=parse_query(
@@ -155,7 +155,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
 
     async def _newly_passed(self, poll: Poll) -> list[tuple[float, Reading]]:
         """The levels that a poll finds passed and that have not fired in its window, with the reading."""
-        day = poll.query.start if poll.query else poll.time.date()
+        day = poll.query.end if poll.query else poll.time.date()
         reading = await poll.read(self._watched(calendar_window(self.window, day)))
         if reading is None:
             return []
@@ -197,25 +197,9 @@ def _check_final(fields: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be final, not {value!r}: what a watcher asks is not rendered")
 
 
-def _parse_budget(budget: object) -> str:
-    try:
-        if number := parse_threshold(budget):
-            return format_decimal(number)
-    except ValueError:
-        pass
-    raise ValueError(f"budget must be a number from 1e-9 to less than 1e18, not {budget!r}")
-
-
-def _parse_interval(interval: object) -> float:
-    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf"):
-        return float(seconds)
-    raise ValueError(f"poke_interval must be a number of seconds, more than 0, or a timedelta, not {interval!r}")
-
-
 def _parse_levels(levels: object) -> list[float]:
     if isinstance(levels, list | tuple | set) and levels:
-        numbers = [level for level in levels if isinstance(level, int | float) and not isinstance(level, bool)]
+        numbers = [level for level in levels if is_number(level)]
         if len(set(numbers)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
             return sorted(numbers)
     raise ValueError(f"levels must be different numbers of percent, more than 0 and up to 10000, not {levels!r}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TriggerEvent
 from jinja2 import StrictUndefined
 
+from reducto_provider.airflow_compat import run_from_context
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
 from reducto_provider.triggers.base import BaseUsageTrigger, make_event
 from reducto_provider.triggers.polls import (
@@ -22,6 +23,7 @@ from reducto_provider.triggers.polls import (
     as_reducto_error,
     utc_minute,
 )
+from reducto_provider.usage.days import NoDayEndedError
 from reducto_provider.usage.fields import (
     QUERY_FIELDS,
     check_given,
@@ -33,7 +35,6 @@ from reducto_provider.usage.fields import (
 from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
 from reducto_provider.usage.report import Metric, format_decimal
 from reducto_provider.usage.threshold import RUN_FIELDS, Reading, UsageThreshold
-from reducto_provider.usage.window import NoDayEndedError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -173,7 +174,9 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
         try:
             for name, outlined in outlines.items():
                 check_given(name, outlined, getattr(self, name))
-            condition = UsageThreshold.from_context(context, **{name: getattr(self, name) for name in RUN_FIELDS})
+            condition = UsageThreshold.from_run(
+                lambda: run_from_context(context), **{name: getattr(self, name) for name in RUN_FIELDS}
+            )
         except NoDayEndedError as error:
             self._early_event = {"status": "skip", "message": str(error)}
         except (ValueError, OverflowError) as error:
@@ -192,7 +195,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
         return None if self.exponential_backoff or self._early_event else self._stream_key()
 
     def _stream_key(self) -> Hashable:
-        query = self._condition().query
+        query = self._condition().query_with_history
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             self.reducto_conn_id,

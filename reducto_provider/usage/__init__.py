@@ -1,4 +1,4 @@
-"""The domain: what to ask, what came back, which days, and when a threshold is exceeded.
+"""The domain: queries, reports, days and thresholds.
 
-Nothing in here imports Airflow or HTTP.
+It imports neither Airflow nor HTTP.
 """

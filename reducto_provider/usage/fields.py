@@ -1,7 +1,7 @@
 """Arguments as DAG authors give them: literal or templated, days as text, a filter as one text.
 
-What is literal is checked when the DAG is parsed, everything again once templates are rendered. An argument that was
-given never becomes one that was left out: what came out of a template or of another task as nothing is an error.
+Literals are checked when the DAG is parsed, and all arguments once templates are rendered. An argument that is given
+never counts as left out: a template or another task's output that resolves to None or to nothing is an error.
 """
 
 from __future__ import annotations
@@ -14,25 +14,23 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
-from reducto_provider.usage.query import UsageQuery, check_text
+from reducto_provider.usage.checks import check_single_name
+from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
 
 RUN_DAYS: Final = "run"
-"""What ``usage_start_date`` and ``usage_end_date`` both say for the days that the run covers."""
+"""The value of both ``usage_start_date`` and ``usage_end_date`` for the days that the run covers."""
 
 QUERY_FIELDS: Final = (
     "org_id",
     "usage_start_date",
     "usage_end_date",
     "group_by",
-    "products",
-    "features",
-    "api_keys",
-    "file_types",
+    *FILTER_PARAMETERS,
 )
-"""The arguments that operator and sensor share, all of them templated."""
+"""The templated arguments that operators and sensor share."""
 
 _DAYS_REMEDY = "give a day as yyyy-mm-dd, or 'run' as both days for those that the run covers, or leave both out"
-_FILTER_REMEDY = "name what to ask for, give '*' for all, or leave the argument out"
+_FILTER_REMEDY = "give the names to filter by, or '*' for all, or leave the argument out"
 
 REMEDIES: Final[Mapping[str, str]] = {
     "org_id": "name the organization, or leave the argument out for the connection's or the key's own",
@@ -40,10 +38,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "usage_start_date": _DAYS_REMEDY,
     "usage_end_date": _DAYS_REMEDY,
     "group_by": "name a dimension such as 'product', the default",
-    "products": _FILTER_REMEDY,
-    "features": _FILTER_REMEDY,
-    "api_keys": _FILTER_REMEDY,
-    "file_types": _FILTER_REMEDY,
+    **dict.fromkeys(FILTER_PARAMETERS, _FILTER_REMEDY),
     "threshold": "give a number, 0 or more",
     "window": "give 'month', the default, or another window",
     "output_path": "give a URL or an absolute path; only an export to XCom leaves the argument out",
@@ -57,7 +52,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "billing_account_name": "give a name, the organization's id if it has no other, or leave the argument out",
     "reducto_conn_id": "name a connection, 'reducto_default' by default",
 }
-"""By templated argument: what its author can do when it came out as nothing."""
+"""What an author can do about each templated argument that is empty."""
 
 
 class _Given(Enum):
@@ -68,11 +63,11 @@ class _Given(Enum):
 
 
 GIVEN: Final = _Given.GIVEN
-"""In an :func:`outline`, stands for what is known only when a task runs."""
+"""The placeholder in an :func:`outline` for a value that is known only when a task runs."""
 
 
 def is_literal(value: object) -> bool:
-    """Whether a DAG author's value is final, not a template or another task's result."""
+    """Return whether a DAG author's value is final: neither a template nor another task's output."""
     if isinstance(value, str):
         return not any(begin in value for begin in ("{{", "{%", "{#"))
     if isinstance(value, list | tuple | set):
@@ -89,21 +84,21 @@ def parse_query(
     **filters: object,
 ) -> UsageQuery:
     """
-    A query from rendered fields.
+    Return the query of rendered fields.
 
     :raises ValueError: naming the field, the value and the remedy.
     """
     return UsageQuery(
         start=parse_day("usage_start_date", usage_start_date),
         end=parse_day("usage_end_date", usage_end_date),
-        group_by=group_by,  # type: ignore[arg-type]  # UsageQuery checks what comes
+        group_by=group_by,  # type: ignore[arg-type]  # UsageQuery checks it
         org_id=org_id,  # type: ignore[arg-type]
         **{name: () if values is None else values for name, values in filters.items()},  # type: ignore[arg-type]
     )
 
 
 def outline(value: object) -> object:
-    """Return what is literal in a value, with :data:`GIVEN` in place of each template and other task's result."""
+    """Return a value with :data:`GIVEN` in place of each template and each output of another task."""
     if is_literal(value):
         return value
     if isinstance(value, Mapping):
@@ -115,9 +110,10 @@ def outline(value: object) -> object:
 
 def restore_literals(outlined: object, rendered: object) -> object:
     """
-    Put what is literal back into what Airflow rendered.
+    Return a rendered value with its literal parts as they were written.
 
-    With ``render_template_as_native_obj`` it makes a number of ``"12345"`` and None of ``"None"``, literal or not.
+    With ``render_template_as_native_obj``, Airflow turns ``"12345"`` into a number and ``"None"`` into None, even where
+    they are literal.
     """
     if outlined is GIVEN:
         return rendered
@@ -130,28 +126,27 @@ def restore_literals(outlined: object, rendered: object) -> object:
 
 def check_given(name: str, outlined: object, value: object) -> None:
     """
-    See that nothing of an argument that was given got lost on its way to the task.
+    Check that no part of an argument that was given resolved to None or to nothing.
 
-    None, nothing but blanks, an empty collection and the text "None" are lost. The latter also as an element of a list
-    that came as a whole: nobody knows whether it is a name there or what a template made of None. As a literal element
-    it is a name.
+    Refused are None, blank text, an empty collection and the text "None". The latter is also refused as an element of
+    a list that was rendered as a whole, where it may be a template's None. As a literal element it is a name.
 
     :param outlined: the argument's :func:`outline`, from before it was rendered.
     :raises ValueError: naming the argument, the value and the remedy.
     """
-    if lost := list(_lost(outlined, value)):
-        part = "" if lost[0] is value else "an element of it "
-        raise ValueError(f"{name} is given but {part}came out as {lost[0]!r}: {REMEDIES[name]}")
+    if empty := list(_resolved_to_nothing(outlined, value)):
+        part = "" if empty[0] is value else "an element of it "
+        raise ValueError(f"{name} is given but {part}resolved to {empty[0]!r}: {REMEDIES[name]}")
     for outlined_part, text in zip(_parts(outlined), _parts(value), strict=False):
         if outlined_part is GIVEN and isinstance(text, str):
-            check_text(name, text)  # a template of a list's element may have rendered a list, as text
+            check_single_name(name, text)  # a template of a list's element may have rendered a list, as text
 
 
 def is_run_days(fields: Mapping[str, Any]) -> bool:
     """
-    Whether both days say that they are those of the run.
+    Return whether both days are those of the run.
 
-    :raises ValueError: when only one does.
+    :raises ValueError: if only one is.
     """
     days = [fields["usage_start_date"], fields["usage_end_date"]]
     if RUN_DAYS in days and days != [RUN_DAYS, RUN_DAYS] and all(map(is_literal, days)):
@@ -163,7 +158,7 @@ def is_run_days(fields: Mapping[str, Any]) -> bool:
 
 def check_both_days(fields: Mapping[str, Any]) -> None:
     """
-    See that both days are given or neither, before the run's own days stand in for them.
+    Check that both days are given or neither, before the run's days replace them.
 
     :raises ValueError: naming them.
     """
@@ -173,7 +168,7 @@ def check_both_days(fields: Mapping[str, Any]) -> None:
 
 def check_not_empty(fields: Mapping[str, object]) -> None:
     """
-    See that no literal argument is empty. None is left out, and so is what is not named.
+    Check that no literal argument is empty. One that is None or not named is left out.
 
     :raises ValueError: naming the argument, the value and the remedy.
     """
@@ -185,7 +180,7 @@ def check_not_empty(fields: Mapping[str, object]) -> None:
 
 def check_literals(fields: Mapping[str, Any]) -> None:
     """
-    Check those of :data:`QUERY_FIELDS` that are literal, as early as a DAG is parsed.
+    Check the literal ones of :data:`QUERY_FIELDS` when a DAG is parsed.
 
     :raises ValueError: naming the field, the value and the remedy.
     """
@@ -203,9 +198,9 @@ def check_literals(fields: Mapping[str, Any]) -> None:
 
 def parse_day(field: str, value: object) -> date:
     """
-    A day from what a DAG author or a template gives: a ``date``, or text as ``yyyy-mm-dd``.
+    Return the day that a DAG author or a template gives: a ``date``, or text as ``yyyy-mm-dd``.
 
-    A moment is refused: which day it belongs to depends on a time zone that only its author knows.
+    A moment is refused: its day depends on a time zone that only its author knows.
 
     :raises ValueError: naming ``field``, the value and the remedy.
     """
@@ -230,30 +225,31 @@ def _has_empty(value: object) -> bool:
     return (is_literal(value) and _is_empty(value)) or any(map(_has_empty, _parts(value)))
 
 
-def _lost(outlined: object, value: object) -> Iterator[object]:
+def _resolved_to_nothing(outlined: object, value: object) -> Iterator[object]:
+    """Yield the parts of a value that are None or empty where a template or another task's output was given."""
     if outlined is not GIVEN and value is None:  # a pre_execute hook may have removed it
         yield value
     elif outlined is not GIVEN:
         for pair in zip(_parts(outlined), _parts(value), strict=False):
-            yield from _lost(*pair)
-    elif _is_lost(value):
+            yield from _resolved_to_nothing(*pair)
+    elif _is_nothing(value):
         yield value
     else:
         for part in _parts(value):
-            yield from _lost(GIVEN, part)
+            yield from _resolved_to_nothing(GIVEN, part)
 
 
-def _is_lost(value: object) -> bool:
+def _is_nothing(value: object) -> bool:
     if isinstance(value, str) and value.strip() == "None":
         return True
     try:
         return _is_empty(value)
-    except Exception:  # noqa: BLE001  # Jinja's StrictUndefined, which a native template returns, has no length
+    except Exception:  # noqa: BLE001  # a native template may return Jinja's StrictUndefined, which has no length
         return True
 
 
 def _parts(value: object) -> Iterator[object]:
-    """The elements of a collection, the values of a mapping; nothing of a text or any other single value."""
+    """Yield the elements of a collection or the values of a mapping; nothing for text or any other single value."""
     if isinstance(value, Mapping):
         yield from value.values()
     elif isinstance(value, Sequence | Set) and not isinstance(value, str | bytes):

@@ -1,4 +1,4 @@
-"""Look up what a function returned before."""
+"""Memoize functions of the values of a report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ K = TypeVar("K")
 
 V = TypeVar("V")
 
-_MAX_REMEMBERED = 2**14
+_MAX_ENTRIES = 2**14
 
 
-class Remembered(dict[K, V]):
-    """What a function makes of figures of usage, which repeat themselves in most reports."""
+class Memo(dict[K, V]):
+    """Memoize a function of one argument. Most reports have the same values many times."""
 
     def __init__(self, function: Callable[[K], V]) -> None:
         super().__init__()
@@ -23,6 +23,6 @@ class Remembered(dict[K, V]):
         result = self[argument] = self._function(argument)
         return result
 
-    def memo(self) -> Callable[[K], V]:
-        """What to call for the next figures: the function itself if there were too many different ones to look up."""
-        return self.__getitem__ if len(self) < _MAX_REMEMBERED else self._function
+    def function(self) -> Callable[[K], V]:
+        """Return the memoized function, or the function itself once too many different values were stored."""
+        return self.__getitem__ if len(self) < _MAX_ENTRIES else self._function

@@ -1,42 +1,46 @@
-"""What to ask the Usage Export API, validated before it is sent."""
+"""Queries to the Usage Export API, validated before they are sent."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
 
+from reducto_provider.usage.checks import check_choice, check_name, check_single_name
+
 DIMENSIONS: Final = ("product", "feature", "api_key", "file_type")
-"""What usage can be grouped by. The four are four views of the same usage: never add one to another."""
+"""
+What usage can be grouped by. All are views of the same usage: never add one to another.
+
+A new dimension is added here, and as a keyword wherever filters are written out, for the sake of signatures:
+:class:`UsageQuery`, the operators, the sensor and the triggers. A test finds each place that lacks it.
+"""
 
 FILTER_PARAMETERS: Final = {
-    "products": "product",
-    "features": "feature",
-    "api_keys": "apiKey",
-    "file_types": "fileType",
+    f"{dimension}s": re.sub("_([a-z])", lambda letter: letter[1].upper(), dimension) for dimension in DIMENSIONS
 }
 """Each filter of a query and its query parameter. The API spells dimensions in snake, filters in camel case."""
 
 ALL: Final = "*"
-"""As the single text of a filter: no filter, said explicitly."""
+"""The explicit value of a filter for "no filter"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsageQuery:
     """
-    One question to the Usage Export API: whole days, both included, by one dimension.
+    A query to the Usage Export API: whole days by one dimension.
 
-    A filter may be given as one text or several; it is kept as a tuple without repetitions. The single text ``"*"``
-    is no filter. In a list any text that is not blank is a name, also one that a single text can't be.
+    A filter is one text or several, and becomes a tuple without duplicates. The single text ``"*"`` means no filter. In
+    a list, any text that is not blank is a name, including those that are refused as a single text.
 
-    :param start: first day, a UTC day.
+    :param start: first day, in UTC.
     :param end: last day, included.
     :param group_by: one of :data:`DIMENSIONS`.
-    :param org_id: the organization; None leaves the choice to the service, which takes the key's own.
-    :param products: only these products; nothing, or ``"*"``, means all. Likewise the other three filters.
-    :raises ValueError: for anything that the service could not answer, naming the field, the value and what
-        is allowed.
+    :param org_id: the organization; None for the key's own, which the service then selects.
+    :param products: only these products; empty or ``"*"`` for all. Likewise the other three filters.
+    :raises ValueError: for a value that the service does not accept, naming the field, the value and what is allowed.
     """
 
     start: date
@@ -55,20 +59,19 @@ class UsageQuery:
                 raise ValueError(f"{field} must be a day (datetime.date), not {value!r}")
         if self.start > self.end:
             raise ValueError(f"the first day {self.start} is after the last day {self.end}: swap or correct them")
-        if self.group_by not in DIMENSIONS:
-            raise ValueError(f"group_by must be one of {', '.join(DIMENSIONS)}, not {self.group_by!r}")
+        check_choice("group_by", self.group_by, DIMENSIONS)
         if self.org_id is not None:
-            check_text("org_id", self.org_id)
+            check_single_name("org_id", self.org_id)
         for field in FILTER_PARAMETERS:
             object.__setattr__(self, field, _filter_values(field, getattr(self, field)))
 
     def __str__(self) -> str:
-        """Whose usage, of which days and by which dimension, in one line for the log."""
+        """Return the organization, the days and the dimension, in one line for the log."""
         days = f"{self.start}" if self.start == self.end else f"{self.start} to {self.end}"
         return f"{printable(self.org_id or 'the default organization')}, {days}, by {self.group_by}"
 
     def params(self) -> list[tuple[str, str]]:
-        """The query parameters in a fixed order, a repeatable one once for each of its values."""
+        """Return the query parameters in a fixed order, repeatable ones once for each value."""
         params = [
             ("startDate", self.start.isoformat()),
             ("endDate", self.end.isoformat()),
@@ -81,12 +84,12 @@ class UsageQuery:
         return params
 
     def filters(self) -> dict[str, list[str]]:
-        """The filters that are set, by field, in an order that does not depend on how they were given."""
+        """Return the filters that are set, by field, with their values sorted."""
         return {field: sorted(values) for field in FILTER_PARAMETERS if (values := getattr(self, field))}
 
 
 def unmatched_filters(query: UsageQuery, row_count: int) -> str | None:
-    """Return what to warn of when a filtered question found nothing, which a misspelled name looks like."""
+    """Return a warning if a query with filters found nothing: a name in them may be misspelled."""
     if row_count or not (filters := query.filters()):
         return None
     named = ", ".join(f"{field}={values}" for field, values in filters.items())
@@ -94,48 +97,15 @@ def unmatched_filters(query: UsageQuery, row_count: int) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Foreign text as it can be logged: what would break a line, or move a terminal's cursor, is escaped."""
+    """Return foreign text for a log, escaped if it has characters that break lines or move a terminal's cursor."""
     return text if text.isprintable() else repr(text)
-
-
-def check_text(field: str, value: object) -> str:
-    """
-    Text that can be meant, and sent: not empty, not a template's None or list, encodable.
-
-    :raises ValueError: naming ``field``, the value and the remedy.
-    """
-    text = _check_name(field, value)
-    # Sent as they are, these would match nothing, and nothing would be taken for the usage.
-    if text.strip() == "None":
-        raise ValueError(f"{field} is the text {value!r}: a template rendered None; leave it out to set no {field}")
-    if (text.strip()[0], text.strip()[-1]) in (("[", "]"), ("(", ")"), ("{", "}")):
-        raise ValueError(
-            f"{field} is a list written as text, {value!r}: give the list itself, or set "
-            "render_template_as_native_obj=True on the DAG"
-        )
-    return text
-
-
-def _check_name(field: str, value: object) -> str:
-    if isinstance(value, int | float):
-        raise ValueError(
-            f"{field} must be text, not {value!r}: with render_template_as_native_obj=True a template makes a number "
-            "of digits; put quotes around it, as in \"'{{ params.name }}'\", or give another task's output itself"
-        )
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{field} must be text that is not empty, not {value!r}; leave it out to set no {field}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{field} must be valid Unicode text, not {value!r}") from error
-    return value
 
 
 def _filter_values(field: str, values: object) -> tuple[str, ...]:
     if values == ALL:
         return ()
     if isinstance(values, str):
-        text = check_text(field, values)
+        text = check_single_name(field, values)
         if "," in text or text != text.strip():
             names = [name for part in text.split(",") if (name := part.strip())]
             raise ValueError(
@@ -144,8 +114,8 @@ def _filter_values(field: str, values: object) -> tuple[str, ...]:
             )
         return (text,)
     if isinstance(values, int | float):
-        values = (values,)  # refused as any other number
-    if not isinstance(values, Iterable) or isinstance(values, Mapping):  # of which the keys would be taken
+        values = (values,)  # _check_name refuses numbers
+    if not isinstance(values, Iterable) or isinstance(values, Mapping):  # iterates over its keys
         raise ValueError(f"{field} must be one text or several, not {values!r}")
-    names = [_check_name(field, value) for value in values]
+    names = [check_name(field, value) for value in values]
     return tuple(dict.fromkeys(sorted(names) if isinstance(values, set | frozenset) else names))

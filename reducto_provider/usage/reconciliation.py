@@ -1,4 +1,4 @@
-"""Whether the four dimensions tell the same: they are views of the same usage, so their totals of a day are equal."""
+"""Compare reports by different dimensions: they are views of the same usage, so their totals of a day are equal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import (
     CREDITS_SCALE,
     UsageContractError,
@@ -16,46 +17,45 @@ from reducto_provider.usage.report import (
     format_decimal,
     sum_credits,
 )
-from reducto_provider.usage.window import DayRange
 
-# Each figure was rounded once to this unit, and may have carried the noise of a binary float before.
+# Each value was rounded once to this unit, and may have had the error of a binary float before.
 _UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discrepancy:
-    """A day on which dimensions differ: the total by each of them, None where credits are missing."""
+    """A day on which dimensions differ, with the total by each of them: None where credits are missing."""
 
     day: date
     metric: Literal["credits", "requests"]
     totals: Mapping[str, Decimal | None]
 
     def __str__(self) -> str:
-        shown = {
+        totals = {
             dimension: "no figure" if total is None else format_decimal(total)
             for dimension, total in self.totals.items()
         }
-        text = f"{self.day}: {self.metric} by " + ", by ".join(f"{name} {total}" for name, total in shown.items())
+        text = f"{self.day}: {self.metric} by " + ", by ".join(f"{name} {total}" for name, total in totals.items())
         known = [total for total in self.totals.values() if total is not None]
         return f"{text} (difference {format_decimal(max(known) - min(known))})" if known else text
 
 
 def reconcile(reports: Mapping[str, UsageReport]) -> list[Discrepancy]:
     """
-    Hold reports of the same question by different dimensions against each other, day by day.
+    Return the days on which reports of the same usage by different dimensions disagree.
 
-    Requests must be equal, credits as well but for a rounding unit (the ninth decimal place) a row. Where no
-    dimension has credits, as for accounts on newer pricing, there is nothing to compare.
+    Requests must be equal. Credits may differ by one rounding unit (the ninth decimal place) per row. Credits that no
+    dimension has, as for accounts on newer pricing, are not compared.
 
     :param reports: by dimension; all of the same organization and days.
-    :raises UsageContractError: for reports of different organizations or days, as when a key without ``org_id`` was
-        replaced in between.
+    :raises UsageContractError: for reports of different organizations or days, as when the key was replaced between
+        two requests without ``org_id``.
     """
-    questions = {(report.org_id, report.start, report.end) for report in reports.values()}
-    if len(questions) != 1:
-        answers = ", ".join(f"{org_id!r} on {DayRange(start, end)}" for org_id, start, end in sorted(questions))
+    ranges = {(report.org_id, report.start, report.end) for report in reports.values()}
+    if len(ranges) != 1:
+        answers = ", ".join(f"{org_id!r} on {DayRange(start, end)}" for org_id, start, end in sorted(ranges))
         raise UsageContractError(f"the dimensions are not of one organization and the same days, but of {answers}")
-    [(_, start, end)] = questions
+    [(_, start, end)] = ranges
     by_day = {dimension: _rows_by_day(report) for dimension, report in reports.items()}
     found = []
     for day in DayRange(start, end).days():

@@ -1,20 +1,22 @@
-"""What the Usage Export API answered: typed rows and their exact sums."""
+"""Reports of the Usage Export API: typed rows and their exact sums."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 Metric = Literal["credits", "requests"]
 
+Computed = TypeVar("Computed")
+
 CREDITS_SCALE: Final = 9
-"""Decimal places that credits are kept to. A service that sums binary floats sends 230.10000000000002."""
+"""Decimal places of credits. A service that sums binary floats sends 230.10000000000002."""
 
 CREDITS_UNIT = Decimal(1).scaleb(-CREDITS_SCALE)
 
@@ -22,26 +24,26 @@ _ZERO = Decimal(0)
 
 MAX_REQUEST_COUNT = 2**63 - 1
 
-_WHOLE_END = 2**64  # Airflow's processes send each other no larger integers: one in an event ends the triggerer
+_WHOLE_END = 2**64  # Airflow's processes can't exchange larger integers: one in an event ends the triggerer
 
-# Wide enough that no sum of as many values as fit into memory is ever rounded.
-_EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
+EXACT: Final = Context(prec=80, rounding=ROUND_HALF_EVEN)
+"""Wide enough that no sum of as many values as fit into memory is ever rounded."""
 
 
 class UsageContractError(ValueError):
-    """The answer breaks the service's contract: it is for another question, or it can't be trusted as data."""
+    """The response violates the service's contract: it is for another query, or is not valid data."""
 
 
 class CreditsUnavailableError(ValueError):
-    """Credits are needed, but the service sends none for this account, as on Reducto's newer pricing."""
+    """Credits are required, but the service sends none for this account, as on Reducto's newer pricing."""
 
 
 class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
     """
-    The usage of one UTC day by one value of the dimension that its report is grouped by.
+    The usage of one UTC day by one value of the report's dimension.
 
-    ``group`` is kept as sent, None and empty included. ``credits`` are exact to nine decimal places, or None
-    where the service sent no figure, which is never the same as 0.
+    ``group`` is kept as it was sent, including None and empty text. ``credits`` are exact to nine decimal places, or
+    None if the service sent none, which does not mean 0.
     """
 
     date: date
@@ -49,17 +51,17 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unk
     if TYPE_CHECKING:
         credits: Decimal | None
     else:
-        credits: Any  # before its checks an int, a Decimal or an offence; a Decimal may be decoded from text as well
+        credits: Any  # until it is checked, any JSON value; typed as Decimal, msgspec would also accept text
     request_count: Annotated[int, msgspec.Meta(ge=0, le=MAX_REQUEST_COUNT)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsageReport:
     """
-    The checked answer to one question.
+    The checked response to a query.
 
-    ``rows`` are in the order of day and group, whatever order they were sent in. A day or a group without
-    usage has no row. ``start`` and ``end`` are UTC days, both included.
+    ``rows`` are sorted by day and group. A day or a group without usage has no row. ``start`` and ``end`` are UTC days,
+    both included.
     """
 
     org_id: str
@@ -68,13 +70,11 @@ class UsageReport:
     group_by: str
     rows: tuple[UsageRow, ...]
     body: bytes = field(default=b"", repr=False, compare=False)
-    _amounts: dict[tuple[Any, ...], dict[str | None, Decimal]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def credits(self) -> Decimal | None:
-        """The exact sum of the rows' credits: None when any row has none, 0 when there are no rows."""
+        """The exact sum of the rows' credits: None if any row has none, 0 without rows."""
         return sum_credits(self.rows)
 
     @cached_property
@@ -82,63 +82,70 @@ class UsageReport:
         """The sum of the rows' requests."""
         return sum(row.request_count for row in self.rows)
 
-    def amounts(self, metric: Metric, *, per_group: bool, until: date | None = None) -> dict[str | None, Decimal]:
+    def amounts(self, metric: Metric, *, per_group: bool, since: date | None = None) -> dict[str | None, Decimal]:
         """
-        The exact sums of a metric by group, or of all rows under the group None; empty without rows.
+        Return the exact sums of a metric by group, or of all rows under the group None; empty without rows.
 
-        Summed up once, however many ask: a report may be shared by all who wait for the same usage.
+        They are cached, since a report may be shared by many sensors.
 
-        :param until: the last day that counts; all days when it is None.
+        :param since: the first day to include; None for all days.
+        :raises CreditsUnavailableError: for credits, if any row has none.
+        """
+
+        def compute() -> dict[str | None, Decimal]:
+            amounts: dict[str | None, Decimal] = {}
+            with localcontext(EXACT):
+                for day, group, amount in self._amounts_of_rows(metric, per_group):
+                    if since is None or day >= since:
+                        amounts[group] = amounts.get(group, _ZERO) + amount
+            return amounts
+
+        return self.remember(("amounts", metric, per_group, since), compute)
+
+    def daily_amounts(self, metric: Metric, *, per_group: bool) -> dict[str | None, dict[date, Decimal]]:
+        """
+        Return :meth:`amounts` by group and day, in the order of the days; a day without a row is not among them.
+
         :raises CreditsUnavailableError: for credits, when the service sent none for some row.
         """
-        key = (metric, per_group, until)
-        if key not in self._amounts:
-            self._amounts[key] = self._sum_up(metric, per_group, until or self.end)
-        return self._amounts[key]
 
-    def projections(self, metric: Metric, *, per_group: bool, days: int, of_days: int) -> dict[str | None, Decimal]:
-        """
-        What :meth:`amounts` come to in ``of_days`` days at the rate of the first ``days``, but never less than they
-        are; likewise worked out once.
+        def compute() -> dict[str | None, dict[date, Decimal]]:
+            amounts: dict[str | None, dict[date, Decimal]] = {}
+            with localcontext(EXACT):
+                for day, group, amount in self._amounts_of_rows(metric, per_group):
+                    days = amounts.setdefault(group, {})
+                    days[day] = days.get(day, _ZERO) + amount
+            return amounts
 
-        :raises CreditsUnavailableError: for credits, when the service sent none for some row.
-        """
-        used = self.amounts(metric, per_group=per_group)
-        rates = self.amounts(metric, per_group=per_group, until=self.start + timedelta(days=days - 1))
-        key = (metric, per_group, days, of_days)
-        if key not in self._amounts:
-            self._amounts[key] = {
-                group: max(amount, extrapolate(rates.get(group, _ZERO), days, of_days))
-                for group, amount in used.items()
-            }
-        return self._amounts[key]
+        return self.remember(("daily_amounts", metric, per_group), compute)
 
-    def _sum_up(self, metric: Metric, per_group: bool, until: date) -> dict[str | None, Decimal]:
-        amounts: dict[str | None, Decimal] = {}
-        with localcontext(_EXACT):
-            for row in self.rows:
-                if row.date > until:
-                    break
-                amount = row.credits if metric == "credits" else Decimal(row.request_count)
-                if amount is None:
-                    raise CreditsUnavailableError(
-                        f"Reducto sends no credits for organization {self.org_id}, as for accounts on its newer "
-                        "pricing: use metric='requests' instead"
-                    )
-                group = row.group if per_group else None
-                amounts[group] = amounts.get(group, _ZERO) + amount
-        return amounts
+    def remember(self, key: Hashable, compute: Callable[[], Computed]) -> Computed:
+        """Return what ``compute`` returned for this report when ``key`` first came up."""
+        if key not in self._computed:
+            self._computed[key] = compute()
+        found: Computed = self._computed[key]
+        return found
+
+    def _amounts_of_rows(self, metric: Metric, per_group: bool) -> Iterator[tuple[date, str | None, Decimal]]:
+        for row in self.rows:
+            amount = row.credits if metric == "credits" else Decimal(row.request_count)
+            if amount is None:
+                raise CreditsUnavailableError(
+                    f"Reducto sends no credits for organization {self.org_id}, as for accounts on its newer "
+                    "pricing: use metric='requests' instead"
+                )
+            yield row.date, row.group if per_group else None, amount
 
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
-    """The exact sum of the credits of ``rows``: None when any row has none."""
+    """Return the exact sum of the credits of ``rows``, or None if any row has none."""
     return add_credits(row.credits for row in rows)
 
 
 def add_credits(amounts: Iterable[Decimal | None]) -> Decimal | None:
-    """The exact sum of amounts of credits: None when any of them is."""
+    """Return the exact sum of amounts of credits, or None if any of them is None."""
     total = Decimal(0)
-    with localcontext(_EXACT):
+    with localcontext(EXACT):
         for amount in amounts:
             if amount is None:
                 return None
@@ -146,18 +153,12 @@ def add_credits(amounts: Iterable[Decimal | None]) -> Decimal | None:
     return total
 
 
-def extrapolate(amount: Decimal, days: int, of_days: int) -> Decimal:
-    """What ``amount`` in ``days`` days comes to in ``of_days``, half-even to nine places: exact for a constant rate."""
-    with localcontext(_EXACT):
-        return (amount * of_days / days).quantize(CREDITS_UNIT)
-
-
 def format_decimal(value: Decimal) -> str:
-    """A decimal as people write it: fixed-point, exact, without trailing zeros."""
+    """Return a decimal as people write it: fixed-point, exact, without trailing zeros."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def json_number(value: Decimal) -> int | float:
-    """A decimal as a JSON number: whole ones of up to 64 bits exact, others as the nearest binary float."""
+    """Return a decimal as a JSON number: an int if it is whole and has at most 64 bits, else the nearest float."""
     return int(value) if value < _WHOLE_END and value == value.to_integral_value() else float(value)

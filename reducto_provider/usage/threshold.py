@@ -1,42 +1,44 @@
-"""When a threshold is exceeded: one pure decision, shared by the sensor in all its modes and by its trigger."""
+"""Decide whether a threshold is exceeded, for the sensor in all its modes and for the triggers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from reducto_provider.usage.checks import check_number
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
+from reducto_provider.usage.projection import MIN_COMPLETE_DAYS, first_day_of_history, project
 from reducto_provider.usage.query import UsageQuery, printable
 from reducto_provider.usage.report import Metric, UsageReport, format_decimal, json_number
-from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
+from reducto_provider.usage.run import Run
+from reducto_provider.usage.window import days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
 Outcome = Literal["exceeded", "closed", "waiting"]
 
-PROJECTED_FROM_DAYS: Final = 3
-"""Complete days that a projection needs: fewer say too little about the rest of a period."""
-
 RUN_FIELDS: Final = ("window", "threshold", "metric", "per_group", "projected", "settle_days", *QUERY_FIELDS)
-"""What a sensor's author says of the wait, as :meth:`UsageThreshold.from_context` takes it."""
+"""The arguments of a sensor that :meth:`UsageThreshold.from_run` takes."""
 
-# Nothing lies between 0 and the first, to which credits are kept. Below the second a number fits into 64 bits: Airflow
-# can't hand a longer integer to a task, and PostgreSQL makes one of a float.
-_THRESHOLD_RANGE = (Decimal("1e-9"), Decimal("1e18"))
+# Credits are multiples of the first. Below the second a number fits into 64 bits: Airflow can't pass a longer integer
+# to a task, and PostgreSQL turns large floats into integers.
+_MIN_THRESHOLD = Decimal("1e-9")
+_THRESHOLD_LIMIT = Decimal("1e18")
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What a metric came to, and what it was held against.
+    The value of a metric, and the threshold that it is compared with.
 
-    ``value`` is what was used so far (``used``), or if ``projected`` what the whole window will come to at the rate
-    so far. ``window`` is the whole period in UTC days, also while it is still running. ``group`` is the one that the
-    value belongs to when groups are looked at one by one, else None. ``time`` is when it was read, in UTC.
+    ``value`` is the usage so far (``used``), or if ``projected`` the projected usage of the whole window. ``window`` is
+    the whole period in UTC days, including days to come. ``group`` is the group of the value if groups are compared
+    one by one, else None. ``time`` is when it was read, in UTC.
     """
 
     metric: Metric
@@ -52,11 +54,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exceeded(self) -> bool:
-        """Strictly more than the threshold."""
+        """Whether the value is more than the threshold. A value equal to the threshold does not exceed it."""
         return self.value > self.threshold
 
     def as_json(self) -> dict[str, Any]:
-        """The reading as plain JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""
+        """Return the reading as JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""
         return {
             "metric": self.metric,
             "value": json_number(self.value),
@@ -75,9 +77,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, content: object) -> Reading:
         """
-        The reading that :meth:`as_json` was made of, but for digits that a JSON number does not hold.
+        Return the reading that :meth:`as_json` describes, as exactly as JSON numbers allow.
 
-        :raises ValueError: for anything else.
+        :raises ValueError: for any other content.
         """
         sent = msgspec.convert(content, _JsonReading)
         value, used, threshold = (Decimal(str(number)) for number in (sent.value, sent.used, sent.threshold))
@@ -97,20 +99,20 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def __str__(self) -> str:
-        of = printable(self.org_id)
+        owner = printable(self.org_id)
         if self.group is not None:
-            of += f", {self.group_by} {self.group!r}"
+            owner += f", {self.group_by} {self.group!r}"
         share = f" ({self.value / self.threshold:.1%})" if self.threshold else ""
         value = (
             f"{format_decimal(self.used)} used, {format_decimal(self.value)} projected"
             if self.projected
             else format_decimal(self.value)
         )
-        return f"{of}, {self.window}: {value} of {format_decimal(self.threshold)} {self.metric}{share}"
+        return f"{owner}, {self.window}: {value} of {format_decimal(self.threshold)} {self.metric}{share}"
 
 
 def without_nul(text: str) -> str:
-    """Return foreign text without what PostgreSQL keeps in no JSON: an event with it would end the triggerer."""
+    """Return foreign text without NUL, which PostgreSQL's JSON refuses: an event with it would end the triggerer."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -132,15 +134,15 @@ class _JsonReading(msgspec.Struct):
 @dataclass(frozen=True, kw_only=True)
 class UsageThreshold:
     """
-    What somebody waits for: that ``metric``, over the days of ``query``, exceeds ``threshold``.
+    The condition that ``metric``, over the days of ``query``, exceeds ``threshold``.
 
-    :param query: the whole window, which may reach into the future, and what of the usage counts.
+    :param query: the whole window, which may reach into the future, and the filters.
     :param metric: ``credits`` or ``requests``.
-    :param threshold: 0 or more; to exceed it is strictly more.
-    :param per_group: hold each group against the threshold by itself, instead of their sum.
-    :param projected: hold what the window will come to at the rate so far against the threshold, see :meth:`read`.
-    :param settle_days: days after its end in which a day, and so the window, may still be restated.
-    :raises ValueError: for an unknown metric, and for a window too short to project.
+    :param threshold: 0 or more. A value equal to the threshold does not exceed it.
+    :param per_group: compare each group with the threshold, instead of their sum.
+    :param projected: compare the projected usage of the whole window with the threshold, see :meth:`read`.
+    :param settle_days: days after its end during which a day, and so the window, may still be restated.
+    :raises ValueError: for an unknown metric.
     """
 
     query: UsageQuery
@@ -153,13 +155,11 @@ class UsageThreshold:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
-        if self.projected:
-            check_projectable(self.window.length, self.settle_days)
 
     @classmethod
-    def from_context(
+    def from_run(
         cls,
-        context: Mapping[str, Any],
+        get_run: Callable[[], Run],
         *,
         window: str | int,
         threshold: object,
@@ -170,18 +170,19 @@ class UsageThreshold:
         **fields: object,
     ) -> UsageThreshold:
         """
-        What a sensor waits for in a DAG run, of its rendered arguments.
+        Return the condition of a sensor in a DAG run, from its rendered arguments.
 
-        :param fields: those of :data:`QUERY_FIELDS`. Without days, ``window`` says which.
-        :raises NoDayEndedError: when the run covers no day.
-        :raises ValueError: for an argument that can't be right, naming it.
+        :param get_run: returns the DAG run. Called only if the days depend on it.
+        :param fields: those of :data:`QUERY_FIELDS`. Without days, those of ``window``.
+        :raises NoDayEndedError: if the run covers no day.
+        :raises ValueError: for an invalid argument, naming it.
         """
         check_both_days(fields)
         check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
-            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, get_run())
         elif is_run_days(fields):
-            fields["usage_start_date"], fields["usage_end_date"] = days_of_run(context)
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_run(get_run())
         return cls(
             query=parse_query(**{name: fields[name] for name in QUERY_FIELDS}),
             metric=metric,
@@ -195,34 +196,50 @@ class UsageThreshold:
     def window(self) -> DayRange:
         return DayRange(self.query.start, self.query.end)
 
+    @cached_property
+    def query_with_history(self) -> UsageQuery:
+        """The query of the window, and if ``projected`` of the weeks before that a projection is made from."""
+        if not self.projected:
+            return self.query
+        return replace(self.query, start=first_day_of_history(self.window, self.settle_days))
+
     def query_at(self, time: datetime) -> UsageQuery | None:
         """
-        The query to send at a moment: days to come are left out. Nothing can have been used on them, and a
-        service that shortens such a range would answer for another than was asked for. None before the window.
+        Return the query to send at a moment, or None before the window begins.
+
+        It leaves out days in the future: they have no usage, and a service that shortens such a range would not echo
+        the range of the query. When the window is over, nothing is projected, and history is left out.
         """
         day = time.astimezone(UTC).date()
-        return None if day < self.query.start else replace(self.query, end=min(self.query.end, day))
+        if day < self.query.start:
+            return None
+        return self.query if day > self.query.end else replace(self.query_with_history, end=day)
 
     def read(self, report: UsageReport, time: datetime) -> Reading:
         """
-        Hold a report against the threshold.
+        Compare a report with the threshold.
 
-        A projection is the usage of the window's complete days, divided by their number and multiplied by that of
-        all its days, but never less than what was used so far. A day is complete when it has been over for more than
-        ``settle_days``. While fewer than :data:`PROJECTED_FROM_DAYS` are complete, and when the window is over,
-        what was used stands for itself.
+        If ``projected`` the value is that of :func:`~reducto_provider.usage.projection.project`. Where it makes none,
+        and when the window is over, the value is what was used.
 
+        :param report: the answer to :meth:`query_at`.
         :param time: when the report was asked for.
         :raises CreditsUnavailableError: when credits are needed and the service sent none for some row.
         """
-        used = report.amounts(self.metric, per_group=self.per_group)
-        values = used
-        complete = self._complete_days(time) if self.projected else 0
-        if projected := complete >= PROJECTED_FROM_DAYS:
-            values = report.projections(
-                self.metric, per_group=self.per_group, days=complete, of_days=self.window.length
+        used = report.amounts(self.metric, per_group=self.per_group, since=self.window.first)
+        projections: Mapping[str | None, Decimal] = {}
+        if self.projected and self._is_running(time):
+            projections = project(
+                report,
+                self.metric,
+                per_group=self.per_group,
+                window=self.window,
+                today=time.astimezone(UTC).date(),
+                settle_days=self.settle_days,
             )
+        values = {**used, **projections}
         group = max(values, key=lambda each: values[each], default=None)
+        projected = group in projections
         if group is not None and values[group] == 0:
             group = None
         return Reading(
@@ -238,17 +255,15 @@ class UsageThreshold:
             time=time,
         )
 
-    def _complete_days(self, time: datetime) -> int:
-        """Days of the window that a projection may build on; none once the window is over."""
-        day = time.astimezone(UTC).date()
-        return 0 if day > self.query.end else (day - self.query.start).days - self.settle_days
+    def _is_running(self, time: datetime) -> bool:
+        return self.window.first <= time.astimezone(UTC).date() <= self.window.last
 
     def outcome(self, reading: Reading) -> Outcome:
         """
-        What a reading means for who waits.
+        Return what a reading means for a sensor.
 
-        ``closed``: the threshold is not exceeded, and when it was read the window had lain in the past for more
-        than ``settle_days``: usage can't grow any more, bar restatements.
+        ``closed``: the threshold is not exceeded, and at the time of the reading the window had been over for more
+        than ``settle_days``. Its usage no longer grows, except by restatements.
         """
         if reading.exceeded:
             return "exceeded"
@@ -256,17 +271,21 @@ class UsageThreshold:
         return "closed" if days_past > self.settle_days else "waiting"
 
     def describe_wait(self, reading: Reading | None) -> str:
-        """A poll that decided nothing, in one line for the log. None for a window that has not begun."""
+        """
+        Return a poll that decided nothing as one line for the log.
+
+        :param reading: None for a window that has not begun.
+        """
         if reading is None:
             return f"{self.window} has not begun"
-        if self.projected and not reading.projected and self._complete_days(reading.time) > 0:
-            return f"{reading}; projected from {PROJECTED_FROM_DAYS} complete days on"
+        if self.projected and not reading.projected and self._is_running(reading.time):
+            return f"{reading}; projected from {MIN_COMPLETE_DAYS} complete days on"
         return str(reading)
 
 
 def check_one_window(window: str | int, usage_start_date: object) -> None:
     """
-    See that a window other than the default is not given along with days, which would win unnoticed.
+    Check that a window other than the default is not combined with days, which would replace it silently.
 
     :raises ValueError: naming both.
     """
@@ -274,32 +293,21 @@ def check_one_window(window: str | int, usage_start_date: object) -> None:
         raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
 
 
-def check_projectable(days: int, settle_days: int) -> None:
-    """
-    See that a window has days enough for a projection to be made before it is over.
-
-    :raises ValueError: when it has not.
-    """
-    if days <= PROJECTED_FROM_DAYS + settle_days:
-        raise ValueError(
-            f"projected needs a window of more than {PROJECTED_FROM_DAYS + settle_days} days, as it builds on "
-            f"{PROJECTED_FROM_DAYS} that have been over for more than settle_days={settle_days}: this window has {days}"
-        )
-
-
 def parse_threshold(value: object) -> Decimal:
     """
-    A threshold as authors and templates give it: a number, or a number as text; 0, or from 1e-9 to less than 1e18.
+    Return a threshold, given as a number or as text: 0, or from 1e-9 to less than 1e18.
 
-    :raises ValueError: for anything else, text that rendered to nothing included.
+    :raises ValueError: for anything else, including text that rendered to nothing.
     """
-    if not isinstance(value, bool) and isinstance(value, int | float | Decimal | str):
-        try:
-            number = Decimal(str(value).strip())
-            if number == 0 or _THRESHOLD_RANGE[0] <= number < _THRESHOLD_RANGE[1]:
-                return number.copy_abs()
-        except InvalidOperation:  # not a number, or NaN, which compares with nothing
-            pass
-    raise ValueError(
-        f"threshold must be 0 or a number from 1e-9 to less than 1e18, not {value!r}; does its template render to one?"
+    return check_number(
+        "threshold",
+        value,
+        lambda number: number == 0 or is_budget(number),
+        "0 or a number from 1e-9 to less than 1e18",
+        "does its template render to one?",
     )
+
+
+def is_budget(number: Decimal) -> bool:
+    """Whether a number is a threshold that has percentages."""
+    return _MIN_THRESHOLD <= number < _THRESHOLD_LIMIT

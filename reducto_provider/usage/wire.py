@@ -1,4 +1,4 @@
-"""How the service's bytes become a report: decoded, and checked against the contract."""
+"""Decode the bytes of a response into a report, and check them against the service's contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec.structs import force_setattr
 
-from reducto_provider.usage.memo import Remembered
+from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import (
     CREDITS_SCALE,
@@ -36,11 +36,11 @@ _SLICE_BYTES = 2**16
 
 def decode_report(body: bytes, query: UsageQuery) -> UsageReport:
     """
-    Decode the answer to ``query`` and check all that the contract lets a client check.
+    Decode the response to ``query`` and check it against the contract.
 
-    Credits are rounded half-even to nine places, once, here; they never are a binary float.
+    Credits are rounded half-even to nine places, only here. They are never a binary float.
 
-    :raises UsageContractError: naming the first offence.
+    :raises UsageContractError: naming the first violation.
     """
     answer = _decode_good(body) or _decode_any(body)
     _check_echo(answer, query)
@@ -64,7 +64,7 @@ def decode_report(body: bytes, query: UsageQuery) -> UsageReport:
 
 
 def sent_rows(report: UsageReport) -> list[bytes]:
-    """Return each of a report's rows, in their order, as the JSON text that the service sent: unknown keys included."""
+    """Return each row of a report, in its order, as the JSON text that the service sent, including unknown keys."""
     sent = [bytes(text) for text in _SENT_DECODER.decode(report.body).data]
     return sorted(sent, key=lambda text: _row_order(_KEY_DECODER.decode(text)))
 
@@ -84,11 +84,11 @@ class _BareRow(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=T
     credits: Any = None
 
     def __post_init__(self) -> None:
-        """Let other threads have the GIL: a million rows without a line of Python would hold up an event loop."""
+        """Release the GIL: a million rows decoded without running Python would block an event loop."""
 
 
 class _BareAnswer(_Answer, rename="camel", forbid_unknown_fields=True):
-    data: list[_BareRow]  # type: ignore[assignment]  # what lacks its credits is no UsageRow yet
+    data: list[_BareRow]  # type: ignore[assignment]  # a UsageRow has its credits
 
 
 class _WiderRow(_BareRow, rename="camel", gc=False, forbid_unknown_fields=False):
@@ -118,7 +118,7 @@ class _ScalarAnswer(msgspec.Struct):
 
 _DECODER = msgspec.json.Decoder(_Answer)
 
-# float_hook hands over the literal's own text: no binary float on the way to Decimal.
+# float_hook takes the text of the literal, so no value passes through a binary float.
 _BARE_DECODER = msgspec.json.Decoder(_BareAnswer, float_hook=Decimal)
 
 _WIDER_DECODER = msgspec.json.Decoder(_WiderAnswer, float_hook=Decimal)
@@ -133,42 +133,42 @@ _NAMES_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _MAX_NAMES = 50
 
-_LARGE = 2**20  # bytes of text that could become many times as much in memory
+_LARGE = 2**20  # bytes of JSON, which may take many times as much memory once decoded
 
 _logged_names: set[str] = set()
 
 
 def _decode_good(body: bytes) -> _Answer | None:
     """
-    The answer, its credits checked and rounded, if it is just as documented; None if it takes a closer look.
+    Return the response with its credits rounded if it is exactly as documented, else None.
 
-    Some rows at a time: to decode a million in one go would keep the GIL from an event loop for too long.
+    Rows are decoded in slices: a million at once would hold the GIL for too long for an event loop.
     """
-    # If what is left without all between the outermost brackets is an answer, they are those of its rows.
+    # If the text without the content of the outermost brackets is a response, they are those of its rows.
     start, end = body.find(b"[") + 1, body.rfind(b"]")
     if not 0 < start <= end:
         return None
-    credits = Remembered(_read_credits)
+    credits = Memo(_read_credits)
     groups: dict[str | None, str | None] = {}
     kept = groups.setdefault
     day = None
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
         while start < end:
-            # Either the end of a row, or inside of one, and then what comes before can't be decoded.
+            # The end of a row, or a place within one: then the slice before it can't be decoded.
             row_end = body.find(b"},", start + _SLICE_BYTES, end) + 1 or end
-            if row_end - start > _LARGE:  # no row is: what would become of it in memory is not known
+            if row_end - start > _LARGE:  # not a documented row, and of unknown size in memory
                 return None
-            read = credits.memo()
+            read = credits.function()
             rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
             types: set[type] = {type(row.credits) for row in rows}
             if not types <= _CREDITS_TYPES or (answer.data and not rows):
                 return None
-            if int in types:  # from a service that writes 150.0 as 150
+            if int in types:  # a service may write 150.0 as 150
                 for row in rows:
                     if isinstance(row.credits, int):
                         force_setattr(row, "credits", read(row.credits))
-            for row in rows:  # days, which most services send together, and groups: kept once, not once a row
+            for row in rows:  # share equal days and groups among rows, to save memory
                 if row.date == day:
                     force_setattr(row, "date", day)
                 else:
@@ -184,12 +184,12 @@ def _decode_good(body: bytes) -> _Answer | None:
 
 def _decode_any(body: bytes) -> _BareAnswer:
     """
-    The answer with its credits as they came, if there is anything in it that can be taken for one.
+    Return the response with its credits as they were sent.
 
-    :raises UsageContractError: naming the first offence.
+    :raises UsageContractError: naming the first violation.
     """
     try:
-        body.decode()  # msgspec does not look into the text of keys that it skips
+        body.decode()  # msgspec does not check the text of keys that it skips
         if len(body) > _LARGE and _may_nest(body):
             _SCALAR_DECODER.decode(body)
         with suppress(msgspec.ValidationError):
@@ -202,18 +202,18 @@ def _decode_any(body: bytes) -> _BareAnswer:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageContractError(f"the answer is not JSON, or it was cut short: {error}") from error
     except (DecimalException, RecursionError, ValueError) as error:
-        # A literal with an exponent past any number, nesting without end, an integer of thousands of digits.
+        # An exponent out of range, endless nesting, an integer of thousands of digits.
         raise UsageContractError(f"the answer holds a value out of all bounds: {error!r}") from error
 
 
 def _may_nest(body: bytes) -> bool:
-    """Whether values may lie where the documented form has none: those of credits would all be kept in memory."""
+    """Return whether arrays or objects may be nested in rows: as values of credits they would be kept in memory."""
     text = body.translate(None, b" \t\r\n")
     return text.count(b":[") > 1 or b":{" in text
 
 
 def _log_unknown_names(body: bytes) -> None:
-    """Once each, and no more of them than a person reads: a service might send other names every day."""
+    """Log each unknown key once, up to a limit: a service might send new names every day."""
     rows = [memoryview(row) for row in _SENT_DECODER.decode(body).data]
     places: list[tuple[str, type[msgspec.Struct], Iterable[bytes | memoryview]]] = [
         ("rows", UsageRow, (row for row in rows if len(row) < _LARGE)),
@@ -223,23 +223,23 @@ def _log_unknown_names(body: bytes) -> None:
     for place, known, texts in places:
         for text in texts:
             for name in _NAMES_DECODER.decode(text).keys() - known.__struct_encode_fields__:
-                told = f"{place}: {_short(name)[1:-1] if name.isprintable() else _short(name)}"
-                if told not in _logged_names and len(_logged_names) < _MAX_NAMES:
-                    _logged_names.add(told)
-                    new.append(told)
+                entry = f"{place}: {_short(name)[1:-1] if name.isprintable() else _short(name)}"
+                if entry not in _logged_names and len(_logged_names) < _MAX_NAMES:
+                    _logged_names.add(entry)
+                    new.append(entry)
     if new:
         log.warning("The service sends keys that this package does not know, left out of %s", ", ".join(sorted(new)))
 
 
 def _check_echo(answer: _Answer, query: UsageQuery) -> None:
-    for name, asked, echoed in (
+    for name, requested, echoed in (
         ("orgId", query.org_id, answer.org_id),
         ("startDate", query.start, answer.start_date),
         ("endDate", query.end, answer.end_date),
         ("groupBy", query.group_by, answer.group_by),
     ):
-        if asked is not None and asked != echoed:
-            raise UsageContractError(f"the answer is for {name} {_short(echoed)}, not for {_short(asked)} as asked")
+        if requested is not None and requested != echoed:
+            raise UsageContractError(f"the answer is for {name} {_short(echoed)}, not for {_short(requested)} as asked")
     if not answer.org_id.strip():
         raise UsageContractError("the answer names no organization: its orgId is empty")
 
@@ -278,15 +278,15 @@ def _exact(credits: Decimal) -> Decimal:
 
 
 def _by_day(rows: list[UsageRow]) -> list[list[UsageRow]]:
-    """The rows of each day, in the order of days. To go on by day is faster, and never holds the GIL for long."""
+    """Return the rows of each day, in order. Sorting them day by day is faster, and never holds the GIL for long."""
     days: dict[date, list[UsageRow]] = {}
-    for day, some in groupby(rows, attrgetter("date")):  # most services send a day's rows together
+    for day, some in groupby(rows, attrgetter("date")):  # a day's rows are usually together
         days.setdefault(day, []).extend(some)
     return [days[day] for day in sorted(days)]
 
 
 def _row_error(rows: list[UsageRow], query: UsageQuery) -> UsageContractError:
-    """The first row that can't be, of which there is one."""
+    """Return the error for the first invalid row. There must be one."""
     seen: set[tuple[date, str | None]] = set()
     for index, row in enumerate(rows):
         if not query.start <= row.date <= query.end:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +18,10 @@ import httpx
 
 from tests.e2e.backing import run
 from tests.e2e.compose import Compose
-from tests.real_airflow.deployment import AirflowDeployment, DeploymentError
+from tests.real_airflow.deployment import AirflowDeployment
 from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import kill_processes_in
+from tests.real_airflow.running import DeploymentError
 
 IMAGE = PROJECT_ROOT / ".cache/e2e/bin"
 HEALTH_CHECK_INTERVAL = 5.0  # seconds; compose waits longer
@@ -107,21 +107,17 @@ class ComposedAirflow(AirflowDeployment):
     def start_service(self, service: str) -> None:  # type: ignore[override]
         """Start one service, without waiting for it."""
         words = [self._local(word) for word in self._compose.command(service)]
-        with (self.home / f"{service}.log").open("ab") as log:
-            self._processes[service] = subprocess.Popen(  # type: ignore[index]
-                ["airflow", *words],
-                executable=str(IMAGE / "airflow"),
-                env=self.environment(service),
-                cwd=self._folder(service),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._start_process(
+            service,
+            ["airflow", *words],
+            env=self.environment(service),
+            folder=self._folder(service),
+            executable=str(IMAGE / "airflow"),
+        )
 
     def kill(self, service: str) -> None:  # type: ignore[override]
         """End a service with all its processes by SIGKILL, as a lost machine would."""
-        process = self._processes.pop(service)  # type: ignore[call-overload]
+        process = self._processes.pop(service)
         kill_processes_in(self._folder(service))
         process.wait()
 

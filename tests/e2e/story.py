@@ -37,9 +37,10 @@ from tests.e2e.deployment import SERVICES, ComposedAirflow
 from tests.e2e.faults import Faults
 from tests.e2e.secret import files_in, found_in
 from tests.object_storage.s3server import S3Server
-from tests.real_airflow.deployment import FINISHED, free_ports
+from tests.real_airflow.deployment import free_ports
 from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import Guard
+from tests.real_airflow.running import FINISHED
 
 ORGS = [organization.id for organization in ORGANIZATIONS]
 ALL = "reducto_usage_all_organizations"

@@ -22,12 +22,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from reducto_provider import __version__
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.manifest import metadata_folder
-from reducto_provider.export.reported import ReportedChanges, acknowledge
+from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.export.conftest import Place
+
+PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]
 
 ROOT = "org_id=org_abc123/group_by=product"
 THREE_DAYS = [
@@ -71,7 +74,7 @@ def manifest(place, day, root=ROOT):
 
 
 class TestLayout:
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_a_file_and_a_manifest_for_each_day(self, place, make_export, publish, format):
         published = publish(place, make_export(*THREE_DAYS), format)
 
@@ -98,7 +101,7 @@ class TestLayout:
             '{"date":"2026-06-18","group":null,"credits":7.0,"request_count":1}\n',
         ]
 
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_the_uri_of_a_day_leads_to_its_file(self, place, make_export, publish, format):
         published = publish(place, make_export(*THREE_DAYS, org_id="a/b c%d"), format)
 
@@ -204,7 +207,7 @@ class TestLayout:
 
 
 class TestAgain:
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_the_same_answer_gives_the_same_bytes(self, place, make_export, succeed, format):
         succeed(place, make_export(*THREE_DAYS), format)
         before = place.data()
@@ -461,7 +464,7 @@ class TestForeignText:
         assert place.files() == {}
 
     @pytest.mark.parametrize("group", ["../../etc", "a/b", "x" * 10_000, "nul\0", "\N{GRINNING FACE}", "", None])
-    @pytest.mark.parametrize("format", FORMATS)
+    @pytest.mark.parametrize("format", PLAIN_FORMATS)
     def test_a_group_is_only_content(self, place, make_export, publish, format, group):
         publish(place, make_export(("2026-06-18", group, "1", 1)), format)
 
@@ -743,41 +746,6 @@ class TestChanges:
         assert export_day("1", succeeds=True, org_id="other")
         assert export_day("1", succeeds=True, group_by="feature")
         assert not export_day("1", succeeds=True)
-
-    def test_many_years(self, place, make_export, succeed):
-        days = [date(2016, 1, 1) + timedelta(days=offset) for offset in range(3653)]
-        row = (str(days[-1]), "parse", "1", 1)
-        export = make_export(row, start=str(days[0]))
-        folder = "metadata/" + ROOT
-
-        acknowledge(place.storage, {folder: dict.fromkeys(days, "0123456789abcdef")})
-
-        names = [name for name in place.files() if "/.reported-" in name]
-        assert names == [f"{folder}/.reported-{year}" for year in range(2016, 2026)]
-        assert max(len(place.files()[name]) for name in names) < 13_000
-        assert ReportedChanges(place.storage, folder).read(days[360:370]).keys() >= set(days[360:370])
-        assert export.report.rows
-
-    def test_tasks_that_acknowledge_at_the_same_time_lose_no_change(self, place, make_export):
-        """Of some an acknowledgement may get lost, whose days then have still changed; of others there is none."""
-        days = [date(2026, 6, 1) + timedelta(days=offset) for offset in range(24)]
-        folder = "metadata/" + ROOT
-        together = Barrier(8)
-
-        def run(own):
-            together.wait()
-            for day in own:
-                acknowledge(place.storage, {folder: {day: f"{day.day:016x}"}})
-
-        threads = [Thread(target=run, args=(days[number::8],)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-        found = ReportedChanges(place.storage, folder).read(days)
-        assert found.items() <= {day: f"{day.day:016x}" for day in days}.items()
-        assert found
 
     def test_another_version_of_pyarrow_restates_nothing(self, place, export_day, mocker):
         """Parquet's footer names its writer."""

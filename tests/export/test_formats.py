@@ -6,13 +6,18 @@ import csv
 import io
 import json
 import random
+import re
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
-from reducto_provider.export import formats
-from reducto_provider.export.focus import BillingTerms
-from reducto_provider.export.formats import FORMATS, check_format
+from reducto_provider.export.focus import FOCUS_FORMATS, PRICE_OPTIONS, BillingTerms, parse_terms
+from reducto_provider.export.formats import FORMATS, Format, check_format, jsonl, parquet
+from reducto_provider.export.formats.focus import FocusFormat
+from reducto_provider.operators.export import ReductoUsageExportOperator
+
+PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]
 
 USAGE = [
     ("2026-06-17", "parse", "230.10000000000002", 75),
@@ -78,8 +83,8 @@ class TestBytes:
     @pytest.mark.parametrize("keys", [{}, KEYS], ids=["without keys", "with keys"])
     def test_some_rows_at_a_time(self, encode, monkeypatch, name, keys):
         whole = encode(name, USAGE, keys)
-        monkeypatch.setattr(formats, "_ROWS_PER_BATCH", 2)
-        monkeypatch.setattr(formats, "_ROWS_PER_CHUNK", 2)
+        monkeypatch.setattr(jsonl, "ROWS_PER_BATCH", 2)
+        monkeypatch.setattr(parquet, "_ROWS_PER_CHUNK", 2)
         assert encode(name, USAGE, keys) == whole
 
     def test_csv(self, encode):
@@ -119,7 +124,7 @@ class TestBytes:
     def test_without_rows(self, encode, name, expected):
         assert encode(name, [], KEYS, start="2026-06-18", end="2026-06-18").decode() == expected
 
-    @pytest.mark.parametrize("name", FORMATS)
+    @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_the_same_rows_in_any_order_give_the_same_bytes(self, encode, name):
         expected = encode(name, USAGE)
 
@@ -223,7 +228,7 @@ class TestDigest:
         """A different digest would restate every day of every dataset."""
         assert digest(*USAGE) == "98a0a9d977299afcee8dc0dfb51f18102245bc52965754b7a94ea6088ec191ca"
 
-    @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("focus")])
+    @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_is_of_the_rows_whatever_the_format(self, digest, name):
         assert digest(*random.Random(1).sample(USAGE, len(USAGE)), output=name) == digest(*USAGE)
 
@@ -231,7 +236,7 @@ class TestDigest:
     def test_is_of_the_rows_whatever_the_compression(self, digest, compression):
         assert digest(*USAGE, compression=compression) == digest(*USAGE)
 
-    @pytest.mark.parametrize("name", FORMATS)
+    @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_of_no_rows_there_is_none(self, digest, name):
         assert digest(output=name, start="2026-06-17", end="2026-06-18") is None
 
@@ -248,7 +253,7 @@ class TestDigest:
         ],
         ids=repr,
     )
-    @pytest.mark.parametrize("name", FORMATS)
+    @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_of_other_rows_is_another_one(self, digest, name, one, other):
         assert digest(one, output=name) != digest(other, output=name)
 
@@ -259,7 +264,7 @@ class TestDigest:
 
     def test_a_last_binary_digit_is_no_change(self, digest):
         sums = [("2026-06-17", "parse", credits, 1) for credits in ("230.1", "230.10000000000002", "2.301e2")]
-        for name in FORMATS:
+        for name in PLAIN_FORMATS:
             assert len({digest(row, output=name) for row in sums}) == 1
 
     def test_keys_that_are_not_known_are_content_of_json_alone(self, digest):
@@ -285,3 +290,49 @@ class TestDigest:
             {"billing_account_name": "Acme Inc."},
         ):
             assert digest(row, output="focus_csv", terms=BillingTerms(**{**terms, **change})) != one
+
+
+class TabSeparated(Format):
+    """A format that this package does not have."""
+
+    name = "tsv"
+    extension = "tsv"
+
+    def encode(self, rows, keys):
+        return "".join(f"{row.date}\t{row.group}\t{row.credits}\t{row.request_count}\n" for row in rows).encode()
+
+
+class TestAnotherFormat:
+    """A new format is a class and its line in the registry. Nothing else knows the formats by name."""
+
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch):
+        monkeypatch.setitem(FORMATS, "tsv", TabSeparated())
+
+    def test_it_is_found_and_compressed(self, make_export):
+        report = make_export(*USAGE[:1]).report
+
+        assert check_format("tsv").encode(report.rows, {}) == b"2026-06-17\tparse\t230.100000000\t75\n"
+        assert check_format("tsv", "gzip").extension == "tsv.gz"
+
+    def test_messages_name_it(self):
+        with pytest.raises(ValueError, match=r"must be one of json, jsonl, csv, .*, tsv, not 'xml'"):
+            check_format("xml")
+
+    def test_it_takes_no_prices(self):
+        with pytest.raises(ValueError, match="price_per_credit must be left out for output_format='tsv'"):
+            parse_terms("tsv", {**dict.fromkeys(PRICE_OPTIONS), "price_per_credit": 1})
+
+
+def test_the_formats_with_prices_are_those_of_focus():
+    assert tuple(name for name, each in FORMATS.items() if isinstance(each, FocusFormat)) == FOCUS_FORMATS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
+def test_each_format_is_documented(name, page):
+    assert re.search(rf"\b{name}\b", (Path(__file__).parents[2] / page).read_text())
+
+
+def test_the_operator_documents_each_format():
+    assert [name for name in FORMATS if f"``{name}``" not in (ReductoUsageExportOperator.__doc__ or "")] == []

@@ -9,10 +9,13 @@ from threading import Barrier, Thread
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from tests.export.test_dataset import HOSTILE_ORGS, THREE_DAYS
+
+PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]
 
 NAME = "usage.jsonl"
 RUN = "dag/run/task/-1"
@@ -52,7 +55,7 @@ def test_lies_exactly_there(place, make_export, publish_one):
     assert place.files().keys() == {NAME, f".{NAME}.reducto", f".{NAME}.reported"}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", PLAIN_FORMATS)
 def test_has_changed_until_a_task_that_reported_it_succeeds(place, make_export, publish_one, format):
     export, other = make_export(*THREE_DAYS), make_export(*THREE_DAYS[1:])
 

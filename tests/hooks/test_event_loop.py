@@ -32,14 +32,22 @@ class Killed(BaseException):
 
 
 @contextmanager
-def alarm(handler: Callable[[], object]) -> Iterator[None]:
-    """Have a signal call something in this thread soon, while it waits."""
+def alarm(handler: Callable[[], object], begun: threading.Event | None = None) -> Iterator[None]:
+    """Have a signal call something in this thread while it waits: soon after what it waits for has begun."""
+    here = threading.get_ident()
+
+    def ring() -> None:
+        assert begun is None or begun.wait(60)
+        time.sleep(0.1)  # for the wait to begin
+        signal.pthread_kill(here, signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, lambda *_: handler())
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    ringing = threading.Thread(target=ring)
+    ringing.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        ringing.join()
         signal.signal(signal.SIGALRM, before)
 
 
@@ -161,7 +169,7 @@ def test_a_context_that_was_copied_to_another_loop_has_no_caller() -> None:
 
 def test_a_signal_s_exception_ends_the_wait_and_cancels_the_coroutine() -> None:
     sleeper = Sleeper()
-    with alarm(kill), pytest.raises(Killed):
+    with alarm(kill, sleeper.begun), pytest.raises(Killed):
         run(sleeper.sleep())
     assert sleeper.cancelled.is_set()
 
@@ -199,27 +207,30 @@ def test_who_is_killed_as_the_coroutine_has_ended_does_not_wait_for_it_again(mon
 
 
 def test_a_signal_s_exception_while_something_runs_aside() -> None:
-    cancelled = threading.Event()
+    begun, cancelled = threading.Event(), threading.Event()
 
     async def memo() -> None:
+        begun.set()
         try:
             await run_aside(time.sleep, 60)
         except asyncio.CancelledError:
             cancelled.set()
             raise
 
-    with alarm(kill), pytest.raises(Killed):
+    with alarm(kill, begun), pytest.raises(Killed):
         run(memo())
     assert cancelled.is_set()
 
 
 def test_what_else_waits_to_run_aside_is_not_run_once_the_wait_was_interrupted() -> None:
     """A second look-up of a connection: it might hang as the first one did, or be given the first one's answer."""
-    begun = []
+    looked_up: list[int] = []
+    begun = threading.Event()
 
     def memo(number: int) -> None:
-        begun.append(number)
-        time.sleep(1)
+        looked_up.append(number)
+        begun.set()
+        time.sleep(60)
 
     async def look_up_all() -> None:
         async with asyncio.TaskGroup() as group:
@@ -227,17 +238,19 @@ def test_what_else_waits_to_run_aside_is_not_run_once_the_wait_was_interrupted()
                 group.create_task(run_aside(memo, number))
 
     for _ in range(5):
-        with alarm(kill), pytest.raises(Killed):
+        with alarm(kill, begun), pytest.raises(Killed):
             run(look_up_all())
-        assert begun == [0]
+        assert looked_up == [0]
+        looked_up.clear()
         begun.clear()
 
 
 def test_a_coroutine_that_goes_on_does_not_hold_up_who_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_loop, "CANCEL_GRACE", 0.1)
-    ended, may_end = threading.Event(), threading.Event()
+    begun, ended, may_end = threading.Event(), threading.Event(), threading.Event()
 
     async def stubborn() -> None:
+        begun.set()
         while not may_end.is_set():
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.05)
@@ -245,7 +258,7 @@ def test_a_coroutine_that_goes_on_does_not_hold_up_who_is_killed(monkeypatch: py
             await run_aside(list)
         ended.set()
 
-    with alarm(kill), pytest.raises(Killed):
+    with alarm(kill, begun), pytest.raises(Killed):
         run(stubborn())
     assert not ended.is_set()
     may_end.set()
@@ -266,17 +279,25 @@ def test_cancel_ends_the_waits_of_all_threads() -> None:
 
 def test_cancel_by_a_signal_handler_as_for_on_kill() -> None:
     sleeper = Sleeper()
-    with alarm(event_loop.cancel), pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):
+    said = "as when Airflow kills a task"
+    with alarm(event_loop.cancel, sleeper.begun), pytest.raises(asyncio.CancelledError, match=said):
         run(sleeper.sleep())
     assert sleeper.cancelled.is_set()
 
 
 def test_cancel_while_something_runs_aside_says_why_too() -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
     async def memo() -> None:
-        await run_aside(time.sleep, 0.5)
+        begun.set()
+        await run_aside(cancelled.wait, 60)
         await run_aside(list)
 
-    with alarm(event_loop.cancel), pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):
+    def cancel() -> None:
+        event_loop.cancel()
+        cancelled.set()
+
+    with alarm(cancel, begun), pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):
         run(memo())
 
 
@@ -301,13 +322,16 @@ def test_a_caller_that_is_killed_before_the_coroutine_begins(monkeypatch: pytest
 
 
 def test_an_error_that_nobody_takes_leaves_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    begun = threading.Event()
+
     async def fail() -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         finally:
             raise LookupError
 
-    with alarm(kill), pytest.raises(Killed):
+    with alarm(kill, begun), pytest.raises(Killed):
         run(fail())
     run(name())
     gc.collect()

@@ -64,7 +64,7 @@ class Reader:
         over = Event()
 
         def run() -> None:
-            while not over.is_set():
+            while not over.wait(0.001):  # else it would keep the writers, and the server in this process, from working
                 self.look()
 
         thread = Thread(target=run)

@@ -326,7 +326,7 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
         ),
         ({"group_by": "{{ 'page' }}"}, ["group_by", "page", "api_key"]),
         ({"products": "{{ ['parse'] }}"}, ["products", "render_template_as_native_obj"]),
-        ({"org_id": "{{ '' }}"}, ["org_id", "came out as ''"]),
+        ({"org_id": "{{ '' }}"}, ["org_id", "resolved to ''"]),
         ({"features": "{{ 'a,b' }}"}, ["features", "comma", "['a', 'b']"]),
         ({"output_format": "{{ 'xml' }}", "output_path": "/nowhere"}, ["output_format", "xml", "jsonl"]),
         ({"output_path": "{{ 'usage' }}"}, ["output_path", "'usage'", "absolute"]),
@@ -513,10 +513,10 @@ def test_the_key_is_nowhere(export, simulator, tmp_path):
 def test_what_needs_pyarrow_says_so_before_it_asks(run_dag, simulator, tmp_path, arguments):
     result = run_dag(f"""
         from airflow.providers.common.compat.sdk import DAG
-        from reducto_provider.export import formats
+        from reducto_provider.export.formats import base
         from reducto_provider.operators.export import ReductoUsageExportOperator
 
-        formats.find_spec = lambda name: None
+        base.find_spec = lambda name: None
         with DAG("export", schedule=None):
             ReductoUsageExportOperator(
                 task_id="export", org_id="org_acme", output_path={str(tmp_path)!r}, retries=1, **{arguments!r}
@@ -593,7 +593,7 @@ def test_an_error_in_noting_what_was_reported_is_none_of_the_task(run_dag, tmp_p
     for _ in range(2):
         result = run_dag(source).expect()
         assert all(file["changed"] for file in result.xcom("export")["files"])
-        assert "It could not be noted what this task has reported" in result.log
+        assert "The changes that this task reported could not be recorded" in result.log
         assert "the disk is full" in result.log
 
 

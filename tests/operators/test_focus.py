@@ -195,7 +195,7 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
         ({**FOCUS, "price_per_credit": "{{ none }}"}, ["price_per_credit", "'None'"]),
         ({**FOCUS, "contracted_price_per_credit": "{{ 1 / 3 }}"}, ["contracted_price_per_credit", "0.333", "round"]),
         ({**FOCUS, "billing_currency": "{{ '' }}"}, ["billing_currency", "''", "USD"]),
-        ({**FOCUS, "billing_account_name": "{{ '' }}"}, ["billing_account_name", "came out as ''"]),
+        ({**FOCUS, "billing_account_name": "{{ '' }}"}, ["billing_account_name", "resolved to ''"]),
         ({**FOCUS, "output_format": "{{ 'csv' }}"}, ["price_per_credit", "'csv'", "focus_csv"]),
         ({**FOCUS, "output_format": "{{ 'focus_csv' }}", "price_per_credit": None}, ["price_per_credit", "no default"]),
         ({**FOCUS, "output_format": "{{ 'focus_csv' }}", "output_path": None}, ["output_path", "focus_csv"]),

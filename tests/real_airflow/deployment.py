@@ -8,22 +8,18 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal
 
 import httpx
 import psutil
 
-from .environment import airflow_environment, copy_database, migrated_database, tail
-from .processes import Guard
+from .running import FINISHED, DeploymentError, RunningAirflow
 
-T = TypeVar("T")
 Service = Literal["api-server", "execution-api", "scheduler", "dag-processor", "triggerer"]
 
 SERVICES: Mapping[Service, tuple[str, ...]] = {
@@ -58,25 +54,14 @@ QUICK: Mapping[str, str] = {
 }
 """Airflow's own settings, turned down to the waiting times of a test."""
 
-FINISHED = ("success", "failed")
-"""The states in which a run stays."""
 
+class AirflowDeployment(RunningAirflow):
+    """An Airflow 3. `services` are the processes to start, the `api-server` among them.
 
-class DeploymentError(Exception):
-    """Airflow did not do what was asked. The message has the ends of its logs where they help."""
-
-
-class DeploymentTimeoutError(DeploymentError, TimeoutError):
-    """What was waited for did not happen."""
-
-
-class AirflowDeployment:
-    """Airflow in a home folder, from `start` to `stop`, or inside a `with`.
-
-    `env` is added to the environment of all processes: connections as `AIRFLOW_CONN_...`, settings as
-    `AIRFLOW__...`, a `PYTHONPATH`. `services` are the processes to start, the `api-server` among them. DAGs are
-    paused until `unpause`, as Airflow has it.
+    DAGs are paused until `unpause`, as Airflow has it.
     """
+
+    passing_errors = (httpx.TransportError,)
 
     def __init__(
         self,
@@ -88,61 +73,24 @@ class AirflowDeployment:
         cache_dir: Path | None = None,
         start_timeout: float = 120,
     ) -> None:
-        self.home = home.resolve()
-        self._services = services
         port, execution_port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self._execution_url = f"http://127.0.0.1:{execution_port}/execution/"
-        self._cache_dir = cache_dir
+        own = {
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": self._execution_url,
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+        }
+        super().__init__(home, dags_folder, {**QUICK, **own, **(env or {})}, cache_dir=cache_dir)
+        self._services = services
         self._start_timeout = start_timeout
         self._ports: dict[Service, int] = {"api-server": port, "execution-api": execution_port}
-        self._processes: dict[Service, subprocess.Popen[bytes]] = {}
-        self._guard: Guard | None = None
         self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
-        self._env = airflow_environment(
-            self.home,
-            {
-                **QUICK,
-                "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder.resolve()),
-                "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": self._execution_url,
-                "AIRFLOW__API__BASE_URL": self.url,
-                "AIRFLOW__API__HOST": "127.0.0.1",
-                **(env or {}),
-            },
-        )
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     # -- the processes
 
-    def start(self) -> Self:
-        """Start all processes and wait until Airflow calls each of them healthy."""
-        self._guard = Guard(self.home)
-        try:
-            copy_database(migrated_database(self._cache_dir), self.home / "airflow.db")
-            for service in self._services:
-                self.start_service(service)
-            self.wait_for(self._is_healthy, self._start_timeout, "a healthy start")
-            token = self.request("GET", "/auth/token").json()["access_token"]
-            self._client.headers["Authorization"] = f"Bearer {token}"
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
     def stop(self) -> None:
-        """End all processes, theirs included. Nothing of them is left when this returns."""
-        # In its home nothing is worth a slow farewell.
-        if self._guard:
-            self._guard.close()
-            self._guard = None
-        for process in self._processes.values():
-            process.wait()
-        self._processes.clear()
+        super().stop()
         self._client.close()
 
     def start_service(self, service: Service) -> None:
@@ -150,16 +98,7 @@ class AirflowDeployment:
         command = [sys.executable, "-m", "airflow", *SERVICES[service]]
         if service in self._ports:
             command += ["--port", str(self._ports[service])]
-        with (self.home / f"{service}.log").open("ab") as log:
-            self._processes[service] = subprocess.Popen(
-                command,
-                env=self._env,
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._start_process(service, command)
 
     def kill(self, service: Service) -> None:
         """End a process and its children at once by SIGKILL, as a lost machine would."""
@@ -181,10 +120,6 @@ class AirflowDeployment:
         """A process and all that descend from it, as they are now."""
         parent = psutil.Process(self._processes[service].pid)
         return [parent, *parent.children(recursive=True)]
-
-    def service_log(self, service: Service) -> str:
-        """What a process has written so far, in all its lives."""
-        return (self.home / f"{service}.log").read_text(errors="replace")
 
     # -- what a user does
 
@@ -238,11 +173,6 @@ class AirflowDeployment:
         """The task instances of a run, each with `state`, `try_number`, `rendered_fields` and much more."""
         return self._all(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
 
-    def task_states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
-        """The state of each task instance of a run, by task and map index."""
-        instances = self.task_instances(dag_id, run_id)
-        return {(ti["task_id"], ti["map_index"]): ti["state"] for ti in instances}
-
     def xcom(
         self,
         dag_id: str,
@@ -263,20 +193,6 @@ class AirflowDeployment:
         answer = self.request("GET", path, params=query, headers={"Accept": "application/json"})
         return "\n".join(_log_lines(answer.json()["content"]))
 
-    def command(self, *arguments: str) -> str:
-        """What an `airflow` command prints, run beside the processes."""
-        done = subprocess.run(
-            [sys.executable, "-m", "airflow", *arguments],
-            env=self._env,
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise DeploymentError(f"airflow {' '.join(arguments)} gave {done.returncode}: {done.stderr[-2000:]}")
-        return done.stdout
-
     def asset_events(self) -> list[dict[str, Any]]:
         """All asset events, oldest first."""
         return self._all("/api/v2/assets/events", "asset_events", order_by="timestamp")
@@ -287,24 +203,6 @@ class AirflowDeployment:
         return {error["filename"]: error["stack_trace"] for error in errors}
 
     # -- waiting
-
-    def wait_for(self, probe: Callable[[], T | None], timeout: float, what: str) -> T:
-        """Call `probe` until what it returns is true, and return that.
-
-        Errors in it are final, but for a server that can't be reached: it may be starting.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            with suppress(httpx.TransportError):
-                if value := probe():
-                    return value
-            for service, process in self._processes.items():
-                if process.poll() is not None:
-                    log = self._log_tails(service)
-                    raise DeploymentError(f"{service} ended with {process.returncode}:{log}")
-            if time.monotonic() > deadline:
-                raise DeploymentTimeoutError(f"waited {timeout} s for {what}{self._log_tails(*self._services)}")
-            time.sleep(0.1)
 
     def wait_for_dag(self, dag_id: str, *, timeout: float = 60) -> dict[str, Any]:
         """A DAG, as soon as it is parsed. Any import error meanwhile is an error here."""
@@ -325,32 +223,6 @@ class AirflowDeployment:
 
         return self.wait_for(finished, timeout, f"{count} finished runs of {dag_id!r}")
 
-    def wait_for_run(
-        self,
-        dag_id: str,
-        run_id: str,
-        *,
-        timeout: float = 60,
-        state: str | None = None,
-    ) -> dict[str, Any]:
-        """A run, as soon as it is finished.
-
-        With a `state`, any other end is an error with the logs of what failed.
-        """
-
-        def finished() -> dict[str, Any] | None:
-            run = self.run(dag_id, run_id)
-            return run if run["state"] in FINISHED else None
-
-        try:
-            run = self.wait_for(finished, timeout, f"the end of {dag_id!r}, {run_id!r}")
-        except DeploymentTimeoutError as error:
-            states = self.task_states(dag_id, run_id)
-            raise DeploymentTimeoutError(f"{error}\n\nits tasks: {states}") from None
-        if state and run["state"] != state:
-            raise DeploymentError(f"{dag_id!r} ended as {run['state']}{self._task_logs(dag_id, run_id)}")
-        return run
-
     def wait_for_task(
         self,
         dag_id: str,
@@ -370,6 +242,14 @@ class AirflowDeployment:
 
     # -- inside
 
+    def _start_processes(self) -> None:
+        """Start all processes and wait until Airflow calls each of them healthy."""
+        for service in self._services:
+            self.start_service(service)
+        self.wait_for(self._is_healthy, self._start_timeout, "a healthy start")
+        token = self.request("GET", "/auth/token").json()["access_token"]
+        self._client.headers["Authorization"] = f"Bearer {token}"
+
     def _all(self, path: str, collection: str, **query: Any) -> list[dict[str, Any]]:
         """All entries of a collection that the REST API gives in pages."""
         entries: list[dict[str, Any]] = []
@@ -386,18 +266,6 @@ class AirflowDeployment:
         health = self.request("GET", "/api/v2/monitor/health").json()
         asked = ("metadatabase", *(service.replace("-", "_") for service in self._services))
         return all(part["status"] == "healthy" for name, part in health.items() if name in asked)
-
-    def _log_tails(self, *services: Service) -> str:
-        logs = {service: tail(self.home / f"{service}.log") for service in services}
-        return "".join(f"\n\n--- {service}:\n{log}" for service, log in logs.items())
-
-    def _task_logs(self, dag_id: str, run_id: str) -> str:
-        return "".join(
-            f"\n\n--- {ti['task_id']} [{ti['map_index']}], try {ti['try_number']}:\n"
-            + self.log(dag_id, run_id, ti["task_id"], ti["try_number"], ti["map_index"])
-            for ti in self.task_instances(dag_id, run_id)
-            if ti["state"] == "failed"
-        )
 
 
 def _log_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,18 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
-from .environment import airflow_environment, copy_database, migrated_database, tail
-from .processes import Guard
-
-T = TypeVar("T")
+from .running import RunningAirflow
 
 QUICK: Mapping[str, str] = {
     # One task after the other: SQLite has one writer.
@@ -32,65 +27,13 @@ QUICK: Mapping[str, str] = {
 }
 
 
-class SchedulerError(Exception):
-    """Airflow did not do what was asked."""
-
-
-class AirflowScheduler:
-    """The scheduler in a home folder, from `start` to `stop`, or inside a `with`."""
+class AirflowScheduler(RunningAirflow):
+    """The scheduler of an Airflow 2, and the tasks that it starts."""
 
     def __init__(self, home: Path, dags_folder: Path, env: Mapping[str, str] | None = None) -> None:
-        self.home = home.resolve()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: Guard | None = None
-        dags = {"AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder.resolve())}
-        self._env = airflow_environment(self.home, {**QUICK, **dags, **(env or {})})
+        super().__init__(home, dags_folder, {**QUICK, **(env or {})})
         # The executor starts tasks by this name.
         self._env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), self._env["PATH"]])
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> Self:
-        """Start the scheduler, without waiting for it."""
-        self._guard = Guard(self.home)
-        try:
-            copy_database(migrated_database(), self.home / "airflow.db")
-            self.command("dags", "reserialize")
-            with (self.home / "scheduler.log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"],
-                    env=self._env,
-                    cwd=self.home,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """End the scheduler and its tasks."""
-        if self._guard:
-            self._guard.close()
-            self._guard = None
-        if self._process:
-            self._process.wait()
-            self._process = None
-
-    def command(self, *arguments: str) -> str:
-        """What an `airflow` command prints."""
-        command = [sys.executable, "-m", "airflow", *arguments]
-        done = subprocess.run(command, env=self._env, cwd=self.home, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SchedulerError(f"airflow {' '.join(arguments)} gave {done.returncode}: {done.stderr[-2000:]}")
-        return done.stdout
 
     def unpause(self, dag_id: str) -> None:
         """Unpause a DAG."""
@@ -120,10 +63,6 @@ class AirflowScheduler:
         )
         return [dict(zip(names, each, strict=True)) for each in found]
 
-    def task_states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
-        """The state of each task instance of a run, by task and map index."""
-        return {(ti["task_id"], ti["map_index"]): ti["state"] for ti in self.task_instances(dag_id, run_id)}
-
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:
         """What a task instance returned."""
         [(value,)] = self._ask(
@@ -147,25 +86,10 @@ class AirflowScheduler:
         name = f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}{mapped}/attempt={try_number}.log"
         return (self.home / "logs" / name).read_text(errors="replace")
 
-    def wait_for(self, probe: Callable[[], T | None], timeout: float, what: str) -> T:
-        """Call `probe` until what it returns is true, and return that."""
-        deadline = time.monotonic() + timeout
-        while not (value := probe()):
-            if time.monotonic() > deadline or (self._process and self._process.poll() is not None):
-                raise SchedulerError(f"waited for {what}:\n{tail(self.home / 'scheduler.log')}")
-            time.sleep(0.2)
-        return value
-
-    def wait_for_run(self, dag_id: str, run_id: str, *, timeout: float = 60, state: str | None = None) -> None:
-        """Wait for a run to end, in this state."""
-        found = self.wait_for(
-            lambda: (found := self.run(dag_id, run_id)["state"]) in ("success", "failed") and found,
-            timeout,
-            f"the end of {run_id!r} of {dag_id!r}",
-        )
-        if state and found != state:
-            logs = [path.read_text(errors="replace")[-3000:] for path in self.home.glob(f"logs/*/run_id={run_id}/*/*")]
-            raise SchedulerError(f"{run_id!r} of {dag_id!r} ended as {found}:\n{logs}")
+    def _start_processes(self) -> None:
+        """Start the scheduler, without waiting for it."""
+        self.command("dags", "reserialize")
+        self._start_process("scheduler", [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"])
 
     def _ask(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as connection:

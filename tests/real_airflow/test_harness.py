@@ -15,9 +15,10 @@ import pytest
 
 from tests.airflows import new_in
 from tests.real_airflow.dagtest import DagRunner, DagTestError, DagTestTimeoutError
-from tests.real_airflow.deployment import AirflowDeployment, DeploymentError, DeploymentTimeoutError
+from tests.real_airflow.deployment import AirflowDeployment
 from tests.real_airflow.environment import PROJECT_ROOT
 from tests.real_airflow.processes import kill_processes_in, processes_in
+from tests.real_airflow.running import DeploymentError, DeploymentTimeoutError
 
 pytest_plugins = ["tests.real_airflow.fixtures"]
 
@@ -128,7 +129,7 @@ class TestDagTest:
 
 @pytest.fixture(scope="module")
 def airflow(airflow_factory: Callable[..., AirflowDeployment]) -> Iterator[AirflowDeployment]:
-    deployment = airflow_factory(Path(__file__).parent / "dags")
+    deployment = airflow_factory(Path(__file__).parent / "dags", {"AIRFLOW_CONN_FS_DEFAULT": "fs://"})
     yield deployment
     deployment.stop()
     assert processes_in(deployment.home) == []
@@ -197,12 +198,14 @@ class TestDeployment:
         assert airflow.task_states("mapped", run_id)["double", 1] == "success"
         assert airflow.xcom("mapped", run_id, "double", map_index=1) == 8
 
-    def test_a_triggerer_that_is_killed(self, airflow: AirflowDeployment) -> None:
+    def test_a_triggerer_that_is_killed(self, airflow: AirflowDeployment, tmp_path: Path) -> None:
+        file = tmp_path / "there"
         airflow.unpause("deferred")
-        run_id = airflow.trigger("deferred")["dag_run_id"]
+        run_id = airflow.trigger("deferred", conf={"path": str(file)})["dag_run_id"]
         airflow.wait_for_task("deferred", run_id, "wait", "deferred")
         airflow.kill("triggerer")
-        time.sleep(2)
+        file.touch()
+        time.sleep(2)  # in which a triggerer would look twice
         assert airflow.task_states("deferred", run_id) == {("wait", -1): "deferred"}
         airflow.start_service("triggerer")
         airflow.wait_for_run("deferred", run_id, state="success")

@@ -269,7 +269,7 @@ def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(bega
     [
         ({"threshold": "{{ params.days - 9 }}"}, ReductoConfigurationError, "not '-6'"),
         ({"threshold": "{{ params.nothing }}"}, ReductoConfigurationError, "in the triggerer: .*'nothing'"),
-        ({"window": "{{ params.days }}", "projected": True}, ReductoConfigurationError, "this window has 3"),
+        ({"window": "{{ params.days - 9 }}"}, ReductoConfigurationError, "from 1 to 3650, not '-6'"),
         ({"window": "run", "begins": datetime(2028, 2, 14, 0, 30, tzinfo=UTC)}, AirflowSkipException, "no day of UTC"),
     ],
 )
@@ -288,7 +288,7 @@ def test_what_came_out_as_nothing_in_the_triggerer_ends_without_a_question(senso
     days = dict.fromkeys(MAY, "2028-02-01") if field in MAY else {}
     event = event_of(began(**{**days, field: nothing}))
 
-    with pytest.raises(ReductoConfigurationError, match=f"^{field} is given but came out as '") as error:
+    with pytest.raises(ReductoConfigurationError, match=f"^{field} is given but resolved to '") as error:
         sensor().execute_complete({}, event)
     assert REMEDIES[field] in str(error.value)
     assert not simulator.requests
@@ -297,7 +297,7 @@ def test_what_came_out_as_nothing_in_the_triggerer_ends_without_a_question(senso
 @new_in(3, 3, "waits that begin in the triggerer")
 def test_so_does_an_element_of_a_list_but_not_what_is_literal(sensor, began, simulator):
     event = event_of(began(api_keys=["prod", "{{ none }}"]))
-    with pytest.raises(ReductoConfigurationError, match="api_keys is given but an element of it came out as 'None'"):
+    with pytest.raises(ReductoConfigurationError, match="api_keys is given but an element of it resolved to 'None'"):
         sensor().execute_complete({}, event)
     assert not simulator.requests
 

@@ -204,8 +204,8 @@ class World:
         self.simulator = Simulator([], {})
         self.what: dict[str, Key] = {}
         self.sensors: dict[str, dict[str, Any]] = {}
-        self._connections: dict[str, dict[str, Any]] = {}
-        self._connections_file = folder / f"{mode}.json"
+        self._connections = folder / mode
+        self._connections.mkdir()
         for case in CASES:
             for when in case.when if mode in case.modes else ():
                 for option in OPTIONS:
@@ -214,8 +214,8 @@ class World:
     def run(self, runner: Any) -> dict[str, Outcome]:
         """Run all sensors, and return by organization what came of each."""
         secrets = {
-            "AIRFLOW__SECRETS__BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend",
-            "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"connections_file_path": str(self._connections_file)}),
+            "AIRFLOW__SECRETS__BACKEND": "tests.real_airflow.connections.ConnectionFiles",
+            "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"folder": str(self._connections)}),
         }
         outcomes = {}
         with self.simulator:
@@ -272,15 +272,15 @@ class World:
 
     def _connect(self, org: str, key: str) -> None:
         self.simulator.keys[key] = (org,)
-        self._connections[org] = {
+        connection = {
             "conn_type": "reducto",
             "host": self.simulator.url,
             "password": key,
             "extra": {"max_attempts": 1},
         }
-        written = self._connections_file.with_suffix(".new.json")
-        written.write_text(json.dumps(self._connections))
-        written.replace(self._connections_file)
+        written = self._connections / f"{org}.new"
+        written.write_text(json.dumps(connection))
+        written.replace(self._connections / f"{org}.json")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from reducto_provider.triggers.base import BaseUsageTrigger
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from reducto_provider.triggers.polls import MAX_RETRY_AFTER, Poll
 from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
 from reducto_provider.usage.threshold import UsageThreshold
-from reducto_provider.usage.window import DayRange
 from simulator import (
     CutShort,
     Endless,

@@ -73,3 +73,13 @@ def report(query, row, body) -> Callable[..., UsageReport]:
         return decode_report(body(*rows), query())
 
     return make
+
+
+@pytest.fixture
+def decode(query, body) -> Callable[..., UsageReport]:
+    """Decode an answer with these rows, asked by a query with these fields."""
+
+    def decode(*rows: str, **fields: Any) -> UsageReport:
+        return decode_report(body(*rows), query(**fields))
+
+    return decode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
+from datetime import date, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,10 @@ import pendulum
 from airflow.timetables import trigger as core_trigger
 from airflow.timetables.base import TimeRestriction
 
-from reducto_provider.usage.window import DayRange, NoDayEndedError, days_of_run
+from reducto_provider.airflow_compat import run_from_context
+from reducto_provider.usage.days import DayRange, NoDayEndedError
+from reducto_provider.usage.run import Run
+from reducto_provider.usage.window import days_of_run
 from tests.airflows import AIRFLOW, dag_author
 
 
@@ -20,6 +23,19 @@ def utc(text: str) -> pendulum.DateTime:
     moment = pendulum.parse(text, tz="UTC")
     assert isinstance(moment, pendulum.DateTime)
     return moment
+
+
+def days(first: str, last: str | None = None) -> DayRange:
+    return DayRange(date.fromisoformat(first), date.fromisoformat(last or first))
+
+
+def cron(expression: str, zone: str = "UTC") -> Any:
+    return dag_author.CronTriggerTimetable(expression, timezone=zone)
+
+
+def make_run(*arguments: Any, **fields: Any) -> Run:
+    """Return the run of :func:`run_context`."""
+    return run_from_context(run_context(*arguments, **fields))
 
 
 def run_context(
@@ -42,7 +58,12 @@ def run_context(
     }
 
 
-def partition_runs(expression: str, start: Any, end: Any, **arguments: Any) -> list[tuple[Any, dict[str, Any]]]:
+def partition_runs(*arguments: Any, **fields: Any) -> list[tuple[Any, Run]]:
+    """Return the runs of :func:`partition_contexts`."""
+    return [(due, run_from_context(context)) for due, context in partition_contexts(*arguments, **fields)]
+
+
+def partition_contexts(expression: str, start: Any, end: Any, **arguments: Any) -> list[tuple[Any, dict[str, Any]]]:
     """When each run is due that a partition timetable makes one after the other, and the contexts of their tasks."""
     scheduler = core_trigger.CronPartitionTimetable(expression, **arguments)
     timetable = dag_author.CronPartitionTimetable(expression, **arguments)
@@ -68,7 +89,7 @@ def covered_by(scheduler: Any, timetable: Any, start: str, end: str) -> list[tup
     while info := scheduler.next_dagrun_info(last_automated_data_interval=interval, restriction=restriction):
         interval = info.data_interval
         with suppress(NoDayEndedError):
-            covered.append((interval.end, days_of_run(run_context(timetable, interval.start, interval.end))))
+            covered.append((interval.end, days_of_run(make_run(timetable, interval.start, interval.end))))
     return covered
 
 

@@ -261,11 +261,11 @@ def test_what_was_given_and_is_lost_is_named_with_a_remedy(lost):
     for name, remedy in REMEDIES.items():
         with pytest.raises(ValueError) as error:
             check_given(name, GIVEN, lost)
-        assert str(error.value) == f"{name} is given but came out as {lost!r}: {remedy}"
+        assert str(error.value) == f"{name} is given but resolved to {lost!r}: {remedy}"
     for outlined, value in [(GIVEN, ["a", lost]), (["a", GIVEN], ["a", lost]), ([{"b": GIVEN}], [{"b": lost}])]:
         with pytest.raises(ValueError) as error:
             check_given("organizations", outlined, value)
-        assert "organizations is given but an element of it came out as " + repr(lost) in str(error.value)
+        assert "organizations is given but an element of it resolved to " + repr(lost) in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,11 @@ from dateutil.relativedelta import relativedelta
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reducto_provider.usage.window import (
-    CALENDAR_WINDOWS,
-    DayNotOverError,
-    DayRange,
-    NoDayEndedError,
-    calendar_window,
-    check_days_over,
-    days_of_run,
-    days_of_window,
-    min_days,
-    warn_of_early_run,
-)
+from reducto_provider.usage.days import DayRange, NoDayEndedError
+from reducto_provider.usage.partition import DayNotOverError, check_days_over, warn_of_early_run
+from reducto_provider.usage.window import CALENDAR_WINDOWS, calendar_window, days_of_run, days_of_window
 from tests.airflows import PARTITIONS, dag_author, new_in
-from tests.usage.runs import breaks, covered_by, partition_runs, run_context, too_early
+from tests.usage.runs import breaks, covered_by, make_run, partition_runs, too_early
 
 MAX_RUNS = 25
 
@@ -81,9 +72,8 @@ def runs_by_partition(expression, start, **arguments):
     return runs[:MAX_RUNS]
 
 
-def no_time_is_left_out(runs):
-    """Whether Airflow makes a run for each partition: else two have a key, which the runs before warned of."""
-    keys = [context["dag_run"].partition_key for _, context in runs]
+def no_time_is_left_out(keys):
+    """Whether each run has a partition of its own: else two share a key, which the runs before warned of."""
     return len(keys) == len(set(keys))
 
 
@@ -159,24 +149,24 @@ class TestPartitions:
     @given(expression=CRONS, zone=ZONES, start=STARTS, key_format=KEY_FORMATS)
     def test_every_day_is_covered_once(self, expression, zone, start, key_format):
         runs = runs_by_partition(expression, start, timezone=zone, run_offset=-1, key_format=key_format)
-        assume(no_time_is_left_out(runs))
+        assume(no_time_is_left_out([run.partition_key for _, run in runs]))
         covered = []
-        for _, context in runs:
+        for _, run in runs:
             with suppress(NoDayEndedError):  # before Airflow 3.3, which spells keys in UTC
-                covered.append((context, days_of_run(context)))
+                covered.append((run, days_of_run(run)))
 
         assert breaks(covered) == []
-        for context, days in covered[:3]:
-            assert days_of_window("day", context) == DayRange(days.last, days.last)
-            check_days_over(context, days.last + timedelta(days=1))
+        for run, days in covered[:3]:
+            assert days_of_window("day", run) == DayRange(days.last, days.last)
+            check_days_over(run, days.last + timedelta(days=1))
             with pytest.raises(DayNotOverError):
-                check_days_over(context, days.last)
+                check_days_over(run, days.last)
 
     @given(expression=CRONS, zone=ZONES, start=STARTS, offset=st.integers(-3, 1), settle_days=st.integers(0, 9))
     def test_what_is_advised_is_never_too_early(self, expression, zone, start, offset, settle_days):
         arguments = {"timezone": zone, "run_offset": offset}
-        [(due, context), *_] = runs_by_partition(expression, start, **arguments)
-        advice = warn_of_early_run(context, due.date(), settle_days)
+        [(due, run), *_] = runs_by_partition(expression, start, **arguments)
+        advice = warn_of_early_run(run, due.date(), settle_days)
         if advice is None:
             return self.assert_never_too_early(expression, start, settle_days, **arguments)
 
@@ -190,8 +180,8 @@ class TestPartitions:
 
     @staticmethod
     def assert_never_too_early(expression, start, settle_days, **arguments):
-        [(first, context), *_] = runs = runs_by_partition(expression, start, **arguments)[:10]
-        assert warn_of_early_run(context, first.date(), settle_days) is None
+        [(first, run), *_] = runs = runs_by_partition(expression, start, **arguments)[:10]
+        assert warn_of_early_run(run, first.date(), settle_days) is None
         for due, each in runs:
             if due < first.add(years=1):  # as far as it is foreseen
                 check_days_over(each, due.date(), settle_days)
@@ -201,13 +191,13 @@ class TestWindows:
     @given(moment=STARTS, window=st.one_of(st.sampled_from(CALENDAR_WINDOWS), st.integers(1, 3650)), zone=ZONES)
     def test_fixed_by_the_run_and_of_days_enough(self, moment, window, zone):
         moment = pendulum.instance(moment.replace(tzinfo=UTC))
-        context = run_context(None, moment)
-        found = days_of_window(window, context)
+        run = make_run(None, moment)
+        found = days_of_window(window, run)
 
-        assert found == days_of_window(window, run_context(None, moment.in_timezone(zone)))
-        assert found == days_of_window(str(window), context)
+        assert found == days_of_window(window, make_run(None, moment.in_timezone(zone)))
+        assert found == days_of_window(str(window), run)
         assert found.first <= moment.date() <= found.last
-        assert found.length == len(list(found.days())) >= min_days(window)
+        assert found.length == len(list(found.days()))
 
     @given(day=st.dates(date(1, 2, 1), date(9999, 11, 30)), window=st.sampled_from(CALENDAR_WINDOWS))
     def test_the_calendar_is_cut_without_gaps(self, day, window):
@@ -218,12 +208,6 @@ class TestWindows:
         assert calendar_window(window, found.last + timedelta(days=1)).first == found.last + timedelta(days=1)
         assert calendar_window(window, found.first - timedelta(days=1)).last == found.first - timedelta(days=1)
 
-    @pytest.mark.parametrize("window", CALENDAR_WINDOWS)
-    def test_least_days_is_met(self, window):
-        year = (date(2026, 1, 1) + timedelta(days=offset) for offset in range(365))
-
-        assert min(calendar_window(window, day).length for day in year) == min_days(window)
-
 
 @given(
     key=st.one_of(st.text(max_size=25), st.from_regex(r"\d{4}-\d{2}(-\d{2})?([T ][0-9:.]+)?", fullmatch=True)),
@@ -233,9 +217,9 @@ class TestWindows:
 def test_any_partition_key_names_days_or_is_refused(key, moment, expression):
     timetable = dag_author.CronTriggerTimetable(expression, timezone="UTC")
     partition_date = moment and pendulum.instance(moment.replace(tzinfo=UTC))
-    context = run_context(timetable, None, partition_key=key, partition_date=partition_date)
+    run = make_run(timetable, None, partition_key=key, partition_date=partition_date)
     try:
-        found = days_of_run(context)
+        found = days_of_run(run)
     except ValueError:
         return
     assert found.first <= found.last

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 from datetime import UTC, date, datetime
+from importlib import import_module
+from inspect import signature
 
 import pytest
 
+from reducto_provider.usage.fields import QUERY_FIELDS, REMEDIES
 from reducto_provider.usage.query import DIMENSIONS, FILTER_PARAMETERS, UsageQuery, unmatched_filters
 
 DAY = date(2026, 6, 18)
@@ -182,3 +185,46 @@ def test_an_answer_without_any_row_is_told_with_the_filters_that_nothing_matches
 
 def test_early_years_keep_four_digits():
     assert UsageQuery(start=date(1, 1, 1), end=date(1, 1, 2)).params()[0] == ("startDate", "0001-01-01")
+
+
+def test_each_dimension_has_a_filter_with_the_name_that_the_service_knows():
+    assert FILTER_PARAMETERS == {
+        "products": "product",
+        "features": "feature",
+        "api_keys": "apiKey",
+        "file_types": "fileType",
+    }
+    assert set(FILTER_PARAMETERS) < set(QUERY_FIELDS)
+    assert set(FILTER_PARAMETERS) < set(REMEDIES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "usage.query.UsageQuery",
+        "operators.base.BaseUsageOperator",
+        "sensors.threshold.ReductoUsageThresholdSensor",
+        "triggers.threshold.ReductoUsageThresholdTrigger",
+        "triggers.levels.ReductoUsageLevelTrigger",
+    ],
+)
+def test_each_signature_has_all_filters(path):
+    module, _, name = path.rpartition(".")
+    parameters = signature(getattr(import_module(f"reducto_provider.{module}"), name)).parameters
+
+    assert [each for each in parameters if each in FILTER_PARAMETERS] == list(FILTER_PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "operators.export.ReductoUsageExportOperator",
+        "operators.fleet.ReductoUsageFleetExportOperator",
+        "sensors.threshold.ReductoUsageThresholdSensor",
+    ],
+)
+def test_each_docstring_names_all_dimensions(path):
+    module, _, name = path.rpartition(".")
+    text = getattr(import_module(f"reducto_provider.{module}"), name).__doc__
+
+    assert [each for each in DIMENSIONS if f"``{each}``" not in text] == []

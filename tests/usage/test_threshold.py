@@ -9,9 +9,9 @@ from decimal import Decimal
 import pytest
 from jinja2 import StrictUndefined
 
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import CreditsUnavailableError
 from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
-from reducto_provider.usage.window import DayRange
 
 NOON = datetime(2026, 6, 18, 12, tzinfo=UTC)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
+from airflow.providers.standard.sensors.filesystem import FileSensor
 from airflow.sdk import DAG, Asset, task
 
 try:
@@ -63,7 +63,7 @@ with DAG("mapped", schedule=None):
     double.expand(number=numbers())
 
 with DAG("deferred", schedule=None):
-    TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=2), deferrable=True)
+    FileSensor(task_id="wait", filepath="{{ dag_run.conf.path }}", poke_interval=1, deferrable=True)
 
 with DAG("failing", schedule=None):
 

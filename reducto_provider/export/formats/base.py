@@ -1,0 +1,118 @@
+"""Define a file format. The same rows give the same bytes, whatever order they were sent in."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from reducto_provider.usage.memo import Memo
+from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, format_decimal
+
+if TYPE_CHECKING:
+    from reducto_provider.export.focus import BillingTerms
+
+ROWS_PER_BATCH: Final = 1000
+"""Rows encoded at a time: few, so that other threads get the GIL in between."""
+
+CREDITS_TYPE: Final = f"decimal(38,{CREDITS_SCALE})"
+
+COLUMNS: Final = {"date": "date", "group": "string", "credits": CREDITS_TYPE, "request_count": "bigint"}
+"""The columns of files in order, and their types as SQL engines name them."""
+
+
+class Format(ABC):
+    """
+    A file format: which rows of a report it accepts, and how it encodes them.
+
+    ``keys`` are columns with one value for the whole file (organization and dimension), written first. A
+    partitioned dataset has them in its folder names instead and passes none.
+    """
+
+    name: ClassVar[str]
+    extension: ClassVar[str]
+    compression: str | None = None
+    allows_empty_file: ClassVar[bool] = True
+    """Whether a file may have no rows. If not, no file is written for a report without rows."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what all files of a dataset must have in common to be read as one."""
+        return {"format": self.name, "compression": self.compression}
+
+    def with_terms(self, terms: BillingTerms | None, group_by: str) -> Format:
+        """
+        Return the format for a dataset. ``terms`` and ``group_by`` are for FOCUS.
+
+        :raises ValueError: naming the field that is missing.
+        """
+        return self
+
+    def check_installed(self) -> None:
+        """
+        See that what the format needs is there, before a request is spent on it.
+
+        :raises ImportError: naming the extra to install.
+        """
+        if self.compression == "zstd" and find_spec("pyarrow") is None:
+            raise ImportError(
+                f"output_format={self.name!r} with zstd needs pyarrow: pip install 'airflow-provider-reducto[parquet]'"
+            )
+
+    def rows(self, report: UsageReport) -> Sequence[Any]:
+        """
+        Return the rows for :meth:`encode`, one for each of ``report.rows`` in the same order.
+
+        :raises ValueError: if the format can't represent the report. Nothing has been written by then.
+        """
+        return report.rows
+
+    def columns(self, *keys: str) -> Mapping[str, str]:
+        """Return the columns of a file, ``keys`` first, and their types."""
+        return {**dict.fromkeys(keys, "string"), **COLUMNS}
+
+    def digest(self, report_rows: Sequence[UsageRow], rows: Sequence[Any]) -> str | None:
+        """
+        Return a digest of the content of these rows, None if there are none.
+
+        It does not depend on how the content is written: not on the version of this package or of pyarrow (Parquet
+        names its writer), not on the compression, and not on the last binary digit of a number.
+
+        :param rows: the result of :meth:`rows` for them.
+        """
+        if not report_rows:
+            return None
+        digest = hashlib.sha256(self._terms_content())
+        number = Memo(partial(number_text, missing="-"))
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            credits = number.function()
+            for row, given in zip(
+                report_rows[start : start + ROWS_PER_BATCH], rows[start : start + ROWS_PER_BATCH], strict=True
+            ):
+                group = "-" if row.group is None else f"{len(row.group)}:{row.group}"
+                digest.update(f"{row.date} {credits(row.credits)} {row.request_count} {group}".encode())
+                digest.update(self._more_content(given))
+        return digest.hexdigest()
+
+    def _terms_content(self) -> bytes:
+        """Return the content that applies to all rows of a file."""
+        return b""
+
+    def _more_content(self, row: Any) -> bytes:
+        """Return the content of a row other than day, group, credits and requests."""
+        return b""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
+        """Return the content of one file."""
+
+
+def number_text(credits: Decimal | None, *, missing: str) -> str:
+    """Return a number with a decimal point: engines infer integers for a file with only whole numbers."""
+    if credits is None:
+        return missing
+    text = format_decimal(credits)
+    return text if "." in text else f"{text}.0"

@@ -1,0 +1,46 @@
+"""Encode rows as JSON, one object per line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache, partial
+from io import BytesIO
+
+import msgspec
+
+from reducto_provider.export.formats.base import COLUMNS, ROWS_PER_BATCH, Format, number_text
+from reducto_provider.usage.memo import Memo
+from reducto_provider.usage.report import UsageRow
+
+_JSON = msgspec.json.Encoder()
+
+
+class JsonLinesFormat(Format):
+    """One JSON object per line. Credits are exact numbers with a decimal point."""
+
+    name = "jsonl"
+    extension = "jsonl"
+
+    def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
+        line = partial(_line_type(*keys), *(msgspec.Raw(msgspec.json.encode(value)) for value in keys.values()))
+        numbers = Memo(_raw_number)
+        content = BytesIO()
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            number = numbers.function()
+            lines = [
+                line(row.date, row.group, number(row.credits), row.request_count)
+                for row in rows[start : start + ROWS_PER_BATCH]
+            ]
+            content.write(_JSON.encode_lines(lines))
+        return content.getvalue()
+
+
+@lru_cache
+def _line_type(*keys: str) -> type[msgspec.Struct]:
+    """Return the struct of a line of JSON, its fields in order."""
+    return msgspec.defstruct("Line", (*keys, *COLUMNS), gc=False)
+
+
+def _raw_number(credits: Decimal | None) -> msgspec.Raw:
+    return msgspec.Raw(number_text(credits, missing="null").encode())
