@@ -86,10 +86,7 @@ class UsageObject(Sink):
     def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
         with storage_errors(f"could not read which usage {self.location} holds; what was there is untouched"):
             found = self._read()
-        if query is None:
-            self._check(found, None, None, run)
-        else:
-            self._check(found, query.org_id, query.group_by, run)
+        self._check(found, query.org_id if query else None, query.group_by if query else None, run)
 
     def publish(
         self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None

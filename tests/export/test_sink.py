@@ -12,7 +12,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-from reducto_provider.export import formats
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.one_object import UsageObject
@@ -386,7 +385,7 @@ class TestOpen:
                 open_folder()
 
     def test_a_package_that_is_missing_is_named_at_once(self, destination, monkeypatch):
-        monkeypatch.setattr(formats, "find_spec", lambda name: None)
+        monkeypatch.setattr("reducto_provider.export.formats.base.find_spec", lambda name: None)
 
         with pytest.raises(ImportError, match=r"airflow-provider-reducto\[parquet\]"):
             open_sink(destination.output_path, None, FORMATS["parquet"], {}, **destination.options)
