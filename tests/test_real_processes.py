@@ -94,7 +94,7 @@ TODAY = datetime.now().date()
 WINDOW = {"usage_start_date": str(TODAY - timedelta(days=1)), "usage_end_date": str(TODAY + timedelta(days=1))}
 
 with DAG("waits", schedule=None, params={"timeout": 60, "soft_fail": False, "org": "org_acme"}):
-    for name, timeout, soft_fail in (("waits", 120, False), ("times_out", 3, False), ("times_out_softly", 3, True)):
+    for name, timeout, soft_fail in (("waits", 120, False), ("times_out", 15, False), ("times_out_softly", 15, True)):
         ReductoUsageThresholdSensor(
             task_id=name,
             org_id="{{ params.org }}",
