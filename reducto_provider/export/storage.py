@@ -290,7 +290,10 @@ class ObjectStorage(Storage):
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError), _advice():
-            self._fs.rm_file(self._path(name))
+            try:
+                self._fs.rm_file(self._path(name))
+            except NotImplementedError:  # adlfs 2024.12, which the constraints of Airflow 2.11.0 and 3.0 have
+                self._fs.rm(self._path(name))
 
     def names(self, folder: str) -> Iterator[str]:
         self._fs.invalidate_cache()
