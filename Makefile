@@ -29,9 +29,11 @@ AIRFLOW_TESTS_ALONE := tests/test_changes_processes.py tests/test_waiting_proces
 E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11-python-3.11)
+# docs/engines.md promises these versions.
+DUCKDBS := 1.1.0 2.0.1
 
-.PHONY: help demo e2e e2e-short test test-airflow test-harness fuzz soak oldest matrix plain azure focus focus-validator \
-  lint types docs dist bench backtest pins clean
+.PHONY: help demo e2e e2e-short test test-airflow test-harness fuzz soak oldest matrix plain azure gcs engines spark \
+  focus focus-validator lint types docs dist bench backtest pins clean
 
 help: ## show this list
 	@grep -hE '^[.a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -125,6 +127,32 @@ $(AZURITE):
 	  apache-airflow-providers-microsoft-azure==15.2.1
 	@touch $@
 
+gcs: $(READY) .cache/gcs/.ready ## test exports to Google Cloud Storage, against gcp-storage-emulator
+	@.cache/gcs/bin/python -m pytest tests/object_storage/test_gcs.py $(ARGS)
+
+engines: $(READY) .cache/engines/.ready $(DUCKDBS:%=.cache/duckdb-%/.ready) ## test that more engines read the dataset, and the oldest and the newest DuckDB
+	@.cache/engines/bin/python -m pytest tests/engines --ignore=tests/engines/test_spark.py --ignore=tests/engines/test_duckdb.py $(ARGS)
+	@for version in $(DUCKDBS); do \
+	  PYTHONPATH=.cache/duckdb-$$version .cache/engines/bin/python -m pytest tests/engines/test_duckdb.py $(ARGS); done
+
+spark: $(READY) .cache/engines/.ready ## test that Spark reads the dataset (needs Java 17 or newer)
+	@.cache/engines/bin/python -m pytest tests/engines/test_spark.py $(ARGS)
+
+# Separate environments: the Google provider and Spark change versions that the other tests use.
+.cache/gcs/.ready: requirements/gcs.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.cache/engines/.ready: requirements/dev.txt requirements/engines.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$^)
+	@touch $@
+
+.cache/duckdb-%/.ready: $(PINNED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) duckdb==$*
+	@touch $@
+
 lint: $(READY) ## check style and format with ruff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -169,6 +197,12 @@ pins: ## update the pinned versions in requirements/ (needs uv)
 	  --constraint requirements/dev.txt --constraint requirements/docs.txt --output-file requirements/dist.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
+	printf '%s\n' chdb datafusion pandas polars pyspark | uv pip compile --universal --python-version 3.11 --upgrade \
+	  --no-annotate --no-header --quiet - --constraint requirements/dev.txt --constraint requirements/bench.txt \
+	  --output-file requirements/engines.txt
+	printf '%s\n' "$$(grep ^apache-airflow== requirements/dev.txt)" 'apache-airflow-providers-google>=22' gcp-storage-emulator | \
+	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet pyproject.toml - \
+	  --extra parquet --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
 	for airflow in requirements/airflow-*.in; do \
 	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -21,6 +22,9 @@ OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 _LOCAL_SCHEMES = ("file", "local")
+# Older clients ignore `mode="create"` and overwrite (s3fs), or do not accept it (gcsfs, adlfs).
+_CLIENTS = ("s3fs", "gcsfs", "adlfs")
+_MIN_CLIENT = (2024, 12)
 _ABANDONED_AFTER = 3600.0
 _MAX_TIDIED_FOLDERS = 256  # more than are written in turns, and bounded for any number of organizations
 _PAUSES = (0.1, 0.5, 2.0)
@@ -83,8 +87,7 @@ def open_storage(location: str, conn_id: str | None = None) -> Storage:
     Return the storage at ``location``, see :func:`check_output_path`.
 
     :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
-    :raises ValueError: if the location can't be used.
-    :raises ImportError: if the package for the object store is missing.
+    :raises ValueError: if the location can't be used, or a package for the object store is missing or too old.
     """
     check_output_path(location)
     path = _local_path(location)
@@ -242,6 +245,7 @@ class ObjectStorage(Storage):
             ) from error
         except Exception as error:  # such as a role that can't be assumed: store hooks raise their own types
             raise OSError(f"{location} can't be opened: {type(error).__name__}: {error}") from error
+        _check_client(self._fs)
         self._root: str = root.path.rstrip("/")
         self._scheme: str = root.protocol
         # By default s3fs requests a file's size first. That request may see another version, and its errors have no
@@ -286,7 +290,10 @@ class ObjectStorage(Storage):
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError), _advice():
-            self._fs.rm_file(self._path(name))
+            try:
+                self._fs.rm_file(self._path(name))
+            except NotImplementedError:  # adlfs 2024.12, which the constraints of Airflow 2.11.0 and 3.0 have
+                self._fs.rm(self._path(name))
 
     def names(self, folder: str) -> Iterator[str]:
         self._fs.invalidate_cache()
@@ -312,6 +319,18 @@ def _advice() -> Iterator[None]:
         advice = "the bucket or container must exist, an export does not create it"
         error.args = (f"{str(error).rstrip('.')}; {advice}",)
         raise
+
+
+def _check_client(fs: AbstractFileSystem) -> None:
+    """Raise ValueError if the client would let two exports create the same object."""
+    package = type(fs).__module__.partition(".")[0]
+    if package in _CLIENTS:
+        installed = version(package)
+        if tuple(int(part) for part in installed.split(".")[:2]) < _MIN_CLIENT:
+            oldest = ".".join(map(str, _MIN_CLIENT))
+            raise ValueError(
+                f"{package} {installed} can't create an object only if there is none: install {package}>={oldest}"
+            )
 
 
 def _encoded(path: str) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 from tests.real_airflow.environment import PROJECT_ROOT
 
 GUIDE = (PROJECT_ROOT / "docs/engines.md").read_text()
-_PLACE = "s3://finops-lake/reducto"
+_PLACE = "s3a?://finops-lake/reducto"
 _BLOCKS = re.findall(r"^```\w+ (\w+) (\w+)\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
 def blocks(engine: str, kind: str, root: Path) -> list[str]:
     """The regions that are marked so, for a dataset that lies here instead."""
-    found = [text.replace(_PLACE, str(root)) for *names, text in _BLOCKS if names == [engine, kind]]
+    found = [re.sub(_PLACE, lambda _: str(root), text) for *names, text in _BLOCKS if names == [engine, kind]]
     if not found:
         raise LookupError(f"the guide has no region {engine} {kind}")
     return found

@@ -17,6 +17,7 @@ from tests.engines.guide import GUIDE, blocks, definition
 from tests.object_storage.answers import answer, usage
 
 duckdb = pytest.importorskip("duckdb")
+VERSION = tuple(int(part) for part in duckdb.__version__.split(".")[:3])
 
 TABLE = 'SELECT org_id, group_by, "date", "group", credits, request_count FROM reducto_usage'
 MONTH = "dt BETWEEN '2026-03-01' AND '2026-03-31'"
@@ -36,12 +37,12 @@ def connect():
 
 
 def profile(connection, query):
-    """What DuckDB says of the files that a query read: (read, there are)."""
+    """Return what DuckDB says of the files that a query read: (read, there are)."""
     [[_, text]] = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}").fetchall()
     found = re.search(r'"Scanning Files": "(\d+)/(\d+)"', text)
     assert found
-    [read] = re.findall(r'"Total Files Read": "(\d+)"', text)
-    assert read == found[1]
+    read = re.findall(r'"Total Files Read": "(\d+)"', text)
+    assert read == [found[1]] or VERSION < (1, 4)  # which does not say it
     return int(found[1]), int(found[2])
 
 
@@ -186,12 +187,12 @@ class TestEveryFormat:
     ("name", "compression"), [*TEXT_FORMATS, ("parquet", None)], ids=lambda value: value or "plain"
 )
 def test_more_digits_than_a_float_has(tree, connect, name, compression):
-    """The guide says in which formats they are exact."""
+    """The guide says in which formats they are exact, from which version on."""
     connection = connect(tree(name, compression, ENORMOUS), name, compression)
 
     found = connection.execute(f"{TABLE} WHERE org_id = 'org_enormous'").fetchall()
 
-    assert (sorted(found, key=repr) == rows_of(ENORMOUS[0])) == (name in ("csv", "parquet"))
+    assert (sorted(found, key=repr) == rows_of(ENORMOUS[0])) == (name in ("csv", "parquet") or VERSION >= (2, 0, 1))
 
 
 def test_the_manifests_tell_of_days_without_usage(year, connect):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 from urllib.request import urlopen
@@ -12,8 +13,10 @@ from urllib.request import urlopen
 import pytest
 from pyarrow.fs import FileSystem
 
+from reducto_provider.export import storage
 from reducto_provider.export.storage import check_output_path, open_storage
 from tests.airflow_sdk import ObjectStoragePath
+from tests.real_airflow.environment import PROJECT_ROOT
 
 
 class TestAnyPlace:
@@ -228,3 +231,28 @@ class TestOutputPath:
     @pytest.mark.parametrize("name", ["a::b", "2026::06"])
     def test_a_folder_is_not_cut_off(self, tmp_path, name):
         assert open_storage(check_output_path(f"{tmp_path}/{name}")).uri("x") == f"file://{tmp_path}/{name}/x"
+
+
+class TestClients:
+    """Old clients of stores ignore that an object must not exist."""
+
+    @pytest.mark.parametrize("installed", ["2023.10.0", "2024.6.1", "2024.10.0"])
+    def test_one_that_overwrites_is_refused(self, monkeypatch, installed):
+        pytest.importorskip("s3fs")
+        monkeypatch.setattr(storage, "version", {"s3fs": installed}.__getitem__)
+
+        with pytest.raises(ValueError, match=rf"^s3fs {installed} can't create .* install s3fs>=2024\.12$"):
+            open_storage("s3://bucket/usage")
+
+    @pytest.mark.parametrize("installed", ["2024.12.0", "2025.2.0.post1", "2026.10.1.dev3+g0"])
+    def test_one_that_does_not_is_used(self, monkeypatch, installed):
+        pytest.importorskip("s3fs")
+        monkeypatch.setattr(storage, "version", {"s3fs": installed}.__getitem__)
+
+        assert open_storage("s3://bucket/usage").uri("a") == "s3://bucket/usage/a"
+
+    def test_the_extras_say_the_same(self):
+        requirements = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+        for extra, client in {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}.items():
+            assert f"{client}>=2024.12.0" in requirements[extra]

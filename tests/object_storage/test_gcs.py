@@ -1,0 +1,145 @@
+"""Exports to Google Cloud Storage, run by real Airflow, against an emulator: `make gcs`."""
+
+from __future__ import annotations
+
+import threading
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from reducto_provider.export.dataset import DatasetMismatchError, UsageDataset
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.one_object import UsageObject
+from reducto_provider.export.storage import open_storage
+from tests.object_storage import answers
+from tests.object_storage.answers import answer
+
+pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed: make gcs")
+
+from tests.object_storage.gcsserver import GcsServer
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = GcsServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """An empty bucket; the connection `lake` leads there."""
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", server.connection())
+    return server.make_bucket()
+
+
+def is_usage(name: str) -> bool:
+    """Whether a file says the same whoever wrote it and when."""
+    return "/metadata/org_id" not in name and not name.rpartition("/")[2].startswith(".")
+
+
+def local_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("scheme", ["gs", "gcs"])
+def test_export_again_and_restated(export, server, bucket, simulator, tmp_path, scheme):
+    days = {"output_path": f"{scheme}://lake@{bucket}/deep/usage", "output_format": "parquet"}
+    one = {"output_path": f"{scheme}://{bucket}/one.csv", "output_conn_id": "lake", "output_format": "csv"}
+    tasks = {"days": days, "days_again": days, "one": {**one, "partitioned": False}}
+    env = {"AIRFLOW_CONN_LAKE": server.connection()}
+
+    def expected():
+        report, query = answer(simulator.usage, "org_acme", date(2026, 5, 1), date(2026, 5, 3))
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        UsageDataset(open_storage(f"{place}/deep/usage"), check_format("parquet"), {}).publish(report, query)
+        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report)
+        return {name: content for name, content in local_files(place).items() if is_usage(name)}
+
+    def found():
+        return {name: content for name, content in server.objects(bucket).items() if is_usage(name)}
+
+    first = export(env=env, **tasks).expect()
+    assert found() == expected()
+    assert [file["changed"] for file in first.xcom("days")["files"]] == [True] * 3
+    assert [file["changed"] for file in first.xcom("days_again")["files"]] == [False] * 3
+    assert first.xcom("one")["files"][0]["uri"] == f"{scheme}://{bucket}/one.csv"
+    assert "lake@" not in repr(first.xcoms)
+
+    simulator.usage.restate("org_acme", date(2026, 5, 2), factor=2)
+    simulator.usage.restate("org_acme", date(2026, 5, 3), factor=0)
+    second = export(env=env, **tasks).expect()
+    assert found() == expected()
+    assert [file["changed"] for file in second.xcom("days")["files"]] == [False, True, True]
+
+
+def test_what_it_takes_of_the_store(server, bucket):
+    storage = open_storage(f"gs://lake@{bucket}/usage")
+
+    assert storage.read("a=%2F/b") is None
+    storage.remove("a=%2F/b")
+    storage.create("a=%2F/b", b"first")
+    with pytest.raises(FileExistsError):
+        storage.create("a=%2F/b", b"second")
+    assert storage.read("a=%2F/b") == b"first"
+    storage.replace("a=%2F/b", b"replaced")
+    assert storage.read("a=%2F/b") == b"replaced"
+    storage.replace("a=%2F/c", bytes(range(256)) * 1000)
+    assert storage.read("a=%2F/c") == bytes(range(256)) * 1000
+    assert list(storage.names("")) == ["a=%2F/b", "a=%2F/c"]
+    storage.remove("a=%2F/c")
+    assert list(server.objects(bucket)) == ["usage/a=%2F/b"]
+    assert storage.account is None
+
+
+def test_exactly_one_of_two_first_exports_wins(server, bucket):
+    days = answers.answer(answers.usage(), "org_acme", date(2026, 5, 1), date(2026, 5, 3))
+    both = threading.Barrier(2)
+    outcomes = {}
+
+    def export(name):
+        storage = open_storage(f"gs://lake@{bucket}/usage")
+        create = storage.create
+
+        def create_together(*args):
+            both.wait(timeout=30)  # neither may write before both have seen that there is none
+            create(*args)
+
+        storage.create = create_together
+        try:
+            outcomes[name] = UsageDataset(storage, check_format(name), {}).publish(*days)
+        except Exception as error:
+            outcomes[name] = error
+
+    threads = [threading.Thread(target=export, args=(name,)) for name in ("jsonl", "csv")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    [loser] = [name for name, outcome in outcomes.items() if isinstance(outcome, DatasetMismatchError)]
+    [winner] = set(outcomes) - {loser}
+    assert len(outcomes[winner]) == 3
+    assert {name.rpartition(".")[2] for name in server.objects(bucket) if "/data/" in name} == {winner}
+
+
+def test_refusals_are_clear_errors(export, server, bucket):
+    place = {"output_path": f"gs://lake@{bucket}/usage"}
+    tasks = {
+        "dataset": place,
+        "other_format": {**place, "output_format": "csv"},
+        "no_bucket": {"output_path": "gs://lake@nowhere/usage"},
+        "unknown_id": {"output_path": f"gs://nowhere@{bucket}/usage"},
+    }
+
+    result = export(env={"AIRFLOW_CONN_LAKE": server.connection()}, **tasks).expect("failed")
+
+    errors = {error.task_id: error for error in result.errors}
+    assert {name: error.type for name, error in errors.items()} == {
+        "other_format": "ReductoConfigurationError",
+        "no_bucket": "ReductoExportError",
+        "unknown_id": "ReductoConfigurationError",
+    }
+    assert "gs://nowhere/usage" in errors["no_bucket"].message
+    assert "connection 'nowhere'" in errors["unknown_id"].message
