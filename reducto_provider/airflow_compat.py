@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from airflow.providers.common.compat.sdk import BaseOperator
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+from airflow.providers.common.compat.sdk import BaseOperator, BranchMixIn
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_2_PLUS
 
 from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
 
@@ -136,6 +136,25 @@ class GivenArguments(BaseOperator):
             for name, outlined in written.items():
                 setattr(self, name, restore_literals(outlined, getattr(self, name)))
         self._is_rendered = True
+
+
+class SkippingBranchMixIn(BranchMixIn):
+    """
+    Airflow's branch mixin, which skips in a mapped task group as well.
+
+    There Airflow leaves it to the scheduler to skip. From 3.2 on its scheduler looks for what a branch followed under
+    the index of a branch that is not mapped, finds nothing, and runs all branches. The instances are there by then:
+    those of a mapped task group are made together.
+    """
+
+    if AIRFLOW_V_3_2_PLUS:
+
+        @staticmethod
+        def _set_state_to_skipped(tasks: Sequence[str | tuple[str, int]], map_index: int | None) -> None:
+            from airflow.providers.common.compat.sdk import DownstreamTasksSkipped
+
+            if tasks:
+                raise DownstreamTasksSkipped(tasks=tasks)  # type: ignore[no-untyped-call]
 
 
 def is_from_mapped(operator: BaseOperator) -> bool:

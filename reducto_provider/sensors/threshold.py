@@ -20,14 +20,13 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
-from reducto_provider import exceptions
 from reducto_provider.airflow_compat import GivenArguments, has_other_delimiters, is_executed, is_from_mapped
 from reducto_provider.exceptions import (
     ReductoConfigurationError,
     ReductoCreditsUnavailableError,
-    ReductoError,
     ReductoTriggerEventError,
     ReductoWindowClosedError,
+    error_by_name,
 )
 from reducto_provider.links.studio import ReductoStudioLink
 from reducto_provider.run_state import DropsRunState
@@ -251,7 +250,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
                 case {"status": "timeout", "message": str(message)}:
                     raise AirflowSensorTimeout(message)
                 case {"status": "error", "error": str(name), "message": str(message)}:
-                    raise _error_by_name(name, message)
+                    raise error_by_name(name, message)
         except ValueError as error:
             raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
         raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
@@ -483,10 +482,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, tuple | set):
         return sorted(value)
     return str(value) if isinstance(value, Decimal | float) else value
-
-
-def _error_by_name(name: str, message: str) -> ReductoError:
-    error = getattr(exceptions, name, None)
-    if isinstance(error, type) and issubclass(error, ReductoError):
-        return error(message)
-    return ReductoTriggerEventError(f"the trigger failed: {name}: {message}")

@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import Any, ClassVar
 
 from airflow.providers.common.compat.triggers import BaseEventTrigger
-from airflow.triggers.base import TriggerEvent
+from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from reducto_provider.triggers.polls import (
     MAX_RETRY_AFTER,
@@ -41,27 +41,18 @@ def _log_thread() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_log_thread.cache_clear)
 
 
-class BaseUsageTrigger(BaseEventTrigger):
+class BaseUsageTrigger(BaseTrigger):
     """
-    Polls the service, by itself or, on Airflow 3.3, together with all triggers that ask the same question.
+    Polls the service. Triggers that poll for the same query at the same moment share a request.
 
-    A subclass says what to ask (:meth:`_queries`), when two ask the same (:meth:`_stream_key`) and what the
-    answers mean (:meth:`filter_shared_stream`). Its arguments are plain JSON values. No secret is among them, since a
-    serialized DAG may hold them in clear. Each lies in an attribute of its name.
+    A subclass says what to ask (:meth:`_queries`) and when two ask the same (:meth:`_stream_key`). Its arguments are
+    plain JSON values, each in an attribute of its name. No secret is among them, since a serialized DAG may hold them
+    in clear.
     """
-
-    # A deferred sensor stays in its task's queue; event triggers as such leave it.
-    supports_triggerer_queue = True
 
     reducto_conn_id: str
-    poke_interval: float
-    exponential_backoff: bool = False
-    max_wait: float | None = None
-    not_before: float = 0.0
     _warned = False
     """Whether it has said that nothing matches its filters."""
-    poll_immediately: bool = False
-    """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
     _first_polls: ClassVar[SingleFlight[list[Poll]]] = SingleFlight()
     """Polls outside of a stream, for all triggers that begin or end at the same moment, by stream key."""
@@ -90,6 +81,58 @@ class BaseUsageTrigger(BaseEventTrigger):
             f"{type(self).__module__}.{type(self).__qualname__}",
             {name: getattr(self, name) for name in inspect.signature(type(self)).parameters},
         )
+
+    @abstractmethod
+    def _stream_key(self) -> Hashable:
+        """All that the poll depends on."""
+
+    @abstractmethod
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        """What to ask at a moment; nothing while there is nothing to ask yet."""
+
+    async def _ask_now(self) -> list[Poll]:
+        key = self._stream_key()
+        return await self._first_polls.run(key, lambda: self._ask_for_all(key))
+
+    async def _ask_for_all(self, key: Hashable) -> list[Poll]:
+        async with Poller(self.reducto_conn_id) as poller:
+            polls = await self._ask(poller)
+        if seconds := max(retry_after_of(poll.error) for poll in polls):
+            now = asyncio.get_running_loop().time()
+            for over in [other for other, until in self._retry_not_before.items() if until <= now]:
+                del self._retry_not_before[over]
+            self._retry_not_before[key] = now + seconds
+        return polls
+
+    async def _ask(self, poller: Poller) -> list[Poll]:
+        moment = datetime.now(UTC)
+        queries = self._queries(moment)
+        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
+
+    async def _warn_if_unmatched(self, poll: Poll) -> None:
+        if self._warned or poll.query is None or poll.report is None:
+            return
+        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
+            self._warned = True
+            await self._alog("warning", "%s", warning)
+
+
+class BaseStreamTrigger(BaseUsageTrigger, BaseEventTrigger):
+    """
+    Polls at an interval, by itself or, on Airflow 3.3, together with all triggers that ask the same.
+
+    A subclass also says what the answers mean (:meth:`filter_shared_stream`).
+    """
+
+    # A deferred sensor stays in its task's queue; event triggers as such leave it.
+    supports_triggerer_queue = True
+
+    poke_interval: float
+    exponential_backoff: bool = False
+    max_wait: float | None = None
+    not_before: float = 0.0
+    poll_immediately: bool = False
+    """Ask once without waiting: who comes to a shared stream late would wait for its next poll."""
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
@@ -123,14 +166,6 @@ class BaseUsageTrigger(BaseEventTrigger):
         """All that the poll depends on."""
         return self._stream_key()
 
-    @abstractmethod
-    def _stream_key(self) -> Hashable:
-        """All that the poll depends on."""
-
-    @abstractmethod
-    def _queries(self, moment: datetime) -> list[UsageQuery]:
-        """What to ask at a moment; nothing while there is nothing to ask yet."""
-
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """The polls of the stream, before them one outside of it if nobody has asked yet."""
         if self.poll_immediately:
@@ -140,32 +175,6 @@ class BaseUsageTrigger(BaseEventTrigger):
                 yield replace(poll, next_in=interval)
         async for poll in shared_stream:
             yield poll
-
-    async def _ask_now(self) -> list[Poll]:
-        key = self._stream_key()
-        return await self._first_polls.run(key, lambda: self._ask_for_all(key))
-
-    async def _ask_for_all(self, key: Hashable) -> list[Poll]:
-        async with Poller(self.reducto_conn_id) as poller:
-            polls = await self._ask(poller)
-        if seconds := max(retry_after_of(poll.error) for poll in polls):
-            now = asyncio.get_running_loop().time()
-            for over in [other for other, until in self._retry_not_before.items() if until <= now]:
-                del self._retry_not_before[over]
-            self._retry_not_before[key] = now + seconds
-        return polls
-
-    async def _ask(self, poller: Poller) -> list[Poll]:
-        moment = datetime.now(UTC)
-        queries = self._queries(moment)
-        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
-
-    async def _warn_if_unmatched(self, poll: Poll) -> None:
-        if self._warned or poll.query is None or poll.report is None:
-            return
-        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
-            self._warned = True
-            await self._alog("warning", "%s", warning)
 
     def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
         """Seconds before the next poll, after ``count`` of them, of which the last came to ``polls``."""

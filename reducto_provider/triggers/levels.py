@@ -14,11 +14,9 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.exceptions import ReductoError
-from reducto_provider.triggers.base import BaseUsageTrigger, make_event
+from reducto_provider.triggers.base import BaseStreamTrigger, make_event
 from reducto_provider.triggers.fired_levels import FiredLevels
-from reducto_provider.triggers.polls import (
-    Poll,
-)
+from reducto_provider.triggers.polls import Poll, parse_interval
 from reducto_provider.usage.fields import (
     check_not_empty,
     is_literal,
@@ -34,7 +32,7 @@ from reducto_provider.usage.window import CALENDAR_WINDOWS, DayRange, calendar_w
 _PERSIST_SECONDS = 15.0
 
 
-class ReductoUsageLevelTrigger(BaseUsageTrigger):
+class ReductoUsageLevelTrigger(BaseStreamTrigger):
     """
     Fire an event for each level of a budget that usage passes, for an ``AssetWatcher`` to start DAGs by.
 
@@ -94,7 +92,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
         self.settle_days = settle_days
         self.org_id = org_id
         self.reducto_conn_id = reducto_conn_id
-        self.poke_interval = _parse_interval(poke_interval)
+        self.poke_interval = parse_interval(poke_interval)
         if window not in CALENDAR_WINDOWS:
             raise ValueError(f"window must be one of {', '.join(CALENDAR_WINDOWS)}, not {window!r}")
         if not isinstance(settle_days, int) or isinstance(settle_days, bool) or not 0 <= settle_days <= 31:
@@ -204,13 +202,6 @@ def _parse_budget(budget: object) -> str:
     except ValueError:
         pass
     raise ValueError(f"budget must be a number from 1e-9 to less than 1e18, not {budget!r}")
-
-
-def _parse_interval(interval: object) -> float:
-    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf"):
-        return float(seconds)
-    raise ValueError(f"poke_interval must be a number of seconds, more than 0, or a timedelta, not {interval!r}")
 
 
 def _parse_levels(levels: object) -> list[float]:

@@ -170,3 +170,15 @@ def utc_minute(seconds: float) -> str:
 def retry_after_of(error: Exception | None) -> float:
     """Seconds for which the service asked to be left alone, as far as that is honoured."""
     return min(getattr(error, "retry_after", None) or 0.0, MAX_RETRY_AFTER)
+
+
+def parse_interval(interval: object) -> float:
+    """
+    Return the seconds of a ``poke_interval``.
+
+    :raises ValueError: unless it is a number of seconds, more than 0, or a timedelta.
+    """
+    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf"):
+        return float(seconds)
+    raise ValueError(f"poke_interval must be a number of seconds, more than 0, or a timedelta, not {interval!r}")

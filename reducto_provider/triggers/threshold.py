@@ -14,7 +14,7 @@ from airflow.triggers.base import TriggerEvent
 from jinja2 import StrictUndefined
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
-from reducto_provider.triggers.base import BaseUsageTrigger, make_event
+from reducto_provider.triggers.base import BaseStreamTrigger, make_event
 from reducto_provider.triggers.polls import (
     MAX_FAILURE_TIME,
     FailedPolls,
@@ -46,7 +46,7 @@ _UNRENDERED = (
 )
 
 
-class ReductoUsageThresholdTrigger(BaseUsageTrigger):
+class ReductoUsageThresholdTrigger(BaseStreamTrigger):
     """
     Poll until usage exceeds a threshold, and fire one event.
 

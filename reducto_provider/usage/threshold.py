@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
@@ -14,7 +14,7 @@ import msgspec
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.projection import MIN_COMPLETE_DAYS, first_day_of_history, project
 from reducto_provider.usage.query import UsageQuery, printable
-from reducto_provider.usage.report import Metric, UsageReport, format_decimal, json_number
+from reducto_provider.usage.report import EXACT, Metric, UsageReport, format_decimal, json_number
 from reducto_provider.usage.window import DayRange, days_of_run, days_of_window
 
 METRICS: Final = get_args(Metric)
@@ -52,6 +52,16 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     def exceeded(self) -> bool:
         """Strictly more than the threshold."""
         return self.value > self.threshold
+
+    def has_room_for(self, reserve: Decimal) -> bool:
+        """Return whether the value and ``reserve`` together do not exceed the threshold."""
+        with localcontext(EXACT):
+            return self.value + reserve <= self.threshold
+
+    def describe_room(self, reserve: Decimal) -> str:
+        """Return the reading, ``reserve`` and whether they are within the budget, in one line for the log."""
+        reserved = f", and {format_decimal(reserve)} in reserve" if reserve else ""
+        return f"{self}{reserved}: {'within' if self.has_room_for(reserve) else 'over'} the budget"
 
     def as_json(self) -> dict[str, Any]:
         """The reading as plain JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""
@@ -162,12 +172,14 @@ class UsageThreshold:
         metric: Metric,
         per_group: bool,
         projected: bool,
-        settle_days: int,
+        settle_days: int = 0,
+        moment: datetime | None = None,
         **fields: object,
     ) -> UsageThreshold:
         """
-        What a sensor waits for in a DAG run, of its rendered arguments.
+        Return what a task waits for in a DAG run, of its rendered arguments.
 
+        :param moment: which calendar or trailing window; that of the run by default.
         :param fields: those of :data:`QUERY_FIELDS`. Without days, ``window`` says which.
         :raises NoDayEndedError: when the run covers no day.
         :raises ValueError: for an argument that can't be right, naming it.
@@ -175,7 +187,7 @@ class UsageThreshold:
         check_both_days(fields)
         check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
-            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context)
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, context, moment=moment)
         elif is_run_days(fields):
             fields["usage_start_date"], fields["usage_end_date"] = days_of_run(context)
         return cls(
@@ -285,9 +297,12 @@ def check_one_window(window: str | int, usage_start_date: object) -> None:
         raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
 
 
-def parse_threshold(value: object) -> Decimal:
+def parse_threshold(value: object, name: str = "threshold") -> Decimal:
     """
-    A threshold as authors and templates give it: a number, or a number as text; 0, or from 1e-9 to less than 1e18.
+    Return a threshold as authors and templates give it: a number, or a number as text; 0, or from 1e-9 to less than
+    1e18.
+
+    :param name: the argument.
 
     :raises ValueError: for anything else, text that rendered to nothing included.
     """
@@ -299,5 +314,5 @@ def parse_threshold(value: object) -> Decimal:
         except InvalidOperation:  # not a number, or NaN, which compares with nothing
             pass
     raise ValueError(
-        f"threshold must be 0 or a number from 1e-9 to less than 1e18, not {value!r}; does its template render to one?"
+        f"{name} must be 0 or a number from 1e-9 to less than 1e18, not {value!r}; does its template render to one?"
     )

@@ -150,19 +150,22 @@ def warn_of_early_run(context: Mapping[str, Any], today: date, settle_days: int 
     )
 
 
-def days_of_window(window: str | int, context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE) -> DayRange:
+def days_of_window(
+    window: str | int, context: Mapping[str, Any], timezone: str = USAGE_TIMEZONE, *, moment: datetime | None = None
+) -> DayRange:
     """
     The days of a window that is anchored at a DAG run, and so the same for its retries and when it is cleared.
 
     :param window: ``"month"``, ``"week"`` (from Monday) or ``"day"``: the calendar period that holds the run's
         moment (:func:`moment_of_run`); a whole number N: the N days that end with the day of that moment;
         ``"run"``: what :func:`days_of_run` says.
+    :param moment: instead of the run's.
     :raises ValueError: for any other window.
     """
     if window == "run":
         return days_of_run(context, timezone)
     window = check_window(window)
-    day = _day(moment_of_run(context, timezone), timezone)
+    day = _day(moment or moment_of_run(context, timezone), timezone)
     if window in CALENDAR_WINDOWS:
         return calendar_window(str(window), day)
     return DayRange(day - timedelta(days=int(window) - 1), day)
