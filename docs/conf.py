@@ -29,6 +29,7 @@ nitpick_ignore = [  # type variables
     ("py:class", "reducto_provider.triggers.single_flight.Result"),
     ("py:class", "reducto_provider.usage.memo.K"),
     ("py:class", "reducto_provider.usage.memo.V"),
+    ("py:class", "reducto_provider.usage.report.Computed"),
 ]
 nitpick_ignore_regex = [("py:.*", r"(?!reducto_provider).*")]
 # DuckDB's and Snowflake's SQL has more than Pygments knows.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -39,6 +39,7 @@ _EARLIER_LOCATIONS: Final = {
     "BaseOperator": ["airflow.models.baseoperator:BaseOperator"],
     "BaseOperatorLink": ["airflow.models.baseoperatorlink:BaseOperatorLink"],
     "BaseSensorOperator": ["airflow.sensors.base:BaseSensorOperator"],
+    "BranchMixIn": ["airflow.operators.branch:BranchMixIn"],
     "Connection": ["airflow.models.connection:Connection"],
     "ObjectStoragePath": ["airflow.io.path:ObjectStoragePath"],
     "PokeReturnValue": ["airflow.sensors.base:PokeReturnValue"],
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator as BaseOperator
     from airflow.providers.common.compat.sdk import BaseOperatorLink as BaseOperatorLink
     from airflow.providers.common.compat.sdk import BaseSensorOperator as BaseSensorOperator
+    from airflow.providers.common.compat.sdk import BranchMixIn as BranchMixIn
     from airflow.providers.common.compat.sdk import Connection as Connection
     from airflow.providers.common.compat.sdk import Context as Context
     from airflow.providers.common.compat.sdk import ObjectStoragePath as ObjectStoragePath
@@ -267,6 +269,25 @@ class GivenArguments(BaseOperator):
             for name, outlined in written.items():
                 setattr(self, name, restore_literals(outlined, getattr(self, name)))
         self._is_rendered = True
+
+
+class SkippingBranchMixIn(BranchMixIn):
+    """
+    Airflow's branch mixin, which skips in a mapped task group as well.
+
+    There Airflow leaves it to the scheduler to skip. From 3.2 on its scheduler looks for what a branch followed under
+    the index of a branch that is not mapped, finds nothing, and runs all branches. The instances are there by then:
+    those of a mapped task group are made together.
+    """
+
+    if AIRFLOW_VERSION >= (3, 2):
+
+        @staticmethod
+        def _set_state_to_skipped(tasks: Sequence[str | tuple[str, int]], map_index: int | None) -> None:
+            from airflow.providers.common.compat.sdk import DownstreamTasksSkipped
+
+            if tasks:
+                raise DownstreamTasksSkipped(tasks=tasks)  # type: ignore[no-untyped-call]
 
 
 def is_from_mapped(operator: BaseOperator) -> bool:

@@ -111,8 +111,20 @@ class ReductoWindowClosedError(ReductoError, AirflowFailException):
     """The window is over and the threshold was not exceeded."""
 
 
+class ReductoBudgetExceededError(ReductoError, AirflowFailException):
+    """The budget is used up, and the work behind a gate must not begin."""
+
+
 class ReductoTriggerEventError(ReductoError):
     """A deferred task was resumed with an event that is not one of its trigger's."""
+
+
+def error_by_name(name: str, message: str) -> ReductoError:
+    """Return the error that a trigger's event names."""
+    error = globals().get(name)
+    if isinstance(error, type) and issubclass(error, ReductoError):
+        return error(message)
+    return ReductoTriggerEventError(f"the trigger failed: {name}: {message}")
 
 
 @contextmanager

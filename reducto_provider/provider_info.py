@@ -72,6 +72,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Reducto",
                 "python-modules": [
+                    "reducto_provider.operators.budget",
                     "reducto_provider.operators.export",
                     "reducto_provider.operators.fleet",
                     "reducto_provider.operators.reconciliation",
@@ -84,7 +85,11 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": "Reducto",
-                "python-modules": ["reducto_provider.triggers.levels", "reducto_provider.triggers.threshold"],
+                "python-modules": [
+                    "reducto_provider.triggers.budget",
+                    "reducto_provider.triggers.levels",
+                    "reducto_provider.triggers.threshold",
+                ],
             },
         ],
         "extra-links": ["reducto_provider.links.studio.ReductoStudioLink"],

@@ -16,6 +16,7 @@ from jinja2 import Undefined
 
 from reducto_provider.airflow_compat import run_from_context
 from reducto_provider.exceptions import ReductoConfigurationError
+from reducto_provider.operators.budget import ReductoBudgetBranchOperator, ReductoBudgetGateOperator
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
@@ -35,6 +36,10 @@ MAKE: dict[str, Any] = {
         **{"organizations": ["org_acme"], "output_path": "/nowhere", **given}
     ),
     "reconciliation": ReductoUsageReconciliationOperator,
+    "gate": lambda **given: ReductoBudgetGateOperator(**{"budget": 1, "on_unknown": "allow", **given}),
+    "branch": lambda **given: ReductoBudgetBranchOperator(
+        **{"budget": 1, "follow_task_ids_if_within": "work", "follow_task_ids_if_exceeded": "other", **given}
+    ),
     "poke": lambda **given: ReductoUsageThresholdSensor(**{"threshold": 1, **given}),
     "deferrable": lambda **given: ReductoUsageThresholdSensor(**{"threshold": 1, "deferrable": True, **given}),
 }
@@ -44,6 +49,8 @@ FIELDS = [
         "export": ReductoUsageExportOperator,
         "fleet": ReductoUsageFleetExportOperator,
         "reconciliation": ReductoUsageReconciliationOperator,
+        "gate": ReductoBudgetGateOperator,
+        "branch": ReductoBudgetBranchOperator,
         "poke": ReductoUsageThresholdSensor,
         "deferrable": ReductoUsageThresholdSensor,
     }.items()
@@ -169,7 +176,7 @@ def test_a_literal_that_is_empty_is_refused_when_parsed(operator, field, empty):
     assert REMEDIES[field] in str(error.value)
 
 
-REQUIRED = {"threshold", "organizations"}
+REQUIRED = {"threshold", "budget", "organizations"}
 
 
 @pytest.mark.parametrize(("operator", "field"), FIELDS)

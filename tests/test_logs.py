@@ -48,6 +48,23 @@ with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
     )
 """
 
+GATE = """
+from datetime import datetime
+from tests.airflow_sdk import DAG
+from reducto_provider.operators.budget import ReductoBudgetGateOperator
+
+with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
+    ReductoBudgetGateOperator(
+        task_id="within_budget",
+        org_id="org_acme",
+        budget=60_000,
+        reserve=1000,
+        usage_start_date="2026-10-01",
+        usage_end_date="2026-10-31",
+        ARGUMENTS
+    )
+"""
+
 Run = Callable[..., Any]
 
 
@@ -105,6 +122,15 @@ class TestStories:
 
         found = run_dag(WAIT.replace("poke_interval=1", "poke_interval=60, timeout=2"))
         assert logged(found.expect("failed")) == told("a wait that is too short")
+
+    def test_a_gate(self, run_dag: Run, simulator: Simulator) -> None:
+        skipped = run_dag(GATE.replace("ARGUMENTS", "on_exceeded='skip'")).expect()
+        assert logged(skipped) == told("a gate that is over its budget")
+        assert logged(run_dag(GATE.replace("ARGUMENTS", "on_exceeded='warn'")).expect()) == told("a gate on trial")
+
+        simulator.faults.add(status(503))
+        found = run_dag(GATE.replace("ARGUMENTS", "on_unknown='allow'"), connection={"extra": {"max_attempts": 1}})
+        assert logged(found.expect()) == told("a gate while the service fails")
 
     def test_a_failure_that_passes(self, run_dag: Run, simulator: Simulator, tmp_path: Path) -> None:
         for _ in range(3):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from reducto_provider.airflow_compat import (
     AirflowSkipException,
@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 DEFAULT_MAX_XCOM_BYTES = 48 * 1024
 
 
-class BaseUsageOperator(DropsRunState, GivenArguments):
+class BaseQueryOperator(DropsRunState, GivenArguments):
     """Base class of the operators: organization, days, filters and connection."""
 
-    run_state = ("hook", "_reports", "_sink", "_files", "_fleet", "_changes")
+    run_state: ClassVar[tuple[str, ...]] = ("hook", "_reports")
 
     operator_extra_links = (ReductoStudioLink(),)
     ui_color = "#e4e0f5"
@@ -73,8 +73,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
         org_id: str | None = None,
         usage_start_date: date | str | None = None,
         usage_end_date: date | str | None = None,
-        lookback_days: int = 0,
-        settle_days: int = 0,
         products: str | Sequence[str] | None = None,
         features: str | Sequence[str] | None = None,
         api_keys: str | Sequence[str] | None = None,
@@ -86,8 +84,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
         self.org_id = org_id
         self.usage_start_date = usage_start_date
         self.usage_end_date = usage_end_date
-        self.lookback_days = lookback_days
-        self.settle_days = settle_days
         self.products = products
         self.features = features
         self.api_keys = api_keys
@@ -125,6 +121,22 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
 
     def _check_literals(self) -> None:
         check_literals(self._query_fields())
+
+    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
+        if warning := unmatched_filters(query, row_count):
+            self.log.warning("%s", warning)
+
+
+class BaseUsageOperator(BaseQueryOperator):
+    """Base class of the operators that read the usage of a run's days."""
+
+    def __init__(self, *, lookback_days: int = 0, settle_days: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lookback_days = lookback_days
+        self.settle_days = settle_days
+
+    def _check_literals(self) -> None:
+        super()._check_literals()
         check_whole_number("lookback_days", self.lookback_days, 0)
         check_whole_number("settle_days", self.settle_days, 0)
         if self.usage_start_date is None or is_run_days(self._query_fields()):
@@ -201,10 +213,6 @@ class BaseUsageOperator(DropsRunState, GivenArguments):
         if warning := warn_of_early_run(run, day, self.settle_days):
             self.log.warning("%s", warning)
         return days
-
-    def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
-        if warning := unmatched_filters(query, row_count):
-            self.log.warning("%s", warning)
 
     def _emit_asset_events(self, context: Context, summary: dict[str, Any]) -> None:
         """Attach the summary to the event of each asset outlet, for the DAGs that it triggers."""

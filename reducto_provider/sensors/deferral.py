@@ -7,14 +7,13 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from reducto_provider import exceptions
 from reducto_provider.airflow_compat import (
     AIRFLOW_VERSION,
     AirflowSensorTimeout,
     AirflowSkipException,
     has_other_delimiters,
 )
-from reducto_provider.exceptions import ReductoError, ReductoTriggerEventError
+from reducto_provider.exceptions import ReductoTriggerEventError, error_by_name
 from reducto_provider.usage.fields import QUERY_FIELDS, is_literal
 from reducto_provider.usage.threshold import Reading
 
@@ -123,7 +122,7 @@ def reading_of_event(event: Any) -> dict[str, Any]:
         case {"status": "timeout", "message": str(message)}:
             raise AirflowSensorTimeout(message)
         case {"status": "error", "error": str(name), "message": str(message)}:
-            raise _error_by_name(name, message)
+            raise error_by_name(name, message)
     raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
 
 
@@ -160,10 +159,3 @@ def _as_trigger_argument(value: Any) -> Any:
     if isinstance(value, tuple | set):
         return sorted(value)
     return str(value) if isinstance(value, Decimal | float) else value
-
-
-def _error_by_name(name: str, message: str) -> ReductoError:
-    error = getattr(exceptions, name, None)
-    if isinstance(error, type) and issubclass(error, ReductoError):
-        return error(message)
-    return ReductoTriggerEventError(f"the trigger failed: {name}: {message}")

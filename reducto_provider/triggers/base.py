@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any, ClassVar
 
-from airflow.triggers.base import TriggerEvent
+from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from reducto_provider.airflow_compat import BaseEventTrigger
 from reducto_provider.triggers.polls import (
@@ -41,28 +41,18 @@ def _log_thread() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_log_thread.cache_clear)
 
 
-class BaseUsageTrigger(BaseEventTrigger):
+class BaseUsageTrigger(BaseTrigger):
     """
-    Poll the service, alone or, on Airflow 3.3, in a stream shared by triggers with the same query.
+    Poll the service. Triggers that send the same query at the same moment share a request.
 
-    A subclass defines the queries (:meth:`_queries`), which triggers share a stream (:meth:`_stream_key`) and the
-    events (:meth:`filter_shared_stream`). Its arguments are plain JSON values without secrets, since a serialized DAG
-    may hold them in clear. Each is kept in an attribute of its name.
+    A subclass defines the queries (:meth:`_queries`) and which triggers share a request (:meth:`_stream_key`). Its
+    arguments are plain JSON values without secrets, since a serialized DAG may hold them in clear. Each is kept in an
+    attribute of its name.
     """
-
-    # A deferred sensor keeps its task's queue, which event triggers do not by default.
-    supports_triggerer_queue = True  # the name in Airflow 3.2 and 3.3
-    trigger_queue_inherited_from_task = True  # the name from Airflow 3.4 on
 
     reducto_conn_id: str
-    poke_interval: float
-    exponential_backoff: bool = False
-    max_wait: float | None = None
-    not_before: float = 0.0
     _warned = False
     """Whether it has warned that nothing matches its filters."""
-    poll_immediately: bool = False
-    """Poll once at the start: a late subscriber of a shared stream would wait for its next poll."""
 
     _first_polls: ClassVar[SingleFlight[list[Poll]]] = SingleFlight()
     """Polls outside of a stream, for all triggers that begin or end at the same moment, by stream key."""
@@ -90,6 +80,59 @@ class BaseUsageTrigger(BaseEventTrigger):
             f"{type(self).__module__}.{type(self).__qualname__}",
             {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "queue"},
         )
+
+    @abstractmethod
+    def _stream_key(self) -> Hashable:
+        """Return all that a poll depends on."""
+
+    @abstractmethod
+    def _queries(self, moment: datetime) -> list[UsageQuery]:
+        """Return the queries of a poll at a moment; none before the window begins."""
+
+    async def _poll_now(self) -> list[Poll]:
+        key = self._stream_key()
+        return await self._first_polls.run(key, lambda: self._poll_for_all(key))
+
+    async def _poll_for_all(self, key: Hashable) -> list[Poll]:
+        async with Poller(self.reducto_conn_id) as poller:
+            polls = await self._ask(poller)
+        if seconds := max(retry_after_of(poll.error) for poll in polls):
+            now = asyncio.get_running_loop().time()
+            for over in [other for other, until in self._retry_not_before.items() if until <= now]:
+                del self._retry_not_before[over]
+            self._retry_not_before[key] = now + seconds
+        return polls
+
+    async def _ask(self, poller: Poller) -> list[Poll]:
+        moment = datetime.now(UTC)
+        queries = self._queries(moment)
+        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
+
+    async def _warn_if_unmatched(self, poll: Poll) -> None:
+        if self._warned or poll.query is None or poll.report is None:
+            return
+        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
+            self._warned = True
+            await self._alog("warning", "%s", warning)
+
+
+class BaseStreamTrigger(BaseUsageTrigger, BaseEventTrigger):
+    """
+    Poll at an interval, alone or, on Airflow 3.3, in a stream shared by triggers with the same query.
+
+    A subclass also defines the events (:meth:`filter_shared_stream`).
+    """
+
+    # A deferred sensor keeps its task's queue, which event triggers do not by default.
+    supports_triggerer_queue = True  # the name in Airflow 3.2 and 3.3
+    trigger_queue_inherited_from_task = True  # the name from Airflow 3.4 on
+
+    poke_interval: float
+    exponential_backoff: bool = False
+    max_wait: float | None = None
+    not_before: float = 0.0
+    poll_immediately: bool = False
+    """Poll once at the start: a late subscriber of a shared stream would wait for its next poll."""
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Poll, None]:
@@ -123,14 +166,6 @@ class BaseUsageTrigger(BaseEventTrigger):
         """Return all that a poll depends on."""
         return self._stream_key()
 
-    @abstractmethod
-    def _stream_key(self) -> Hashable:
-        """Return all that a poll depends on."""
-
-    @abstractmethod
-    def _queries(self, moment: datetime) -> list[UsageQuery]:
-        """Return the queries of a poll at a moment; none before the window begins."""
-
     async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
         """Yield the polls of the stream, preceded by one outside of it with ``poll_immediately``."""
         if self.poll_immediately:
@@ -140,32 +175,6 @@ class BaseUsageTrigger(BaseEventTrigger):
                 yield replace(poll, next_in=interval)
         async for poll in shared_stream:
             yield poll
-
-    async def _poll_now(self) -> list[Poll]:
-        key = self._stream_key()
-        return await self._first_polls.run(key, lambda: self._poll_for_all(key))
-
-    async def _poll_for_all(self, key: Hashable) -> list[Poll]:
-        async with Poller(self.reducto_conn_id) as poller:
-            polls = await self._ask(poller)
-        if seconds := max(retry_after_of(poll.error) for poll in polls):
-            now = asyncio.get_running_loop().time()
-            for over in [other for other, until in self._retry_not_before.items() if until <= now]:
-                del self._retry_not_before[over]
-            self._retry_not_before[key] = now + seconds
-        return polls
-
-    async def _ask(self, poller: Poller) -> list[Poll]:
-        moment = datetime.now(UTC)
-        queries = self._queries(moment)
-        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
-
-    async def _warn_if_unmatched(self, poll: Poll) -> None:
-        if self._warned or poll.query is None or poll.report is None:
-            return
-        if warning := unmatched_filters(poll.query, len(poll.report.rows)):
-            self._warned = True
-            await self._alog("warning", "%s", warning)
 
     def _interval(self, count: int, polls: Iterable[Poll] = ()) -> float:
         """Return the seconds before the next poll, after ``count`` polls with ``polls`` as the last."""

@@ -15,11 +15,9 @@ from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.airflow_compat import AIRFLOW_VERSION
 from reducto_provider.exceptions import ReductoError
-from reducto_provider.triggers.base import BaseUsageTrigger, make_event
+from reducto_provider.triggers.base import BaseStreamTrigger, make_event
 from reducto_provider.triggers.fired_levels import FiredLevels
-from reducto_provider.triggers.polls import (
-    Poll,
-)
+from reducto_provider.triggers.polls import Poll
 from reducto_provider.usage.checks import check_choice, check_number, check_seconds, check_whole_number, is_number
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import (
@@ -37,7 +35,7 @@ from reducto_provider.usage.window import CALENDAR_WINDOWS, calendar_window
 _PERSIST_SECONDS = 15.0
 
 
-class ReductoUsageLevelTrigger(BaseUsageTrigger):
+class ReductoUsageLevelTrigger(BaseStreamTrigger):
     """
     Fire an event for each level of a budget that usage passes, for an ``AssetWatcher`` to start DAGs by.
 

@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined
 
 from reducto_provider.airflow_compat import run_from_context
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError, ReductoPollError
-from reducto_provider.triggers.base import BaseUsageTrigger, make_event
+from reducto_provider.triggers.base import BaseStreamTrigger, make_event
 from reducto_provider.triggers.polls import (
     MAX_FAILURE_TIME,
     FailedPolls,
@@ -47,7 +47,7 @@ _UNRENDERED = (
 )
 
 
-class ReductoUsageThresholdTrigger(BaseUsageTrigger):
+class ReductoUsageThresholdTrigger(BaseStreamTrigger):
     """
     Poll until usage exceeds a threshold, and fire one event.
 

@@ -40,6 +40,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "group_by": "name a dimension such as 'product', the default",
     **dict.fromkeys(FILTER_PARAMETERS, _FILTER_REMEDY),
     "threshold": "give a number, 0 or more",
+    "budget": "give a number, 0 or more; a task without a budget needs no gate",
+    "reserve": "give a number, 0 or more, or leave the argument out for 0",
     "window": "give 'month', the default, or another window",
     "output_path": "give a URL or an absolute path; only an export to XCom leaves the argument out",
     "output_conn_id": "name a connection, or leave the argument out",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
@@ -16,7 +16,7 @@ from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.projection import MIN_COMPLETE_DAYS, first_day_of_history, project
 from reducto_provider.usage.query import UsageQuery, printable
-from reducto_provider.usage.report import Metric, UsageReport, format_decimal, json_number
+from reducto_provider.usage.report import EXACT, Metric, UsageReport, format_decimal, json_number
 from reducto_provider.usage.run import Run
 from reducto_provider.usage.window import days_of_run, days_of_window
 
@@ -56,6 +56,16 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     def exceeded(self) -> bool:
         """Whether the value is more than the threshold. A value equal to the threshold does not exceed it."""
         return self.value > self.threshold
+
+    def has_room_for(self, reserve: Decimal) -> bool:
+        """Return whether the value and ``reserve`` together do not exceed the threshold."""
+        with localcontext(EXACT):
+            return self.value + reserve <= self.threshold
+
+    def describe_room(self, reserve: Decimal) -> str:
+        """Return the reading, ``reserve`` and whether they are within the budget, in one line for the log."""
+        reserved = f", and {format_decimal(reserve)} in reserve" if reserve else ""
+        return f"{self}{reserved}: {'within' if self.has_room_for(reserve) else 'over'} the budget"
 
     def as_json(self) -> dict[str, Any]:
         """Return the reading as JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""
@@ -169,13 +179,15 @@ class UsageThreshold:
         metric: Metric,
         per_group: bool,
         projected: bool,
-        settle_days: int,
+        settle_days: int = 0,
+        moment: datetime | None = None,
         **fields: object,
     ) -> UsageThreshold:
         """
-        Return the condition of a sensor in a DAG run, from its rendered arguments.
+        Return the condition of a task in a DAG run, from its rendered arguments.
 
         :param get_run: returns the DAG run. Called only if the days depend on it.
+        :param moment: the time that the calendar or trailing window contains; by default that of the run.
         :param fields: those of :data:`QUERY_FIELDS`. Without days, those of ``window``.
         :raises NoDayEndedError: if the run covers no day.
         :raises ValueError: for an invalid argument, naming it.
@@ -183,7 +195,7 @@ class UsageThreshold:
         check_both_days(fields)
         check_one_window(window, fields["usage_start_date"])
         if fields["usage_start_date"] is None:
-            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, get_run())
+            fields["usage_start_date"], fields["usage_end_date"] = days_of_window(window, get_run(), moment=moment)
         elif is_run_days(fields):
             fields["usage_start_date"], fields["usage_end_date"] = days_of_run(get_run())
         return cls(
@@ -296,14 +308,15 @@ def check_one_window(window: str | int, usage_start_date: object) -> None:
         raise ValueError(f"window={window!r} and usage_start_date are two windows: give one of them")
 
 
-def parse_threshold(value: object) -> Decimal:
+def parse_threshold(value: object, name: str = "threshold") -> Decimal:
     """
     Return a threshold, given as a number or as text: 0, or from 1e-9 to less than 1e18.
 
+    :param name: the argument.
     :raises ValueError: for anything else, including text that rendered to nothing.
     """
     return check_number(
-        "threshold",
+        name,
         value,
         lambda number: number == 0 or is_budget(number),
         "0 or a number from 1e-9 to less than 1e18",

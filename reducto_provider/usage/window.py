@@ -70,19 +70,22 @@ def moment_of_run(run: Run, timezone: str = USAGE_TIMEZONE) -> datetime:
     return run.moment
 
 
-def days_of_window(window: str | int, run: Run, timezone: str = USAGE_TIMEZONE) -> DayRange:
+def days_of_window(
+    window: str | int, run: Run, timezone: str = USAGE_TIMEZONE, *, moment: datetime | None = None
+) -> DayRange:
     """
     Return the days of a window that is fixed by a DAG run, and so the same for its retries and when it is cleared.
 
     :param window: ``"month"``, ``"week"`` (from Monday) or ``"day"``: the calendar period that contains the run's
         reference time (:func:`moment_of_run`); a whole number N: the N days that end with the day of that time;
         ``"run"``: the days of :func:`days_of_run`.
+    :param moment: the time to use instead of the run's.
     :raises ValueError: for any other window.
     """
     if window == "run":
         return days_of_run(run, timezone)
     window = check_window(window)
-    day = day_of(moment_of_run(run, timezone), timezone)
+    day = day_of(moment or moment_of_run(run, timezone), timezone)
     if window in CALENDAR_WINDOWS:
         return calendar_window(str(window), day)
     return DayRange(day - timedelta(days=int(window) - 1), day)

@@ -63,7 +63,7 @@ SECONDS = "field must be a number of seconds, {}, or a timedelta, not {}"
 
 @pytest.mark.parametrize(
     ("check", "value", "message"),
-    ids=excerpt,
+    ids=lambda value: getattr(value, "__name__", excerpt(value)),  # a function's repr is its address
     argvalues=[
         *((check_text, value, f"field must be text that is not empty, not {value!r}") for value in ("", " ", None, 1)),
         (check_text, "\ud800", "field must be valid Unicode text, not '\\ud800'"),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, date, datetime, timedelta, timezone
-from decimal import Decimal
+from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2 import StrictUndefined
 
 from reducto_provider.usage.days import DayRange
@@ -25,26 +28,55 @@ def threshold(query):
     return make
 
 
+def make_reading(value="150", threshold="100", *, time=NOON, **fields):
+    return Reading(
+        **{
+            "metric": "credits",
+            "value": Decimal(value),
+            "used": Decimal(value),
+            "projected": False,
+            "threshold": Decimal(threshold),
+            "window": DayRange(date(2026, 6, 1), date(2026, 6, 30)),
+            "org_id": "org_abc123",
+            "group_by": "product",
+            "group": None,
+            "time": time,
+            **fields,
+        }
+    )
+
+
 @pytest.fixture
 def reading():
-    def make(value="150", threshold="100", *, time=NOON, **fields):
-        return Reading(
-            **{
-                "metric": "credits",
-                "value": Decimal(value),
-                "used": Decimal(value),
-                "projected": False,
-                "threshold": Decimal(threshold),
-                "window": DayRange(date(2026, 6, 1), date(2026, 6, 30)),
-                "org_id": "org_abc123",
-                "group_by": "product",
-                "group": None,
-                "time": time,
-                **fields,
-            }
-        )
+    return make_reading
 
-    return make
+
+AMOUNTS = st.decimals(0, Decimal("1e29"), places=9)
+
+
+class TestRoom:
+    @given(AMOUNTS, AMOUNTS, AMOUNTS)
+    def test_is_exact(self, value, reserve, budget):
+        reading = make_reading(value, budget)
+
+        assert reading.has_room_for(reserve) is (Fraction(value) + Fraction(reserve) <= Fraction(budget))
+
+    @given(AMOUNTS, AMOUNTS)
+    def test_a_sum_that_equals_the_budget_is_within(self, value, reserve):
+        with localcontext(prec=80):
+            budget, more = value + reserve, value + reserve + Decimal("1e-9")
+
+        assert make_reading(value, budget).has_room_for(reserve)
+        assert not make_reading(more, budget).has_room_for(reserve)
+        assert not make_reading(value, budget).exceeded
+
+    def test_the_line_says_it(self):
+        reading = make_reading("99.5", "100")
+
+        assert reading.describe_room(Decimal("0.5")) == f"{reading}, and 0.5 in reserve: within the budget"
+        assert reading.describe_room(Decimal("0.50")).endswith("and 0.5 in reserve: within the budget")
+        assert reading.describe_room(Decimal(0)) == f"{reading}: within the budget"
+        assert reading.describe_room(Decimal("0.6")).endswith("over the budget")
 
 
 class TestRead:
