@@ -67,7 +67,7 @@ print(json.dumps({dist.name.lower().replace("_", "-"): dist.version for dist in 
 """
 
 nox.needs_version = ">=2025.2"
-nox.options.default_venv_backend = "uv|venv"
+nox.options.default_venv_backend = "uv"
 nox.options.envdir = ".cache/nox"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
@@ -88,7 +88,7 @@ def _version(python: str) -> str:
     return done.stdout.strip()
 
 
-@nox.session(reuse_venv=False)
+@nox.session(reuse_venv=False, venv_params=["--seed"])  # the suite uses pip
 @nox.parametrize(
     ("python", "pins"),
     [
