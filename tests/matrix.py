@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from noxfile import PYTHONS
+from noxfile import PRE_RELEASES, ROWS
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / ".cache/matrix"
 DOCS = PROJECT / "docs/matrix.md"
 README = PROJECT / "README.md"
+
+_PRE_RELEASES = tuple(f"airflow-{airflow}-" for airflow in PRE_RELEASES)
 
 NEW = re.compile(r"new in Airflow (\d+\.\d+): (.*)")
 GONE = re.compile(r"gone in Airflow (\d+\.\d+): (.*)")
@@ -27,14 +29,14 @@ GONE = re.compile(r"gone in Airflow (\d+\.\d+): (.*)")
 INTRODUCTION = """\
 # The suite on every supported Airflow
 
-What the sessions of `make matrix` came to, which run the suite on each Airflow and Python below, in an environment of
-its own; they may have been run one by one, and on different commits, by which the numbers of tests differ. `.ci/run`
-runs it on the oldest and the newest whenever something changes. Parts that know nothing of Airflow (the simulator, the
-engines' reading of the dataset, the judge of FOCUS files) run with the newest only.
+`make matrix` runs the suite on each Airflow and Python below, each in an environment of its own, all on one commit.
+`.ci/run` runs it on the oldest as of its day and on the newest for every change. Parts that do not use Airflow (the
+simulator, the engines that read the dataset, the validator of FOCUS files) run with the newest only.
 
-What is installed is pinned in `requirements/`: `airflow-*.in` names the Airflow and what must not be newer with it,
-`dev.txt` is the newest's. Airflow's own constraint files name older HTTP and common-compat providers than this package
-needs, so that it can't be installed with them.
+Each Airflow has two rows. *Newest* has the newest packages that work with it, pinned in `requirements/airflow-*.txt`
+(`dev.txt` for the newest Airflow). *As of its day* is that Airflow as it was installed around its release day, and as
+Airflow's constraint files still have it: the packages are of that day and pinned in `requirements/day/`. The wheel is
+installed there with its extras `parquet` and `s3`, which fails if it moves or removes a package that is there.
 """
 
 
@@ -46,9 +48,11 @@ class Run:
     Counted are the tests for each thing that is not there yet (`absent`) or no more (`gone`).
     """
 
+    name: str
     airflow: str
     python: str
-    day: str
+    commit: str
+    date: str
     passed: int
     failed: tuple[str, ...]
     absent: Counter[str]
@@ -59,7 +63,7 @@ class Run:
     def read(cls, path: Path) -> Run:
         """From pytest's JUnit file, whose suite is named after what it ran on."""
         [suite] = ElementTree.parse(path).getroot().iter("testsuite")
-        _, airflow, _, python = suite.attrib["name"].replace(",", "").split()
+        _, airflow, _, python, _, commit = suite.attrib["name"].replace(",", "").split()
         failed, absent, gone, skipped = [], Counter[str](), Counter[str](), Counter[str]()
         passed = 0
         for case in suite.iter("testcase"):
@@ -70,12 +74,26 @@ class Run:
                 (absent if NEW.fullmatch(said) else gone if GONE.fullmatch(said) else skipped)[said] += 1
             else:
                 passed += 1
-        return cls(airflow, python, suite.attrib["timestamp"][:10], passed, tuple(failed), absent, gone, skipped)
+        date = suite.attrib["timestamp"][:10]
+        return cls(path.stem, airflow, python, commit, date, passed, tuple(failed), absent, gone, skipped)
 
     @property
-    def order(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """By Airflow, then by Python."""
-        return _numbers(self.airflow), _numbers(self.python)
+    def packages(self) -> str:
+        """Which packages are installed with this Airflow."""
+        if "-day-" in self.name:
+            return "as of its day"
+        return "newest, pre-release" if self.name.startswith(_PRE_RELEASES) else "newest"
+
+    @property
+    def added(self) -> list[str]:
+        """What the wheel has added to an Airflow as of its day."""
+        path = RESULTS / f"{self.name}.added"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def order(self) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
+        """By Airflow, then by its packages, then by Python."""
+        return _numbers(self.airflow), self.packages, _numbers(self.python)
 
 
 def main() -> int:
@@ -85,29 +103,36 @@ def main() -> int:
         return 1
     DOCS.write_text("\n".join(document(runs)) + "\n")
     README.write_text(between("matrix", README.read_text(), readme_table(runs)))
+    if len({run.commit for run in runs}) > 1:
+        print("the results are of several commits: run `make matrix`", file=sys.stderr)
+        return 1
     return 1 if any(run.failed for run in runs) or not_run() else 0
 
 
-def not_run() -> list[tuple[str, str]]:
-    """Airflow and Python of the sessions that left no result: no such interpreter, no environment, or an early end."""
+def not_run() -> list[str]:
+    """Return the sessions that left no result: no such interpreter, no environment, or an early end."""
     there = {path.stem for path in RESULTS.glob("*.xml")}
-    sessions = ((airflow, python) for airflow, pythons in PYTHONS.items() for python in pythons)
-    return [(airflow, python) for airflow, python in sessions if f"airflow-{airflow}-python-{python}" not in there]
+    return [name for name in ROWS if name not in there]
 
 
 def document(runs: list[Run]) -> Iterator[str]:
     """The page, line by line."""
     yield INTRODUCTION
-    yield "| Airflow | Python | passed | failed | not there yet | on |"
-    yield "| --- | --- | ---: | ---: | ---: | --- |"
+    yield "| Airflow | packages | Python | passed | failed | not there yet | on | commit |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | --- | --- |"
     for run in runs:
         numbers = f"{run.passed:,} | {len(run.failed)} | {run.absent.total()}"
-        yield f"| {run.airflow} | {run.python} | {numbers} | {run.day} |"
+        yield f"| {run.airflow} | {run.packages} | {run.python} | {numbers} | {run.date} | `{run.commit}` |"
 
-    if missing := [f"- {airflow}, Python {python}" for airflow, python in not_run()]:
+    yield from ("", "## What the wheel adds to an Airflow as of its day", "")
+    yield "With the extras `parquet` and `s3`, to Airflow and the providers in `requirements/day/providers.in`."
+    yield ""
+    yield from (f"- {run.airflow}: {', '.join(run.added)}" for run in runs if run.added)
+
+    if missing := [f"- {name}" for name in not_run()]:
         yield from ("", "## What was not run", "", *missing)
 
-    if failed := [f"- {run.airflow}, Python {run.python}: `{name}`" for run in runs for name in run.failed]:
+    if failed := [f"- {run.name}: `{name}`" for run in runs for name in run.failed]:
         yield from ("", "## What failed", "", *failed)
 
     yield from ("", "## What an older Airflow does not have", "")
@@ -131,14 +156,16 @@ def document(runs: list[Run]) -> Iterator[str]:
 
 
 def readme_table(runs: list[Run]) -> str:
-    """A line for each Airflow."""
-    lines = ["| Airflow | Python | tests passed | failed |", "| --- | --- | ---: | ---: |"]
-    for airflow, group in groupby(runs, key=lambda run: run.airflow):
+    """Return two lines for each Airflow, and the commit."""
+    lines = ["| Airflow | packages | Python | tests passed | failed |", "| --- | --- | --- | ---: | ---: |"]
+    for (airflow, packages), group in groupby(runs, key=lambda run: (run.airflow, run.packages)):
         of_it = list(group)
         pythons = ", ".join(".".join(run.python.split(".")[:2]) for run in of_it)
         passed = " / ".join(dict.fromkeys(f"{run.passed:,}" for run in of_it))
-        lines.append(f"| {airflow} | {pythons} | {passed} | {sum(len(run.failed) for run in of_it)} |")
-    return "\n".join(lines)
+        failed = sum(len(run.failed) for run in of_it)
+        lines.append(f"| {airflow} | {packages} | {pythons} | {passed} | {failed} |")
+    commits = ", ".join(sorted({f"`{run.commit}`" for run in runs}))
+    return "\n".join([*lines, "", f"All at commit {commits}."])
 
 
 def between(marker: str, text: str, inserted: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from reducto_provider import exceptions
 from reducto_provider.hooks.reducto import ReductoHook
-from tests.airflows import PARTITIONS
+from tests.airflows import PARTITIONS, for_this_airflow
 
 PROJECT = Path(__file__).parents[1]
 TROUBLESHOOTING = (PROJECT / "docs/troubleshooting.md").read_text()
@@ -77,7 +77,7 @@ def test_the_python_that_is_shown_can_be_parsed_by_airflow(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (PROJECT / page).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(block, names)
+        exec(for_this_airflow(block), names)
 
 
 def test_every_field_of_the_connection_is_described():

@@ -38,8 +38,9 @@ with DAG("sensors", schedule=None):
 WATCHERS = """
 from airflow.sdk import task
 
-for queue in ("billing", "other"):
-    trigger = ReductoUsageLevelTrigger(budget=10, levels=[50], org_id="org_acme", poke_interval=1, queue=queue)
+# Triggers that differ in their queues alone are one to Airflow.
+for queue, budget in {"billing": 10, "other": 9}.items():
+    trigger = ReductoUsageLevelTrigger(budget=budget, levels=[50], org_id="org_acme", poke_interval=1, queue=queue)
     with DAG(f"watched_{queue}", schedule=Asset(queue, watchers=[AssetWatcher(name=queue, trigger=trigger)])):
         task(lambda: None, task_id="nothing")()
 """

@@ -21,7 +21,7 @@ from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
 from reducto_provider.usage.days import DayRange
 from tests.airflow_sdk import AirflowFailException, AirflowSkipException
-from tests.airflows import AIRFLOW, PARTITIONS, dag_author, new_in
+from tests.airflows import AIRFLOW, PARTITIONS, dag_author, for_this_airflow, new_in
 from tests.usage.runs import partition_contexts, run_context, utc
 from tests.usage.test_fuzz_window import CRONS, FIXED_DELTAS, STARTS, ZONES, no_time_is_left_out
 
@@ -283,8 +283,10 @@ def test_days_to_come_are_left_out_of_what_is_exported(export, tmp_path):
 @pytest.mark.parametrize("native", [False, True])
 def test_the_macro_that_the_docs_show(run_dag, tmp_path, native):
     [source] = re.findall(r"```python\n((?:(?!```).)*?usage_days.*?)```", DAYS_PAGE, re.DOTALL)
-    source = source.replace('"/usage/', f'"{tmp_path}/').replace(
-        "catchup=False,", f"catchup=False, render_template_as_native_obj={native},"
+    source = (
+        for_this_airflow(source)
+        .replace('"/usage/', f'"{tmp_path}/')
+        .replace("catchup=False,", f"catchup=False, render_template_as_native_obj={native},")
     )
     result = run_dag(source, logical_date=datetime(2026, 10, 18, tzinfo=UTC)).expect()
 

@@ -18,7 +18,7 @@ from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from reducto_provider.triggers.polls import Poll
 from reducto_provider.usage.report import UsageReport, UsageRow
 from simulator import Reset, html, status
-from tests.airflows import new_in
+from tests.airflows import gone_in, new_in
 
 JUNE_18 = datetime(2026, 6, 18, 12, tzinfo=UTC)
 ANY_DAY = date(2026, 6, 10)
@@ -647,3 +647,22 @@ class TestArguments:
         ):
             assert level_trigger(**other).shared_stream_key() != key
         hash(key)
+
+
+@gone_in(3, 4, "watchers without a queue")
+def test_a_queue_is_refused_where_watchers_have_none():
+    with pytest.raises(ValueError, match=r"queue='billing' needs Airflow 3\.4 or newer: leave it out"):
+        ReductoUsageLevelTrigger(budget=100, queue="billing")
+
+
+@new_in(3, 4, "watchers with a queue")
+def test_a_queue_is_no_argument_of_the_trigger():
+    trigger = ReductoUsageLevelTrigger(budget=100, queue="billing")
+    assert trigger.queue == "billing"
+    assert trigger.serialize() == ReductoUsageLevelTrigger(budget=100).serialize()
+
+
+@pytest.mark.parametrize("queue", ["", " ", 7])
+def test_a_queue_that_is_no_name(queue):
+    with pytest.raises(ValueError, match="queue must be the name of a triggerer's queue, not "):
+        ReductoUsageLevelTrigger(budget=100, queue=queue)
