@@ -39,7 +39,10 @@ _EARLIER_LOCATIONS: Final = {
     "BaseOperator": ["airflow.models.baseoperator:BaseOperator"],
     "BaseOperatorLink": ["airflow.models.baseoperatorlink:BaseOperatorLink"],
     "BaseSensorOperator": ["airflow.sensors.base:BaseSensorOperator"],
-    "BranchMixIn": ["airflow.operators.branch:BranchMixIn"],
+    "BranchMixIn": [
+        "airflow.providers.standard.operators.branch:BranchMixIn",
+        "airflow.operators.branch:BranchMixIn",
+    ],
     "Connection": ["airflow.models.connection:Connection"],
     "ObjectStoragePath": ["airflow.io.path:ObjectStoragePath"],
     "PokeReturnValue": ["airflow.sensors.base:PokeReturnValue"],
@@ -104,6 +107,7 @@ else:
         ]
 
     BaseOperator = __getattr__("BaseOperator")
+    BranchMixIn = __getattr__("BranchMixIn")
 
 CACHED_LOGGER: Final = "_cached_logger"
 """
@@ -284,7 +288,7 @@ class SkippingBranchMixIn(BranchMixIn):
 
         @staticmethod
         def _set_state_to_skipped(tasks: Sequence[str | tuple[str, int]], map_index: int | None) -> None:
-            from airflow.providers.common.compat.sdk import DownstreamTasksSkipped
+            from airflow.sdk.exceptions import DownstreamTasksSkipped
 
             if tasks:
                 raise DownstreamTasksSkipped(tasks=tasks)  # type: ignore[no-untyped-call]

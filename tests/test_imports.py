@@ -207,7 +207,7 @@ OF_OTHERS = {
     # What only some versions have, or keep for themselves; imported where that version runs.
     "airflow_compat.py": {
         *("airflow", "airflow.models.taskinstance", "airflow.providers.common.compat.sdk"),
-        *("airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
+        *("airflow.sdk.exceptions", "airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
     },
     "lineage.py": {"airflow.providers.openlineage.extractors"},
     "base.py": {"airflow.providers.openlineage.extractors"},
