@@ -37,6 +37,7 @@ from reducto_provider.export.sink import (
     storage_errors,
 )
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow, add_credits, format_decimal, sum_credits
@@ -87,7 +88,7 @@ class UsageDataset(Sink):
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except INVALID_JSON as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(DATASET_FILE)} can't be decoded, so the dataset's format and filters are "
                 f"unknown: {error}"

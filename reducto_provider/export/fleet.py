@@ -12,7 +12,7 @@ import msgspec
 
 from reducto_provider.export.manifest import partition_of
 from reducto_provider.export.sink import Changes, PublishedDays
-from reducto_provider.usage.checks import check_single_name
+from reducto_provider.usage.checks import INVALID_JSON, check_single_name
 from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
 from reducto_provider.usage.report import add_credits, format_decimal, json_number
@@ -192,7 +192,7 @@ def _as_list(name: str, value: object) -> Sequence[Any]:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except (msgspec.MsgspecError, ValueError):
+        except INVALID_JSON:
             raise ValueError(
                 f"{name} must be a list or its JSON text, not {_cut(repr(given), 80)}: render a list with "
                 "'| tojson', or set render_template_as_native_obj=True on the DAG"

@@ -18,6 +18,7 @@ from reducto_provider import __version__
 from reducto_provider.export.reported import Change
 from reducto_provider.export.sink import Attempt, storage_errors
 from reducto_provider.export.storage import Storage
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CREDITS_SCALE
 
@@ -44,7 +45,7 @@ class ManifestHead(msgspec.Struct):
         """Return None if there is no manifest or it can't be decoded."""
         try:
             return None if content is None else msgspec.json.decode(content, type=cls)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        except INVALID_JSON:
             return None
 
 
@@ -128,7 +129,7 @@ class DayManifests:
         name = self.name(day)
         with storage_errors(f"could not read {self._storage.location(name)}"):
             content = self._storage.read(name)
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        with suppress(*INVALID_JSON):
             return None if content is None else msgspec.json.decode(content, type=Manifest)
         return None
 

@@ -25,6 +25,7 @@ from reducto_provider.export.sink import (
     storage_errors,
 )
 from reducto_provider.export.storage import Storage, open_storage, split_object_path
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
 
@@ -149,7 +150,7 @@ class UsageObject(Sink):
         content = self._storage.read(self._manifest)
         try:
             return None if content is None else msgspec.json.decode(content, type=_Manifest)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except INVALID_JSON as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(self._manifest)} can't be decoded, so the contents of {self._name} "
                 f"beside it are unknown: {error}. Remove both, or export to another output_path"

@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import msgspec
 
 from reducto_provider.export.storage import Storage
+from reducto_provider.usage.checks import INVALID_JSON
 
 MAX_SECONDS: Final = 10.0
 """
@@ -77,7 +78,7 @@ class ReportedChanges:
     def _read(self, name: str) -> dict[date, str]:
         content = self._storage.read(name)
         # A file that can't be decoded reports nothing; the next acknowledgement replaces it.
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        with suppress(*INVALID_JSON):
             return {} if content is None else _DECODER.decode(content)
         return {}
 

@@ -22,6 +22,7 @@ import msgspec
 
 from reducto_provider.export.manifest import DATASET_FILE, parse_manifest_name
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
 
 
@@ -88,7 +89,7 @@ def verify_dataset(storage: Storage) -> Verification:
         content = storage.read(name)
         try:
             manifest = msgspec.json.decode(content or b"", type=_Manifest)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except INVALID_JSON as error:
             problems.append(Problem("unreadable", name, str(error)))
             continue
         if manifest.file is None:

@@ -23,6 +23,7 @@ from reducto_provider.exceptions import (
     ReductoServerError,
 )
 from reducto_provider.hooks.settings import KEY_HINT, ReductoSettings
+from reducto_provider.usage.checks import INVALID_JSON
 
 Parameters = Iterable[tuple[str, str]]
 
@@ -121,7 +122,7 @@ def _error_detail(answer: Answer, settings: ReductoSettings) -> str:
     text = ""
     try:
         text = "; ".join(dict.fromkeys(_reasons_in(msgspec.json.decode(answer.body))))
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except INVALID_JSON:
         if answer.headers.get("Content-Type", "text/").startswith("text/"):
             text = answer.body.decode(errors="replace")
     return f": {text}" if (text := printable(text, settings)) else ""

@@ -6,9 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from reducto_provider.triggers.polls import (
-    FailedPolls,
-)
+from reducto_provider.triggers.polls import FailedPolls
 
 log = logging.getLogger(__name__)
 

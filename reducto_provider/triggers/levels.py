@@ -20,12 +20,8 @@ from reducto_provider.triggers.fired_levels import FiredLevels
 from reducto_provider.triggers.polls import Poll
 from reducto_provider.usage.checks import check_choice, check_number, check_seconds, check_whole_number, is_number
 from reducto_provider.usage.days import DayRange
-from reducto_provider.usage.fields import (
-    check_not_empty,
-    is_literal,
-    parse_query,
-)
-from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.fields import check_not_empty, is_literal, parse_query
+from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
 from reducto_provider.usage.report import Metric, format_decimal
 from reducto_provider.usage.threshold import Reading, UsageThreshold, is_budget
 from reducto_provider.usage.window import CALENDAR_WINDOWS, calendar_window
@@ -114,8 +110,8 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
             threshold=Decimal(self.budget),
         )
         names = self._condition.query.filters()
-        self.products, self.features = names.get("products"), names.get("features")
-        self.api_keys, self.file_types = names.get("api_keys"), names.get("file_types")
+        for field in FILTER_PARAMETERS:
+            setattr(self, field, names.get(field))
         self._fired_levels = FiredLevels()
 
     def _stream_key(self) -> Hashable:

@@ -1,4 +1,8 @@
-"""Checks of texts and numbers. Each raises a ``ValueError`` that names the field, the value and the remedy."""
+"""
+Checks of texts and numbers. Each raises a ``ValueError`` that names the field, the value and the remedy.
+
+And :data:`INVALID_JSON`, for those who decode what another program wrote.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import TypeGuard
+from typing import Final, TypeGuard
+
+import msgspec
+
+INVALID_JSON: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+"""
+All that msgspec raises for JSON that is invalid or of another form: its own errors, which before version 0.21 are no
+``ValueError``; a ``ValueError`` for text that is not UTF-8; a ``RecursionError`` for endless nesting.
+"""
 
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _MAX_SHOWN = 80

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec.structs import force_setattr
 
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import (
@@ -177,7 +178,7 @@ def _decode_good(body: bytes) -> _Answer | None:
                 force_setattr(row, "group", kept(group, group))
             answer.data += rows
             start = row_end + 1
-    except (msgspec.DecodeError, DecimalException, RecursionError, ValueError):
+    except (*INVALID_JSON, DecimalException):
         return None
     return answer
 

@@ -56,6 +56,7 @@ def test_each_organization_by_each_dimension():
         ("{}", ["organizations", "must be a list"]),
         ("3", ["organizations", "must be a list"]),
         ("['org_a']", ["organizations", "tojson"]),
+        ("[" * 100_000, ["organizations", "tojson"]),
         ([3], ["org_id", "3"]),
         (["None"], ["org_id", "None"]),
         ([{"org_id": "org_a", "conn": "b"}], ["reducto_conn_id", "'conn'"]),

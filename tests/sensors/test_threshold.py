@@ -1,4 +1,8 @@
-"""The threshold sensor on real Airflow, in each mode. What comes of errors is in test_parity."""
+"""
+The threshold sensor on real Airflow: in each mode, and while its window ends, its run is retried or its key rotates.
+
+Errors are in test_parity.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import asyncio
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -53,26 +56,6 @@ def wait(request, run_dag) -> Callable[..., Any]:
     return run
 
 
-@contextmanager
-def after_requests(simulator: Simulator, count: int, change: Callable[[], None]) -> Iterator[None]:
-    """Make a change to the service once it has answered so many requests."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            if len(simulator.requests) >= count and simulator.requests[count - 1].status is not None:
-                change()
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def total(simulator: Simulator, first: date, last: date) -> Decimal:
     return sum((row.credits for row in simulator.truth("org_acme", first, last)), Decimal(0))
 
@@ -114,13 +97,13 @@ def test_to_equal_is_not_to_exceed(wait, simulator):
     assert wait(threshold=str(exactly - Decimal("0.000000001")), **MAY).tasks["wait"] == "success"
 
 
-def test_exceeded_while_waiting(wait, simulator):
+def test_exceeded_while_waiting(wait, simulator, after_requests):
     window = {"usage_start_date": str(today()), "usage_end_date": str(today() + timedelta(days=30))}
 
     def use_more() -> None:
         simulator.usage.add("org_acme", today(), credits=5_000_000, requests=1)
 
-    with after_requests(simulator, 2, use_more):
+    with after_requests(2, use_more):
         result = wait(threshold=1_000_000, **window).expect()
 
     assert result.xcom("wait")["value"] > 5_000_000
@@ -233,13 +216,13 @@ def test_a_mapped_sensor(run_dag, simulator):
     ]
 
 
-def test_the_key_is_nowhere(wait, simulator):
+def test_the_key_is_nowhere(wait, simulator, after_requests):
     simulator.keys["sim-key-canary-77aa"] = ("org_acme",)
 
     def use_more() -> None:
         simulator.usage.add("org_acme", today(), credits=5_000_000, requests=1)
 
-    with after_requests(simulator, 1, use_more):
+    with after_requests(1, use_more):
         result = wait(
             threshold=1_000_000,
             usage_start_date=str(today()),
@@ -274,3 +257,156 @@ def test_a_kill_cancels_the_request(simulator, connect):
         thread.join()
         signal.signal(signal.SIGTERM, before)
     assert len(simulator.requests) == 1
+
+
+AT_MOMENTS = """
+from datetime import datetime, timedelta
+import time_machine
+from tests.airflow_sdk import DAG
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+
+
+class AtMoments(ReductoUsageThresholdSensor):
+    polls = 0
+
+    def poke(self, context):
+        self.polls += 1
+        with time_machine.travel(datetime.fromisoformat({moments!r}[self.polls - 1]), tick=False):
+            return super().poke(context)
+
+
+with DAG("wait", schedule=None):
+    AtMoments(
+        task_id="wait", org_id="org_acme", threshold=100, poke_interval=1, timeout=60, retries={retries},
+        retry_delay=timedelta(seconds=0), **{arguments!r}
+    )
+"""
+
+
+@pytest.fixture
+def wait_at(run_dag, simulator):
+    """Run the sensor in a DAG run of one moment, and let it poll at others."""
+    simulator.usage.set_records("org_acme", [])
+
+    def run(run_of, *moments, retries=0, **arguments):
+        return run_dag(
+            AT_MOMENTS.format(moments=moments, retries=retries, arguments=arguments),
+            logical_date=datetime.fromisoformat(run_of),
+            connection={"extra": {"max_attempts": 1}},
+        )
+
+    return run
+
+
+def requested_days(simulator):
+    return [(query["startDate"], query["endDate"]) for query in (dict(request.query) for request in simulator.requests)]
+
+
+@pytest.mark.parametrize(
+    ("window", "first", "last"),
+    [
+        ("month", "2026-06-01", "2026-06-30"),
+        ("week", "2026-06-29", "2026-07-05"),
+        ("day", "2026-06-30", "2026-06-30"),
+        (30, "2026-06-01", "2026-06-30"),
+    ],
+)
+@pytest.mark.parametrize(("on_closed_window", "state"), [("skip", "skipped"), ("fail", "failed")])
+def test_a_window_that_ends_during_the_wait(wait_at, simulator, window, first, last, on_closed_window, state):
+    simulator.usage.add("org_acme", date.fromisoformat(last), 100, 1)
+    simulator.usage.add("org_acme", date(2026, 7, 6), 5000, 1)
+
+    result = wait_at(
+        "2026-06-30T09:00:00+00:00",
+        f"{last}T23:59:59.999999+00:00",
+        f"{date.fromisoformat(last) + timedelta(days=1)}T00:00:00+00:00",
+        window=window,
+        on_closed_window=on_closed_window,
+    )
+
+    assert result.tasks["wait"] == state
+    assert [error.type for error in result.errors] == (["ReductoWindowClosedError"] if state == "failed" else [])
+    assert requested_days(simulator) == [(first, last)] * 2
+
+
+def test_usage_of_a_window_s_last_seconds_counts(wait_at, simulator):
+    simulator.usage.add("org_acme", date(2028, 2, 29), "100.000000001", 1)
+
+    result = wait_at("2028-02-10T09:00:00+00:00", "2028-02-28T23:59:59+00:00", "2028-02-29T23:59:59+00:00").expect()
+
+    assert result.xcom("wait")["usage_end_date"] == "2028-02-29"
+    assert requested_days(simulator) == [("2028-02-01", "2028-02-28"), ("2028-02-01", "2028-02-29")]
+
+
+def test_a_retry_and_a_cleared_run_send_the_same_query(wait_at, simulator):
+    simulator.usage.add("org_acme", date(2026, 12, 31), 101, 1)
+    simulator.faults.add(status(500), times=5)
+
+    for day in ("2027-01-01", "2027-01-09"):
+        moments = [f"{day}T00:00:00+00:00"] * 5
+        result = wait_at("2026-12-31T23:59:59+00:00", *moments, retries=1, max_failure_time=0).expect()
+        assert result.xcom("wait")["value"] == 101
+    assert result.task_instance("wait").try_number == 1
+    assert [request.status for request in simulator.requests] == [500] * 5 + [200] * 2
+    assert set(requested_days(simulator)) == {("2026-12-01", "2026-12-31")}
+
+
+@pytest.mark.parametrize("metric", ["credits", "requests"])
+def test_a_projection(wait_at, simulator, metric):
+    for day in range(1, 8):
+        simulator.usage.add("org_acme", date(2026, 6, day), 10, 10)
+
+    moments = ("2026-06-03T23:59:59+00:00", "2026-06-04T00:00:00+00:00")
+    result = wait_at("2026-06-01T09:00:00+00:00", *moments, metric=metric, projected=True).expect()
+
+    assert result.xcom("wait").items() >= {"value": 300, "used": 40, "projected": True, "threshold": 100}.items()
+    assert [end for _, end in requested_days(simulator)] == ["2026-06-03", "2026-06-04"]
+
+
+ROTATED_KEY = """
+import json, os
+from tests.airflow_sdk import DAG
+from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+
+
+class Rotates(ReductoUsageThresholdSensor):
+    polls = 0
+
+    def poke(self, context):
+        self.polls += 1
+        if self.polls == 2:
+            connection = json.loads(os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"])
+            os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"] = json.dumps({{**connection, "password": {key!r}}})
+        return super().poke(context)
+
+
+with DAG("wait", schedule=None):
+    Rotates(
+        task_id="wait", org_id="org_acme", threshold=100, window="day", poke_interval=1, timeout=60, retries=1
+    )
+"""
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_a_key_that_is_rotated_between_two_polls(run_dag, simulator, after_requests, rotated):
+    simulator.usage.set_records("org_acme", [])
+    simulator.keys["sim-key-new-3f2a"] = ("org_acme",)
+    run_of = datetime.now(UTC)
+
+    def refuse_key():
+        """Refuse the old key, and let usage grow, once the first poll was answered."""
+        del simulator.keys["sim-key-all"]
+        simulator.usage.add("org_acme", run_of.date(), 101, 1)
+
+    with after_requests(1, refuse_key):
+        key = "sim-key-new-3f2a" if rotated else "sim-key-all"
+        result = run_dag(ROTATED_KEY.format(key=key), logical_date=run_of)
+
+    statuses = [request.status for request in simulator.requests]
+    if rotated:
+        assert result.expect().xcom("wait")["value"] == 101
+        assert statuses == [200, 401, 200]
+    else:
+        assert [error.type for error in result.errors] == ["ReductoAuthenticationError"], "no retry fixes it"
+        assert statuses == [200, 401]
+    assert "3f2a" not in result.log

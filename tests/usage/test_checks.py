@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from reducto_provider.usage.checks import (
+    INVALID_JSON,
     check_bool,
     check_choice,
     check_name,
@@ -105,6 +107,12 @@ def test_an_invalid_value_is_named(check, value, message):
         check("field", value)
 
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'"a"', b'["\xff"]', b"[" * 100_000, b"1" * 5000], ids=len)
+def test_whatever_json_is_invalid_raises_one_of_these(content):
+    with pytest.raises(INVALID_JSON):
+        msgspec.json.decode(content, type=list[str] if content.startswith(b"[") else int)
 
 
 def test_a_long_value_is_shortened():

@@ -1,4 +1,4 @@
-"""Figures that repeat themselves are computed once, and never so many that memory grows without bound."""
+"""Repeated values are computed once, and the memory for them is bounded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from reducto_provider.usage import memo
 from reducto_provider.usage.memo import Memo
 
 
-def test_a_figure_that_repeats_itself_is_computed_once():
+def test_a_repeated_value_is_computed_once():
     computed = []
     memoized = Memo(lambda text: computed.append(text) or float(text))
 
@@ -14,7 +14,7 @@ def test_a_figure_that_repeats_itself_is_computed_once():
     assert computed == ["1.5", "2"]
 
 
-def test_of_too_many_different_figures_no_more_are_kept(monkeypatch):
+def test_of_many_different_values_only_the_first_are_kept(monkeypatch):
     monkeypatch.setattr(memo, "_MAX_ENTRIES", 3)
     memoized = Memo(float)
 

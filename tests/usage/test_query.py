@@ -199,20 +199,24 @@ def test_each_dimension_has_a_filter_with_the_name_that_the_service_knows():
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "required"),
     [
-        "usage.query.UsageQuery",
-        "operators.base.BaseUsageOperator",
-        "sensors.threshold.ReductoUsageThresholdSensor",
-        "triggers.threshold.ReductoUsageThresholdTrigger",
-        "triggers.levels.ReductoUsageLevelTrigger",
+        ("usage.query.UsageQuery", {"start": date(2026, 6, 1), "end": date(2026, 6, 1)}),
+        ("operators.base.BaseUsageOperator", {"task_id": "export"}),
+        ("sensors.threshold.ReductoUsageThresholdSensor", {"task_id": "wait", "threshold": 1}),
+        ("triggers.threshold.ReductoUsageThresholdTrigger", {"reducto_conn_id": "conn", "threshold": "1"}),
+        ("triggers.levels.ReductoUsageLevelTrigger", {"budget": 1}),
     ],
 )
-def test_each_signature_has_all_filters(path):
+def test_each_signature_has_all_filters_and_each_is_kept(path, required):
     module, _, name = path.rpartition(".")
-    parameters = signature(getattr(import_module(f"reducto_provider.{module}"), name)).parameters
+    described = getattr(import_module(f"reducto_provider.{module}"), name)
 
-    assert [each for each in parameters if each in FILTER_PARAMETERS] == list(FILTER_PARAMETERS)
+    assert [each for each in signature(described).parameters if each in FILTER_PARAMETERS] == list(FILTER_PARAMETERS)
+    made = described(**required, **{field: [f"a {field}"] for field in FILTER_PARAMETERS})
+    assert {field: list(getattr(made, field)) for field in FILTER_PARAMETERS} == {
+        field: [f"a {field}"] for field in FILTER_PARAMETERS
+    }
 
 
 @pytest.mark.parametrize(
