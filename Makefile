@@ -25,7 +25,7 @@ HARNESS := tests/real_airflow/test_harness.py
 # Tests that run Airflow processes or a browser. Those of the second list are sensitive to load, so they run one by one.
 AIRFLOW_TESTS := tests/browser tests/sensors/test_parity.py tests/test_example_dags.py tests/test_queues_processes.py \
   tests/test_real_processes.py
-AIRFLOW_TESTS_ALONE := tests/test_changes_processes.py tests/test_waiting_processes.py
+AIRFLOW_TESTS_ALONE := tests/test_budget_processes.py tests/test_changes_processes.py tests/test_waiting_processes.py
 E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11.0-day-python-3.11)
