@@ -124,7 +124,7 @@ def reading_of_event(event: Any) -> dict[str, Any]:
             raise AirflowSensorTimeout(message)
         case {"status": "error", "error": str(name), "message": str(message)}:
             raise _error_by_name(name, message)
-    raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
+    raise ReductoTriggerEventError(f"the trigger's event is invalid: {event!r:.200}")
 
 
 def _check_renderable(name: str, value: Any) -> None:
@@ -136,8 +136,8 @@ def _check_renderable(name: str, value: Any) -> None:
         )
     if any(isinstance(part, str) and _UNANSWERED.search(part) for part in parts):
         raise ValueError(
-            f"{name} can't be rendered with start_from_trigger: to {value!r} the triggerer never gets an "
-            "answer; give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
+            f"{name} can't be rendered with start_from_trigger: Airflow's triggerer never gets a value for {value!r}; "
+            "give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
         )
 
 

@@ -97,7 +97,7 @@ class Poller:
     ) -> None:
         await self._stack.aclose()
 
-    async def ask(self, query: UsageQuery, moment: datetime) -> Poll:
+    async def poll(self, query: UsageQuery, moment: datetime) -> Poll:
         """Poll once, including the hook's own attempts."""
         try:
             if self._hook is None:

@@ -309,7 +309,7 @@ def test_what_nobody_rendered_is_no_question(sensor, simulator, days):
     trigger = ReductoUsageThresholdTrigger(**start.trigger_kwargs)
 
     assert trigger.shared_stream_key() is None
-    with pytest.raises(ReductoPollError, match="the DAG has changed while this waited"):
+    with pytest.raises(ReductoPollError, match="the DAG changed during the wait"):
         sensor().execute_complete({}, event_of(trigger))
     assert not simulator.requests
 
