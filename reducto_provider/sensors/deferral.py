@@ -47,7 +47,7 @@ def make_trigger(
     failed_polls: FailedPolls,
     not_before: float,
 ) -> ReductoUsageThresholdTrigger:
-    """Return the trigger that goes on with a sensor's wait for ``condition``."""
+    """Return the trigger that continues a sensor's wait for ``condition``."""
     from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 
     return ReductoUsageThresholdTrigger.waiting_for(

@@ -209,7 +209,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         return reading
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Poll once and decide; if deferrable and the wait goes on, defer to the trigger."""
+        """Poll once and decide; if deferrable and the wait continues, defer to the trigger."""
         condition = self._condition(context)
         self._retry_after = 0.0
         done: bool | PokeReturnValue = False

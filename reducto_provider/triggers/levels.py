@@ -141,7 +141,7 @@ class ReductoUsageLevelTrigger(BaseUsageTrigger):
             async for poll in polls:
                 try:
                     exceeded = await self._newly_exceeded(poll)
-                except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
+                except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would restart it at once
                     await self._log_failure(error, poll)
                     continue
                 await self._store_fired_levels()

@@ -249,7 +249,7 @@ class ReductoUsageThresholdTrigger(BaseUsageTrigger):
     async def _event_of(
         self, poll: Poll, condition: UsageThreshold, failed_polls: FailedPolls
     ) -> dict[str, Any] | None:
-        """Return the event of a poll, None if the wait goes on."""
+        """Return the event of a poll, None if the wait continues."""
         self._reading = None
         try:
             self._reading = reading = await poll.read(condition)

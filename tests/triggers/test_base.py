@@ -1,4 +1,4 @@
-"""Whatever the service does, a triggerer's event loop is never blocked and the service never hammered."""
+"""Whatever the service does, a triggerer's event loop is never blocked and the service never flooded."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def test_while_the_connection_is_looked_up(service, monkeypatch):
     never_blocks(scenario)
 
 
-# -- never spun
+# -- never flooded
 
 
 async def collect(trigger, events):
@@ -327,7 +327,7 @@ async def first_poll(trigger):
 
 
 class Troubled(NamedTuple):
-    """What came of triggers whose requests meet a fault each, by the names of the faults."""
+    """Events and requests of triggers that each met a fault, by the names of the faults."""
 
     events: dict[str, list[dict[str, Any]]]
     requests: dict[str, list[LoggedRequest]]
@@ -343,7 +343,7 @@ class Troubled(NamedTuple):
         assert too_many == {}
 
     @property
-    def asked_again(self):
+    def polled_again(self):
         return {name for name, requests in self.requests.items() if len(requests) > 1}
 
     @property
@@ -353,7 +353,7 @@ class Troubled(NamedTuple):
 
 @pytest.fixture
 def trouble(connect):
-    """Let triggers run, each meeting a fault of its own again and again, until all have ended or polled thrice."""
+    """Run triggers, each with its own fault for every request, until all have ended or polled three times."""
 
     def run(faults, make_trigger, transient, **extra):
         organizations = [Organization(name, records=()) for name in faults]
@@ -364,7 +364,7 @@ def trouble(connect):
             events = {name: [] for name in faults}
             enough = {name: 2 * ATTEMPTS + 1 if name in transient else 3 for name in faults}
 
-            def asked():
+            def received():
                 by_name = {name: [] for name in faults}
                 for request in simulator.requests:
                     by_name[dict(request.query)["orgId"]].append(request)
@@ -373,7 +373,7 @@ def trouble(connect):
             async def at_once():
                 tasks = [asyncio.create_task(collect(make_trigger(org_id=name), events[name])) for name in faults]
                 await until(
-                    lambda: all(events[name] or len(requests) >= enough[name] for name, requests in asked().items()),
+                    lambda: all(events[name] or len(requests) >= enough[name] for name, requests in received().items()),
                     seconds=60,
                 )
                 for task in tasks:
@@ -382,13 +382,13 @@ def trouble(connect):
                 assert not left, "a trigger that is cancelled ends"
 
             asyncio.run(at_once())
-            return Troubled(events, asked())
+            return Troubled(events, received())
 
     return run
 
 
 CODES = {str(code): status(code) for code in range(300, 600)}
-PASSING_CODES = {"407", "408", "425", "429", *map(str, range(500, 600))}
+TRANSIENT_CODES = {"407", "408", "425", "429", *map(str, range(500, 600))}
 FAULTS = {
     "cut_short": CutShort(),
     "reset": Reset(),
@@ -406,15 +406,15 @@ FAULTS = {
     "in_a_circle": redirect("/api/v1/usage/export", 308),
 }
 # Nor the endless one, which is too long or too slow, whichever comes first.
-PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html", "html_503"}
+TRANSIENT_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html", "html_503"}
 
 
-def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
-    seen = trouble(CODES, threshold_trigger, PASSING_CODES)
+def test_a_wait_polls_once_per_interval_whatever_the_status(trouble):
+    seen = trouble(CODES, threshold_trigger, TRANSIENT_CODES)
 
     seen.assert_bounded()
-    assert seen.asked_again == PASSING_CODES
-    assert seen.ended == CODES.keys() - PASSING_CODES
+    assert seen.polled_again == TRANSIENT_CODES
+    assert seen.ended == CODES.keys() - TRANSIENT_CODES
     errors = {name: seen.events[name][0]["error"] for name in seen.ended}
     assert (errors["400"], errors["401"], errors["403"]) == (
         "ReductoRequestError",
@@ -424,31 +424,31 @@ def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
     assert set(errors.values()) == {errors["400"], errors["401"], errors["403"], "ReductoResponseError"}
 
 
-def test_a_wait_with_silent_fail_does_so_too(trouble):
-    seen = trouble(CODES, partial(threshold_trigger, silent_fail=True), PASSING_CODES)
+def test_so_does_a_wait_with_silent_fail(trouble):
+    seen = trouble(CODES, partial(threshold_trigger, silent_fail=True), TRANSIENT_CODES)
 
     seen.assert_bounded()
-    permanent = {name for name in CODES if name.startswith("4")} - PASSING_CODES
+    permanent = {name for name in CODES if name.startswith("4")} - TRANSIENT_CODES
     assert seen.ended == permanent
-    assert seen.asked_again == CODES.keys() - permanent
+    assert seen.polled_again == CODES.keys() - permanent
 
 
-def test_a_budget_is_asked_for_once_an_interval_whatever_the_status(trouble):
-    seen = trouble(CODES, level_trigger, PASSING_CODES)
+def test_so_does_a_budget(trouble):
+    seen = trouble(CODES, level_trigger, TRANSIENT_CODES)
 
     seen.assert_bounded()
-    assert seen.asked_again == CODES.keys()
+    assert seen.polled_again == CODES.keys()
     assert seen.ended == set()
 
 
 @pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
-def test_other_answers_are_not_asked_for_more_often(trouble, make_trigger):
-    seen = trouble(FAULTS, make_trigger, PASSING_FAULTS, timeout=0.5)
+def test_no_other_answer_makes_it_poll_more_often(trouble, make_trigger):
+    seen = trouble(FAULTS, make_trigger, TRANSIENT_FAULTS, timeout=0.5)
 
     seen.assert_bounded()
-    assert seen.asked_again >= PASSING_FAULTS
+    assert seen.polled_again >= TRANSIENT_FAULTS
     if make_trigger is level_trigger:
-        assert seen.asked_again == FAULTS.keys()
+        assert seen.polled_again == FAULTS.keys()
         assert seen.ended == set()
 
 
@@ -488,7 +488,7 @@ def test_nobody_there(connect, make_trigger):
 
 @pytest.mark.parametrize("retry_after_as", ["seconds", "date"])
 @pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
-def test_retry_after_puts_off_the_next_poll(service, make_trigger, retry_after_as):
+def test_retry_after_delays_the_next_poll(service, make_trigger, retry_after_as):
     service.faults.add(status(429, retry_after=3, retry_after_as=retry_after_as))
 
     async def scenario():
@@ -524,7 +524,7 @@ async def first_event_in_a_stream(trigger):
 @pytest.mark.parametrize(
     "trigger", [threshold_trigger(poll_immediately=True), level_trigger(budget=10)], ids=["threshold", "level"]
 )
-def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigger):
+def test_retry_after_delays_the_poll_after_an_immediate_one(service, wait, trigger):
     service.faults.add(status(429, retry_after=3))
     service.usage.add("org_acme", today(), credits=1_000, requests=1)
 
@@ -533,8 +533,8 @@ def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigg
     assert gap > 2.5
 
 
-def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_over(service):
-    """A triggerer runs for months, and has ever new questions, which would be kept as long."""
+def test_the_end_of_a_retry_after_is_forgotten_once_it_is_over(service):
+    """A triggerer runs for months, and each new query would add an entry."""
     BaseUsageTrigger._retry_not_before.clear()
     triggers = [threshold_trigger(org_id=org, poll_immediately=True) for org in ("org_acme", "org_globex", "org_umbra")]
     first, second, third = (trigger._stream_key() for trigger in triggers)
@@ -552,12 +552,12 @@ def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_
     BaseUsageTrigger._retry_not_before.clear()
 
 
-# -- ended
+# -- cancelled
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 def test_a_fork_has_a_log_thread_of_its_own():
-    """The parent's is not there, and a line that waits for it would hold up its trigger for ever."""
+    """The parent's does not exist there, and a line that waits for it would block its trigger for ever."""
 
     async def logs():
         await asyncio.wait_for(asyncio.shield(threshold_trigger()._alog("info", "a line")), 20)
@@ -628,7 +628,7 @@ def shared():
 
 
 @SHARED_STREAMS
-def test_who_joins_late_gets_the_next_poll(service, shared, leaves_nothing_open):
+def test_a_late_subscriber_gets_the_next_poll(service, shared, leaves_nothing_open):
     service.usage.set_records("org_acme", [])
 
     async def scenario():
@@ -644,7 +644,7 @@ def test_who_joins_late_gets_the_next_poll(service, shared, leaves_nothing_open)
 
 
 @SHARED_STREAMS
-def test_the_last_to_leave_ends_the_polls_and_who_comes_then_begins_anew(service, shared, leaves_nothing_open):
+def test_the_last_subscriber_ends_the_polls_and_the_next_starts_them_again(service, shared, leaves_nothing_open):
     service.usage.set_records("org_acme", [])
 
     async def scenario():
@@ -660,21 +660,21 @@ def test_the_last_to_leave_ends_the_polls_and_who_comes_then_begins_anew(service
         service.usage.add("org_acme", today(), credits=11, requests=1)
         assert (await next_one)["reading"]["value"] == 11
 
-        asked = len(service.requests)
+        before = len(service.requests)
         await asyncio.sleep(1.5)
-        assert len(service.requests) == asked, "nobody waits"
+        assert len(service.requests) == before, "nobody waits"
 
     asyncio.run(scenario())
 
 
 @SHARED_STREAMS
-def test_who_is_slow_loses_nothing(service, shared, leaves_nothing_open):
+def test_a_slow_subscriber_loses_nothing(service, shared, leaves_nothing_open):
     service.usage.set_records("org_acme", [])
 
     async def scenario():
         streams = shared(max_subscriber_queue=100)
         service.faults.add(Stall(3))
-        slow = streams.begin(1, threshold_trigger(poll_immediately=True))  # its own question is the one that stalls
+        slow = streams.begin(1, threshold_trigger(poll_immediately=True))  # its own poll is the one that stalls
         await until(lambda: len(service.requests) >= 1)
         others = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(2, 202)]
         await until(lambda: len(service.requests) >= 3)

@@ -324,7 +324,7 @@ ARGUMENTS = {
 
 class TestArguments:
     @pytest.mark.parametrize(
-        ("arguments", "says"),
+        ("arguments", "message"),
         [
             *(
                 ({"budget": value}, "budget")
@@ -352,8 +352,8 @@ class TestArguments:
         ],
         ids=str,
     )
-    def test_an_invalid_argument_is_refused(self, arguments, says):
-        with pytest.raises(ValueError, match=says):
+    def test_an_invalid_argument_is_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
             ReductoUsageLevelTrigger(**{"budget": 100, **arguments})
 
     @pytest.mark.parametrize("arguments", [{"budget": 100}, ARGUMENTS], ids=["few", "all"])
@@ -379,7 +379,7 @@ class TestArguments:
         assert again.shared_stream_key() == trigger.shared_stream_key()
         assert again._queries(JUNE_18) == trigger._queries(JUNE_18)
 
-    @new_in(3, 0, "watchers, whose triggers are told apart by a hash")
+    @new_in(3, 0, "watchers, whose triggers are distinguished by a hash")
     def test_two_parses_give_the_same(self):
         one, other = (
             ReductoUsageLevelTrigger(budget=100, levels=levels, products=products).serialize()

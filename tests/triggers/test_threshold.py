@@ -58,7 +58,7 @@ def test_nothing_is_lost_on_the_way_through_the_database():
     "same",
     [{"threshold": "99"}, {"metric": "credits"}, {"deadline": 5.0}, {"max_wait": 9.0}, {"max_failure_time": 9.0}],
 )
-def test_what_the_poll_does_not_depend_on_is_shared(same):
+def test_what_a_poll_does_not_depend_on_may_differ_in_a_shared_stream(same):
     assert trigger(**same).shared_stream_key() == trigger().shared_stream_key()
 
 
@@ -71,7 +71,7 @@ def test_what_the_poll_does_not_depend_on_is_shared(same):
         {"query": {"end": date(2026, 6, 2)}},
     ],
 )
-def test_what_the_poll_depends_on_is_not(other):
+def test_what_a_poll_depends_on_may_not(other):
     assert trigger(**other).shared_stream_key() != trigger().shared_stream_key()
 
 
@@ -92,10 +92,10 @@ def test_intervals():
     assert trigger(poke_interval=0.0)._interval(0) == 1
 
 
-def test_the_service_is_left_alone_until_a_moment_also_by_a_triggerer_that_starts_later():
-    asked_at = datetime(2026, 6, 1, tzinfo=UTC)
-    waiting = trigger(poke_interval=10.0, not_before=asked_at.timestamp() + 60)
-    with time_machine.travel(asked_at, tick=False) as clock:
+def test_retry_after_of_the_sensor_s_poll_also_binds_a_triggerer_that_starts_later():
+    failed_at = datetime(2026, 6, 1, tzinfo=UTC)
+    waiting = trigger(poke_interval=10.0, not_before=failed_at.timestamp() + 60)
+    with time_machine.travel(failed_at, tick=False) as clock:
         assert [waiting._interval(n) for n in range(3)] == [60, 10, 10]
         clock.shift(45)
         assert waiting._interval(0) == 15
@@ -201,7 +201,7 @@ def test_failures_before_the_trigger_took_over_count():
     assert event_of([used(5)] + [failed()] * most, **handed_over, max_failure_time=0.0) is None
 
 
-def test_a_trigger_that_is_started_again_knows_nothing_of_failures_before():
+def test_a_restarted_trigger_ignores_earlier_failures():
     """What was handed over to it is as it was when the wait began: polls may have succeeded for weeks since."""
     long_ago = {"failed_polls": MIN_FAILED_POLLS - 1, "failing_since": time.time() - 14 * 86_400}
     assert event_of([failed()], **long_ago, max_failure_time=0.0) is None
@@ -226,7 +226,7 @@ def test_any_other_failure_ends_the_wait():
     assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
 
 
-def test_who_reads_a_poll_that_failed_does_not_lengthen_its_traceback():
+def test_reading_a_failed_poll_does_not_lengthen_its_traceback():
     def frames(poll):
         with pytest.raises(KeyError) as raised:
             asyncio.run(poll.read(trigger()._condition()))
@@ -365,7 +365,7 @@ class TestService:
         assert event["status"] == "closed"
         assert event["reading"].items() >= {"value": 100, "used": 100, "projected": False}.items()
 
-    def test_a_deadline_that_passes(self, connected):
+    def test_a_deadline_that_is_reached(self, connected):
         with time_machine.travel(noon(JUNE[0]), tick=False) as clock:
             deadline = (noon(JUNE[0]) + timedelta(hours=5)).timestamp()
             event = event_after(
