@@ -47,7 +47,7 @@ async def first_shared_event(manager: Any, number: int, trigger: BaseUsageTrigge
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for something that another thread does: no longer than half of what a request that hangs would take."""
+    """Wait for something in another thread, for less than the minute that a stalled request takes here."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
