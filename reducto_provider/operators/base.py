@@ -224,6 +224,8 @@ class BaseUsageOperator(BaseQueryOperator):
 class BaseUsageExportOperator(BaseUsageOperator):
     """Base class of the operators that write files: the arguments that say where to, and the destination."""
 
+    run_state = ("hook", "_reports", "_sink", "_files", "_fleet", "_changes")
+
     output_path: str | None
     output_conn_id: str | None
     output_format: str
