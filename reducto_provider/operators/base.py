@@ -13,9 +13,9 @@ from reducto_provider.airflow_compat import (
     AirflowSkipException,
     Asset,
     GivenArguments,
-    call_after_success,
     run_from_context,
 )
+from reducto_provider.airflow_compat.success import call_after_success
 from reducto_provider.exceptions import ReductoDayNotOverError
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
