@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -115,7 +116,8 @@ def suite(session: nox.Session, pins: str) -> None:
         *(f"--ignore={path}" for path in ELSEWHERE),
         *(f"--junit-xml={RESULTS / name}.xml", "-o", f"junit_suite_name={title}, commit {str(commit).strip()}"),
         *session.posargs,
-        env={"PYTHONDONTWRITEBYTECODE": ""},
+        # nox's own TMPDIR is inside the project, where the source distribution would find what tests leave.
+        env={"PYTHONDONTWRITEBYTECODE": "", "TMPDIR": tempfile.gettempdir()},
     )
 
 

@@ -9,21 +9,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock, Thread
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
 import boto3
 from botocore.config import Config
-from moto.core.authorization import enable_iam_authentication
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto import settings
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
+
+try:
+    from moto.core.authorization import enable_iam_authentication
+    from moto.moto_server.werkzeug_app import MotoRequestHandler
+except ImportError:  # the moto of Airflow's older releases
+    from werkzeug.serving import WSGIRequestHandler as MotoRequestHandler
+
+    def enable_iam_authentication() -> AbstractContextManager[object]:
+        return patch.object(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
+
 
 BYSTANDER = "bystander"
 REGION = "us-east-1"
