@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -49,6 +50,11 @@ def test_the_demo_runs_them_all_twice(demo_home):
         assert "exceeded: " in screen
         assert "kept: sensor skipped" in screen
         assert "the same for 3 of 3 organizations" in screen
+        assert re.findall(r"^ +(within_budget .*)$", screen, re.MULTILINE) == [
+            "within_budget success, parse_now success, approve skipped, queue_batches skipped",
+            "within_budget success, parse_now skipped, approve skipped, queue_batches success",
+            "within_budget skipped, parse_now skipped, approve success, queue_batches success",
+        ]
         assert "usage.jsonl" in screen
         assert "Traceback" not in screen
     assert "sim-key" not in (demo_home / "demo.log").read_text()
