@@ -49,7 +49,7 @@ def charge(*, triggering_asset_events: dict) -> list[str]:
 
 if AssetWatcher is not None:
     # One asset per level: an event of an asset starts no run while another event of the same asset waits for its run.
-    passed = [
+    exceeded = [
         WatchedAsset(
             f"reducto_keys_{organization['id']}_{level}",
             watchers=[
@@ -74,7 +74,7 @@ if AssetWatcher is not None:
 
     with DAG(
         dag_id="reducto_usage_budget_keys",
-        schedule=AssetAny(*passed),
+        schedule=AssetAny(*exceeded),
         start_date=datetime(2026, 1, 1),
         catchup=False,
         doc_md=__doc__,

@@ -39,7 +39,7 @@ def act(*, triggering_asset_events: dict) -> list[str]:
         for event in events:
             level, reading = event.extra["payload"]["level"], event.extra["payload"]["reading"]
             messages.append(
-                f"{reading['org_id']} passed {level:g} % of its budget of {reading['threshold']:,} "
+                f"{reading['org_id']} exceeded {level:g} % of its budget of {reading['threshold']:,} "
                 f"{reading['metric']}: {reading['value']:,} from {reading['usage_start_date']} to "
                 f"{reading['usage_end_date']}"
             )
@@ -49,7 +49,7 @@ def act(*, triggering_asset_events: dict) -> list[str]:
 
 if AssetWatcher is not None:
     # One asset per level: an event of an asset starts no run while another event of the same asset waits for its run.
-    passed = [
+    exceeded = [
         WatchedAsset(
             f"reducto_budget_{organization['id']}_{level}",
             watchers=[
@@ -72,7 +72,7 @@ if AssetWatcher is not None:
 
     with DAG(
         dag_id="reducto_usage_budget_levels",
-        schedule=AssetAny(*passed),
+        schedule=AssetAny(*exceeded),
         start_date=datetime(2026, 1, 1),
         catchup=False,
         doc_md=__doc__,

@@ -1,13 +1,13 @@
-"""A stand-in of Reducto's Usage Export API: the service's documentation made runnable.
+"""A simulator of Reducto's Usage Export API, made from its public documentation.
 
-In tests, `with Simulator() as simulator:`; as a process, `python -m simulator`. To learn the service, read
-`service.py`; `usage.py` makes the figures, `faults.py` everything that can go wrong.
+In tests, `with Simulator() as simulator:`; as a process, `python -m simulator`. `service.py` is the service,
+`usage.py` its figures, `faults.py` everything that can go wrong.
 """
 
 from __future__ import annotations
 
 from simulator.faults import (
-    PASSING,
+    TRANSIENT,
     Altered,
     CutShort,
     Endless,
@@ -28,7 +28,7 @@ from simulator.usage import Organization, Record, Row, Workload
 
 __all__ = [
     "ORGANIZATIONS",
-    "PASSING",
+    "TRANSIENT",
     "Altered",
     "CutShort",
     "Endless",

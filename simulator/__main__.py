@@ -1,4 +1,4 @@
-"""`python -m simulator`: the stand-in as a process, until SIGTERM or SIGINT."""
+"""Run the simulator as a process, `python -m simulator`, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulator.service import utc_now
 
 
 def moment(text: str) -> datetime:
-    """A time in ISO 8601, in UTC unless it says otherwise."""
+    """Return a time given in ISO 8601, in UTC if it has no offset."""
     given = datetime.fromisoformat(text)
     return given if given.tzinfo else given.replace(tzinfo=UTC)
 
@@ -23,15 +23,15 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--port", type=int, default=8085, help="port to listen on, 0 for a free one (%(default)s)")
-    add("--fault-rate", type=float, default=0.0, help="share of requests that go wrong, 0.1 for a tenth")
-    add("--seed", type=int, default=0, help="which requests go wrong, and how (%(default)s)")
-    add("--now", type=moment, help="let the clock stand still, at 2026-06-18T15:00 for instance")
-    add("--api-keys", type=int, default=0, help="add org_large, with so many API keys of its own")
+    add("--fault-rate", type=float, default=0.0, help="share of requests that fail, 0.1 for a tenth")
+    add("--seed", type=int, default=0, help="determines which requests fail, and how (%(default)s)")
+    add("--now", type=moment, help="stop the clock at this time, such as 2026-06-18T15:00")
+    add("--api-keys", type=int, default=0, help="add org_large, with this many API keys")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     options = arguments()
     # Blocked before any thread starts, so that all threads leave them to sigwait.
     ending = {signal.SIGINT, signal.SIGTERM}

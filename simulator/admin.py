@@ -1,17 +1,17 @@
-"""The admin API under `/_simulator/`: what the Python API can ask of a simulator, for another process.
+"""The admin API under `/_simulator/`: the Python API of a simulator for other processes.
 
     POST /_simulator/faults    {"kind": "status", "code": 503, "retry_after": 1, "times": 2, "org": ...}
-                               {"kind": "passing", "rate": 0.1, "seed": 7}
+                               {"kind": "transient", "rate": 0.1, "seed": 7}
     POST /_simulator/usage     {"org": "org_acme", "day": "2026-06-18", "credits": 5000, "requests": 100}
     POST /_simulator/restate   {"org": "org_acme", "day": "2026-06-17", "factor": 0.5}
     POST /_simulator/records   {"org": "org_acme", "records": [{"date", "credits", "requests", "product"...}]}
     POST /_simulator/rows      {"org": "org_acme", "rows": [{"date", "group", "credits", "requestCount"}]}
     POST /_simulator/credits   {"org": "org_acme", "shown": "number", "null" or "absent"}
     GET /_simulator/requests   the requests so far
-    DELETE /_simulator/        be as new
+    DELETE /_simulator/        reset everything
 
-The members of a body are the arguments of the Python call that does the same; `KINDS` in `faults.py` are the
-kinds of faults.
+The members of a body are the arguments of the corresponding Python call. `KINDS` in `faults.py` has the kinds of
+faults.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 
 from aiohttp import web
 
-from simulator.faults import KINDS, PASSING
+from simulator.faults import KINDS, TRANSIENT
 from simulator.service import ADMIN, Service, respond
 from simulator.usage import Record
 
 
 def admin_routes(service: Service) -> list[web.RouteDef]:
-    """The routes of the admin API of a service."""
+    """Return the routes of the admin API of a service."""
     usage = service.usage
 
     def add_fault(
@@ -40,7 +40,7 @@ def admin_routes(service: Service) -> list[web.RouteDef]:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        faults = PASSING if kind == "passing" else (KINDS[kind](**options),)
+        faults = TRANSIENT if kind == "transient" else (KINDS[kind](**options),)
         if rate is None:
             service.faults.add(*faults, times=times, org=org)
         else:
@@ -82,7 +82,7 @@ def admin_routes(service: Service) -> list[web.RouteDef]:
 
 
 def calling(function: Callable[..., None]) -> Callable[[web.Request], Any]:
-    """A handler that calls a function with the members of the request's JSON object."""
+    """Return a handler that calls a function with the members of the request's JSON object."""
 
     async def handler(request: web.Request) -> web.Response:
         try:
@@ -95,5 +95,5 @@ def calling(function: Callable[..., None]) -> Callable[[web.Request], Any]:
 
 
 def record_of(date: str, credits: float | str, requests: int, **names: str | None) -> Record:
-    """A record from JSON values."""
+    """Return a record from JSON values."""
     return Record(dt.date.fromisoformat(date), Decimal(str(credits)), requests, **names)

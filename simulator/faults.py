@@ -1,7 +1,7 @@
 """What can go wrong between a client and any HTTPS service, on request.
 
-A fault stands between a request and its proper answer: it may spoil, delay or replace that answer. A
-`FaultPlan` says which requests meet which fault.
+A fault delays, alters or replaces the proper answer to a request. A `FaultPlan` determines which requests meet
+which fault.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 Answer = Callable[[], Awaitable[web.Response]]
-"""Makes the proper answer, if a fault wants it."""
+"""Makes the proper answer, if the fault uses it."""
 
 
 class Fault(ABC):
@@ -35,7 +35,7 @@ class Fault(ABC):
 
     @abstractmethod
     async def play(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        """Answer the request, wrongly."""
+        """Send the answer that the fault stands for."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class Reply(Fault):
 
 
 def status(code: int, **options: Any) -> Reply:
-    """An error as the service words its own: `status(429, retry_after=2)`. Options are those of `Reply`."""
+    """Return an error in the form of the service's own: `status(429, retry_after=2)`. Options are those of `Reply`."""
     return Reply(code, **{"body": json.dumps({"error": responses.get(code, "Error")}), **options})
 
 
 def html(code: int = 200) -> Reply:
-    """A page of some proxy in between, by default with status 200."""
+    """Return the page of a proxy in between, by default with status 200."""
     page = "<!doctype html><html><body><h1>Please sign in to the network</h1></body></html>"
     return Reply(code, page, {"Content-Type": "text/html; charset=utf-8"})
 
 
 def redirect(location: str, code: int = 302) -> Reply:
-    """A redirect, for instance to another host, where the key must not go."""
+    """Return a redirect, for instance to another host, which must not receive the key."""
     return Reply(code, headers={"Location": location})
 
 
@@ -125,7 +125,7 @@ class Stall(Fault):
 
 @dataclass(frozen=True)
 class Trickle(Fault):
-    """The proper answer, one byte at a time: no single read takes long, yet the whole does."""
+    """The proper answer, one byte at a time: each read is quick, the whole is not."""
 
     seconds: float
 
@@ -166,7 +166,7 @@ class Reset(Fault):
 
 @dataclass(frozen=True)
 class Endless(Fault):
-    """A body that never ends: the proper answer's beginning, then white space until the client goes away."""
+    """A body that never ends: the start of the proper answer, then white space until the client disconnects."""
 
     block: int = 65536
 
@@ -176,12 +176,12 @@ class Endless(Fault):
             await response.write(body.rstrip(b"]}"))
             while True:
                 await response.write(b" " * self.block)
-                # A client that reads as fast as this writes would leave no turn to anyone else.
+                # A client that reads as fast as this writes would leave no time for other requests.
                 await asyncio.sleep(0)
         return response
 
 
-PASSING: tuple[Fault, ...] = (
+TRANSIENT: tuple[Fault, ...] = (
     status(500),
     status(502, body="<html>bad gateway</html>", headers={"Content-Type": "text/html"}),
     status(503, retry_after=1),
@@ -189,7 +189,7 @@ PASSING: tuple[Fault, ...] = (
     Reset(),
     CutShort(),
 )
-"""Faults that a client should survive by asking again."""
+"""Faults that a client should survive by retrying."""
 
 KINDS: Mapping[str, Callable[..., Fault]] = {
     "reply": Reply,
@@ -204,7 +204,7 @@ KINDS: Mapping[str, Callable[..., Fault]] = {
     "reset": Reset,
     "endless": Endless,
 }
-"""The faults by the names that the admin API knows them by."""
+"""The faults by their names in the admin API."""
 
 
 @dataclass(eq=False)
@@ -217,26 +217,26 @@ class _Rule:
 
 
 class FaultPlan:
-    """Which requests meet which fault. The first one added that fits a request is the one that it meets."""
+    """Which requests meet which fault. A request meets the first fault added that applies to it."""
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
 
     def add(self, *faults: Fault, times: int | None = 1, org: str | None = None) -> None:
-        """Let each fault in turn meet the next `times` requests (None: all), or only those of `org`."""
+        """Apply each fault in turn to the next `times` requests (None: to all), or only to those of `org`."""
         if times is not None and times < 1:
             raise ValueError(f"times must be at least 1, not {times}")
         with self._lock:
             self._rules += [_Rule((fault,), org, times) for fault in faults]
 
     def at_rate(self, rate: float, *faults: Fault, seed: int = 0, org: str | None = None) -> None:
-        """Let this share of requests meet one of these faults, by default of `PASSING`. A seed repeats."""
+        """Apply one of these faults, by default of `TRANSIENT`, to this share of requests. The same seed repeats it."""
         with self._lock:
-            self._rules.append(_Rule(faults or PASSING, org, rate=rate, chance=random.Random(seed)))
+            self._rules.append(_Rule(faults or TRANSIENT, org, rate=rate, chance=random.Random(seed)))
 
     def next_for(self, org: str | None) -> Fault | None:
-        """The fault for a request that arrives now."""
+        """Return the fault for a request that arrives now."""
         with self._lock:
             for rule in self._rules:
                 if rule.org not in (None, org) or rule.chance.random() >= rule.rate:
@@ -255,13 +255,13 @@ class FaultPlan:
 
 
 def bytes_of(response: web.Response) -> bytes:
-    """The body of a proper answer, which is always made of bytes."""
+    """Return the body of a proper answer, which always is bytes."""
     assert isinstance(response.body, bytes)
     return response.body
 
 
 async def begin(request: web.Request, proper: web.Response, chunked: bool = False) -> tuple[web.StreamResponse, bytes]:
-    """Send the head of the proper answer, and leave its body to the fault."""
+    """Send the head of the proper answer, and return its body for the fault to send."""
     body = bytes_of(proper)
     response = web.StreamResponse(status=proper.status, headers={"Content-Type": proper.content_type})
     if chunked:
@@ -273,6 +273,6 @@ async def begin(request: web.Request, proper: web.Response, chunked: bool = Fals
 
 
 async def disconnected() -> NoReturn:
-    """Wait for the connection's end, which cancels the handler: returning would start an answer."""
+    """Wait until the connection ends, which cancels the handler: returning would start an answer."""
     await asyncio.Event().wait()
     raise AssertionError("nobody sets the event")

@@ -1,4 +1,4 @@
-"""What the service was asked: every request, and how many were under way at once."""
+"""The log of requests, and how many were in flight at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 KEPT = 100_000
-"""How many requests are remembered, so that a simulator left running doesn't grow for ever."""
+"""How many requests are kept, so that the memory of a simulator left running is bounded."""
 
 
 @dataclass
 class LoggedRequest:
-    """One request as it arrived, the status of its answer (None as long as there is none), and the fault it met."""
+    """One request as it arrived, the status of its answer (None until there is one), and the fault it met."""
 
     method: str
     path: str
@@ -31,7 +31,7 @@ class LoggedRequest:
     monotonic: float = field(default_factory=time.monotonic)
 
     def as_json(self) -> dict[str, Any]:
-        """The entry in plain JSON values."""
+        """Return the entry as JSON values."""
         return {
             "method": self.method,
             "path": self.path,
@@ -46,7 +46,7 @@ class LoggedRequest:
 
 
 class Journal:
-    """The log of requests, how many are under way, and the most that were at once."""
+    """The log of requests, how many are in flight, and the maximum so far."""
 
     def __init__(self) -> None:
         self._entries: deque[LoggedRequest] = deque(maxlen=KEPT)
@@ -55,7 +55,7 @@ class Journal:
         self.max_in_flight = 0
 
     def arrived(self, request: web.Request) -> LoggedRequest:
-        """Log a request that is now under way."""
+        """Log a request that is now in flight."""
         query_string = request.raw_path.partition("?")[2]
         query = list(request.query.items())
         entry = LoggedRequest(request.method, request.path, query, query_string, request.headers)
@@ -66,17 +66,17 @@ class Journal:
         return entry
 
     def left(self) -> None:
-        """Count one request less under way: it was answered, or its client went away."""
+        """Count one request less in flight: it was answered, or its client disconnected."""
         with self._lock:
             self.in_flight -= 1
 
     def entries(self) -> list[LoggedRequest]:
-        """The requests so far, oldest first."""
+        """Return the requests so far, oldest first."""
         with self._lock:
             return list(self._entries)
 
     def clear(self) -> None:
-        """Forget the requests so far; those still under way count on."""
+        """Remove all entries. Requests still in flight are counted further."""
         with self._lock:
             self._entries.clear()
             self.max_in_flight = self.in_flight

@@ -1,8 +1,8 @@
-"""The organizations that the simulator starts with, and the keys that open them.
+"""The organizations that the simulator starts with, and their keys.
 
-The service documents no list of products, features or file types: these are plausible ones. So are the
-prices, but for parsing (1 credit a standard page, 2 a complex one, 0.5 a text page). `classify` costs a tenth
-of a credit, so that sums of binary floats show their rounding.
+The service documents no list of products, features or file types: these are plausible ones. So are the prices,
+except for parsing (1 credit per standard page, 2 per complex page, 0.5 per text page). `classify` costs a tenth of a
+credit, so that sums of binary floats show their rounding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRICES = {
 def work(
     product: str, feature: str, api_key: str, file_type: str, requests: int, pages: int, active: float = 1.0
 ) -> Workload:
-    """A workload at the usual price."""
+    """Return a workload at the usual price."""
     return Workload(product, feature, api_key, file_type, requests, pages, PRICES[product, feature], active)
 
 
@@ -50,7 +50,7 @@ ACME = Organization(
     weekend=0.3,
     growth=0.3,
 )
-"""Of good size, with every product and quiet weekends."""
+"""Large, with every product and quiet weekends."""
 
 GLOBEX = Organization(
     "org_globex",
@@ -65,7 +65,7 @@ GLOBEX = Organization(
     weekend=0.0,
     growth=0.15,
 )
-"""Of middling size, closed at weekends."""
+"""Of medium size, closed at weekends."""
 
 INITECH = Organization(
     "org_initech",
@@ -109,17 +109,17 @@ HOOLI = Organization(
     weekend=0.85,
     growth=0.8,
 )
-"""The largest, awake all week and growing fast."""
+"""The largest, active all week and growing fast."""
 
 ORGANIZATIONS = (ACME, GLOBEX, INITECH, UMBRELLA, HOOLI)
 
 
 def many_keys(org: str, count: int) -> Organization:
-    """An organization of so many API keys, all used every day: with thousands, an answer is large."""
+    """Return an organization with this many API keys, all used every day: with thousands, an answer is large."""
     return Organization(org, [work("parse", "standard", f"key-{number:05}", "pdf", 5, 3) for number in range(count)])
 
 
 def keys_of(organizations: Iterable[Organization]) -> dict[str, tuple[str, ...]]:
-    """One key that is a member everywhere, and one for each organization: `sim-key-acme` for `org_acme`."""
+    """Return one key that is a member everywhere, and one per organization: `sim-key-acme` for `org_acme`."""
     ids = tuple(organization.id for organization in organizations)
     return {"sim-key-all": ids} | {f"sim-key-{org.removeprefix('org_')}": (org,) for org in ids}

@@ -1,4 +1,4 @@
-"""The service, run in a thread of its own."""
+"""The service in a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simulator.usage import Organization
 
 
 class Simulator(Service):
-    """The service on a port of this machine, for as long as the `with` block lasts.
+    """The service on a port of this machine, while the `with` block runs.
 
     ::
 
@@ -27,8 +27,8 @@ class Simulator(Service):
             ...  # GET {simulator.url}/api/v1/usage/export with `Authorization: Bearer sim-key-acme`
             assert [request.status for request in simulator.requests] == [503, 503, 200]
 
-    It runs in a daemon thread with an event loop of its own; everything here may be called from any thread.
-    Port 0 picks a free one.
+    It runs in a daemon thread with its own event loop. Every method may be called from any thread. Port 0 picks a free
+    one.
     """
 
     def __init__(
@@ -48,24 +48,24 @@ class Simulator(Service):
 
     @property
     def url(self) -> str:
-        """Where the service is, without a path."""
+        """Return the address of the service, without a path."""
         return f"http://{self.host}:{self.port}"
 
     def application(self) -> web.Application:
-        """The service with its admin API."""
+        """Return the service with its admin API."""
         app = super().application()
         app.add_routes(admin_routes(self))
         return app
 
     def start(self) -> None:
-        """Serve, and return once requests can come."""
+        """Serve, and return once requests are accepted."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="simulator", daemon=True)
         self._thread.start()
         ready.result()
 
     def stop(self) -> None:
-        """End at once, with whatever answers are under way."""
+        """Stop at once, whatever answers are in flight."""
         self._stop()
         if self._thread is not None:
             self._thread.join()
@@ -80,7 +80,7 @@ class Simulator(Service):
         self.stop()
 
     async def _serve(self, ready: Future[None]) -> None:
-        # A handler is cancelled when its client leaves, so that no fault outlives the request that it met.
+        # A handler is cancelled when its client disconnects, so that no fault outlives its request.
         runner = web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.01)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -91,11 +91,11 @@ class Simulator(Service):
             self.port = runner.addresses[0][1]
             ready.set_result(None)
             await stop.wait()
-            # A stalled or endless answer would never end by itself.
+            # A stalled or endless answer would not end by itself.
             for connection in runner.server.connections if runner.server else ():
                 if connection.transport:
                     connection.transport.abort()
-        except Exception as error:  # whoever waits for the start is the one to tell
+        except Exception as error:  # raised by the call that waits for the start
             ready.set_exception(error)
         finally:
             await runner.cleanup()

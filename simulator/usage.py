@@ -1,8 +1,8 @@
-"""What organizations used: figures that are the same whenever and however they are asked for.
+"""The usage of organizations: figures that are the same for every query.
 
-The atom is a `Record`: what one API key spent in one day on one product, feature and file type. Every answer
-is a sum of records, so the four dimensions of the service are four views of the same usage and always add up.
-A record's figures follow from its names and its day by a hash, whatever range is asked for and whenever.
+The unit is a `Record`: what one API key used in one day of one product, feature and file type. Every answer is a
+sum of records, so the four dimensions of the service are four views of the same usage and always add up. A hash of a
+record's names and day determines its figures, whatever the query and its time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 DIMENSIONS = ("product", "feature", "api_key", "file_type")
 OPENED = dt.date(2024, 1, 1)
-"""The first day on which any organization used anything."""
+"""The first day with usage of any organization."""
 
 CreditsShown = Literal["number", "null", "absent"]
-"""How rows give their credits: accounts on newer pricing may get none, as a null or without the key."""
+"""How rows show credits: accounts on newer pricing may get none, as a null or without the key."""
 
 Number = TypeVar("Number", Decimal, float)
 
@@ -39,7 +39,7 @@ class Record(NamedTuple):
     file_type: str | None = "pdf"
 
     def scaled(self, factor: Decimal) -> Record:
-        """The same times a factor, requests rounded to whole ones."""
+        """Return the record times a factor, with requests rounded to whole ones."""
         return self._replace(credits=self.credits * factor, requests=round(self.requests * factor))
 
 
@@ -54,9 +54,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """What one API key does day after day: so many requests on a weekday, each of so many pages at a price.
+    """What one API key does each day: requests on a weekday, the pages of each, and the price of a page.
 
-    `active` is the share of days on which it runs at all.
+    `active` is the share of days on which it runs.
     """
 
     product: str
@@ -71,10 +71,10 @@ class Workload:
 
 @dataclass(frozen=True, eq=False)
 class Organization:
-    """A customer: its workloads, how busy its weekends are (1.0 is as any day), and how fast it grows.
+    """A customer: its workloads, the share of a weekday that it uses on a day of the weekend, and its growth.
 
-    A growth of 0.5 adds half of what it used on the first day, `OPENED`, every year. Records, where given, are all
-    that it used, instead of what the workloads make.
+    A growth of 0.5 adds half of the usage on the first day, `OPENED`, every year. Records, if given, are all of its
+    usage, instead of the workloads.
     """
 
     id: str
@@ -85,7 +85,7 @@ class Organization:
     records: Sequence[Record] | None = None
 
     def day(self, day: dt.date, elapsed: float = 1.0) -> Iterator[Record]:
-        """The records of a day of which the given share has passed: figures only grow as it passes."""
+        """Yield the records of a day of which the given share has passed. Figures only grow as it passes."""
         level = (self.weekend if day.weekday() >= 5 else 1.0) * (1 + self.growth * (day - OPENED).days / 365)
         for work in self.workloads:
             names = (self.id, day.isoformat(), work.product, work.feature, work.api_key, work.file_type)
@@ -101,7 +101,7 @@ class Organization:
 
 @dataclass(frozen=True)
 class _Changes:
-    """What was told about an organization. Replaced, never altered, since other threads read it."""
+    """Changes to an organization. They are replaced, never altered, since other threads read them."""
 
     credits: CreditsShown | None = None
     records: Sequence[Record] | None = None
@@ -111,7 +111,7 @@ class _Changes:
 
 
 class Usage:
-    """The usage of all organizations, and the ways to change it from now on."""
+    """The usage of all organizations, and the ways to change it."""
 
     def __init__(self, organizations: Iterable[Organization], clock: Callable[[], dt.datetime]) -> None:
         self._at_first = {organization.id: organization for organization in organizations}
@@ -121,7 +121,7 @@ class Usage:
         self._lock = threading.Lock()
 
     def today(self) -> dt.date:
-        """The UTC day that is under way."""
+        """Return the current UTC day."""
         return self._clock().astimezone(UTC).date()
 
     def add(
@@ -136,39 +136,39 @@ class Usage:
         api_key: str | None = "backfill",
         file_type: str | None = "pdf",
     ) -> None:
-        """Add usage to a day, in all four dimensions alike: for a threshold to be exceeded."""
+        """Add usage to a day in all four dimensions, for instance until a threshold is exceeded."""
         extra = Record(day, Decimal(str(credits)), int(requests), product, feature, api_key, file_type)
-        self._change(org, lambda told: replace(told, added=(*told.added, extra)))
+        self._change(org, lambda changes: replace(changes, added=(*changes.added, extra)))
 
     def restate(self, org: str, day: dt.date, factor: Decimal | float | str) -> None:
-        """Make all figures of a day so many times what they were; 0 leaves the day empty."""
+        """Multiply all figures of a day by a factor; 0 leaves the day empty."""
         times = Decimal(str(factor))
 
-        def restated(told: _Changes) -> _Changes:
+        def restated(changes: _Changes) -> _Changes:
             return replace(
-                told,
-                restated={**told.restated, day: told.restated.get(day, 1) * times},
-                added=tuple(extra.scaled(times) if extra.date == day else extra for extra in told.added),
+                changes,
+                restated={**changes.restated, day: changes.restated.get(day, 1) * times},
+                added=tuple(extra.scaled(times) if extra.date == day else extra for extra in changes.added),
             )
 
         self._change(org, restated)
 
     def set_records(self, org: str, records: Iterable[Record]) -> None:
-        """Let these records be all that the organization used. Ranges, groupings and filters apply."""
+        """Replace all usage of the organization by these records. Ranges, groupings and filters apply."""
         table = tuple(records)
-        self._change(org, lambda told: _Changes(told.credits, records=table))
+        self._change(org, lambda changes: _Changes(changes.credits, records=table))
 
     def set_rows(self, org: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Answer every question about the organization with these rows as they are, right or wrong."""
+        """Answer every query of the organization with these rows as they are, right or wrong."""
         table = tuple(rows)
-        self._change(org, lambda told: replace(told, rows=table))
+        self._change(org, lambda changes: replace(changes, rows=table))
 
     def set_credits(self, org: str, shown: CreditsShown) -> None:
-        """Switch how the organization's rows give their credits."""
-        self._change(org, lambda told: replace(told, credits=shown))
+        """Set how the organization's rows show credits."""
+        self._change(org, lambda changes: replace(changes, credits=shown))
 
     def reset(self) -> None:
-        """Forget all changes, and organizations that came later."""
+        """Remove all changes, and organizations added later."""
         with self._lock:
             self._changes.clear()
             self.organizations = dict(self._at_first)
@@ -176,9 +176,9 @@ class Usage:
     def truth(
         self, org: str, start: dt.date, end: dt.date, group_by: str = "product", **filters: str | Collection[str]
     ) -> list[Row]:
-        """The exact figures of an answer, filtered by dimension: `truth(..., api_key=["a", "b"])`.
+        """Return the exact figures of an answer, filtered by dimension: `truth(..., api_key=["a", "b"])`.
 
-        They are those of the records: neither `set_rows` nor hidden credits change what was used.
+        They are those of the records: neither `set_rows` nor hidden credits change them.
         """
         wanted = {name: {value} if isinstance(value, str) else set(value) for name, value in filters.items()}
         return [Row(*figures) for figures in self._grouped(org, start, end, group_by, wanted, Decimal)]
@@ -186,11 +186,11 @@ class Usage:
     def rows(
         self, org: str, start: dt.date, end: dt.date, group_by: str, filters: Mapping[str, Collection[str]]
     ) -> list[dict[str, Any]]:
-        """The rows as the service sends them: sums of binary floats, where 230.10000000000002 may appear."""
-        told = self._changes.get(org, _Changes())
-        if told.rows is not None:
-            return [dict(row) for row in told.rows]
-        shown = told.credits or self.organizations[org].credits
+        """Return the rows as the service sends them: sums of binary floats, such as 230.10000000000002."""
+        changes = self._changes.get(org, _Changes())
+        if changes.rows is not None:
+            return [dict(row) for row in changes.rows]
+        shown = changes.credits or self.organizations[org].credits
         rows = []
         for day, group, credits, requests in self._grouped(org, start, end, group_by, filters, float):
             row: dict[str, Any] = {"date": day.isoformat(), "group": group}
@@ -201,13 +201,13 @@ class Usage:
         return rows
 
     def records(self, org: str, start: dt.date, end: dt.date) -> Iterator[Record]:
-        """The records of a range of days, both included."""
-        told, organization = self._changes.get(org, _Changes()), self.organizations[org]
-        given = organization.records if told.records is None else told.records
+        """Yield the records of a range of days, both included."""
+        changes, organization = self._changes.get(org, _Changes()), self.organizations[org]
+        given = organization.records if changes.records is None else changes.records
         for record in self._generated(organization, start, end) if given is None else given:
             if start <= record.date <= end:
-                yield record.scaled(told.restated[record.date]) if record.date in told.restated else record
-        yield from (extra for extra in told.added if start <= extra.date <= end)
+                yield record.scaled(changes.restated[record.date]) if record.date in changes.restated else record
+        yield from (extra for extra in changes.added if start <= extra.date <= end)
 
     def _generated(self, organization: Organization, start: dt.date, end: dt.date) -> Iterator[Record]:
         now = self._clock().astimezone(UTC)

@@ -50,7 +50,7 @@ def is_said(text: str, texts: list[str]) -> bool:
         return True
     return any(
         is_said(text[: joint.start()], texts) and is_said(text[joint.end() :], texts)
-        for joint in re.finditer(": | must be |, not$", text)
+        for joint in re.finditer("(?:: )|(?:^| )must be |, not$", text)
     )
 
 

@@ -169,7 +169,7 @@ def test_each_level_of_a_budget_has_an_asset_of_its_own(monkeypatch, name, perce
     monkeypatch.syspath_prepend(PROJECT / "dags")
     example = importlib.import_module(f"reducto_usage_budget_{name}")
 
-    watched = [(asset.name, watcher) for asset in example.passed for watcher in asset.watchers]
+    watched = [(asset.name, watcher) for asset in example.exceeded for watcher in asset.watchers]
     levels = [(watcher.trigger.org_id, *watcher.trigger.levels) for _, watcher in watched]
     assert len({name for name, _ in watched}) == len(watched)
     assert sorted(levels) == [(org, level) for org in ("org_acme", "org_globex", "org_initech") for level in percents]

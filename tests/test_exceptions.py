@@ -32,6 +32,7 @@ ERRORS = {
     "ReductoReconciliationError": (False, False),
     "ReductoPollError": (False, False),
     "ReductoWindowClosedError": (True, False),
+    "ReductoBudgetExceededError": (True, False),
     "ReductoTriggerEventError": (False, False),
 }
 

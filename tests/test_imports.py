@@ -207,7 +207,7 @@ AIRFLOW_MODULES = {
 
 OF_OTHERS = {
     # What only some versions have, or keep for themselves; imported where that version runs.
-    "airflow_compat.py": {
+    "airflow_compat": {
         *("airflow", "airflow.models.taskinstance", "airflow.providers.common.compat.sdk"),
         *("airflow.sdk.exceptions", "airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
     },
@@ -216,7 +216,7 @@ OF_OTHERS = {
     "reducto_usage_budget_gate.py": {"airflow.providers.standard.operators.hitl"},
     "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
 }
-"""What a file needs of another provider, or of newer Airflows alone."""
+"""What a file or folder needs of another provider, or of newer Airflows alone."""
 
 OF_DAG_AUTHORS = {"airflow", "airflow.decorators", "airflow.models.param", "airflow.sdk"}
 """What an example DAG imports, from the SDK, or from the modules of Airflow 2 where there is none."""
@@ -229,8 +229,9 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
     modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
     modules |= {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
     airflow = {module for module in modules if module.split(".")[0] == "airflow"}
+    of_others = OF_OTHERS.get(path.name, OF_OTHERS.get(path.parent.name, set()))
     of_authors = OF_DAG_AUTHORS if path.parent.name == "dags" else set()
-    assert airflow <= AIRFLOW_MODULES | OF_OTHERS.get(path.name, set()) | of_authors
+    assert airflow <= AIRFLOW_MODULES | of_others | of_authors
 
 
 HEAVY = {

@@ -13,9 +13,9 @@ from reducto_provider.airflow_compat import (
     AirflowSkipException,
     Asset,
     GivenArguments,
-    call_after_success,
     run_from_context,
 )
+from reducto_provider.airflow_compat.success import call_after_success
 from reducto_provider.exceptions import ReductoDayNotOverError
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
 from reducto_provider.export.formats import check_format
@@ -223,6 +223,8 @@ class BaseUsageOperator(BaseQueryOperator):
 
 class BaseUsageExportOperator(BaseUsageOperator):
     """Base class of the operators that write files: the arguments that say where to, and the destination."""
+
+    run_state = ("hook", "_reports", "_sink", "_files", "_fleet", "_changes")
 
     output_path: str | None
     output_conn_id: str | None

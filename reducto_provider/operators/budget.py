@@ -245,7 +245,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
                     raise error_by_name(name, message)
         except ValueError as error:
             raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
-        raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
+        raise ReductoTriggerEventError(f"the trigger's event is invalid: {event!r:.200}")
 
     @property
     def _choices(self) -> dict[str, tuple[str, ...]]:

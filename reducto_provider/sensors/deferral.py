@@ -46,7 +46,7 @@ def make_trigger(
     failed_polls: FailedPolls,
     not_before: float,
 ) -> ReductoUsageThresholdTrigger:
-    """Return the trigger that goes on with a sensor's wait for ``condition``."""
+    """Return the trigger that continues a sensor's wait for ``condition``."""
     from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 
     return ReductoUsageThresholdTrigger.waiting_for(
@@ -123,7 +123,7 @@ def reading_of_event(event: Any) -> dict[str, Any]:
             raise AirflowSensorTimeout(message)
         case {"status": "error", "error": str(name), "message": str(message)}:
             raise error_by_name(name, message)
-    raise ReductoTriggerEventError(f"the trigger's event has no meaning here: {event!r:.200}")
+    raise ReductoTriggerEventError(f"the trigger's event is invalid: {event!r:.200}")
 
 
 def _check_renderable(name: str, value: Any) -> None:
@@ -135,8 +135,8 @@ def _check_renderable(name: str, value: Any) -> None:
         )
     if any(isinstance(part, str) and _UNANSWERED.search(part) for part in parts):
         raise ValueError(
-            f"{name} can't be rendered with start_from_trigger: to {value!r} the triggerer never gets an "
-            "answer; give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
+            f"{name} can't be rendered with start_from_trigger: Airflow's triggerer never gets a value for {value!r}; "
+            "give xcom_pull its map_indexes, -1 for a task that is not mapped, or use deferrable=True"
         )
 
 

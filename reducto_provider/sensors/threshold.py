@@ -106,7 +106,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         covers.
     :param usage_start_date: first day of an explicit window, instead of ``window``; ``"run"`` in both for the run.
     :param usage_end_date: its last day, included.
-    :param per_group: hold each group of ``group_by`` against the threshold by itself, instead of their sum.
+    :param per_group: compare each group of ``group_by`` with the threshold, instead of their sum.
     :param projected: compare the projected usage of the whole window with the threshold: what was used, and for each
         day to come the mean of its weekday over up to four complete weeks before, which may have begun before the
         window. With less than two weeks the mean of all complete days; with less than three complete days, what was
@@ -209,7 +209,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         return reading
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Poll once and decide; if deferrable and the wait goes on, defer to the trigger."""
+        """Poll once and decide; if deferrable and the wait continues, defer to the trigger."""
         condition = self._condition(context)
         self._retry_after = 0.0
         done: bool | PokeReturnValue = False
@@ -231,7 +231,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         reading = Reading.from_json(sent)
         if not sent["exceeded"]:
             self._give_up(reading)
-        self.log.info("%s: exceeded, as the triggerer saw", reading)
+        self.log.info("%s: exceeded, reported by the trigger", reading)
         return sent
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

@@ -95,7 +95,7 @@ class BaseUsageTrigger(BaseTrigger):
 
     async def _poll_for_all(self, key: Hashable) -> list[Poll]:
         async with Poller(self.reducto_conn_id) as poller:
-            polls = await self._ask(poller)
+            polls = await self._poll(poller)
         if seconds := max(retry_after_of(poll.error) for poll in polls):
             now = asyncio.get_running_loop().time()
             for over in [other for other, until in self._retry_not_before.items() if until <= now]:
@@ -103,10 +103,10 @@ class BaseUsageTrigger(BaseTrigger):
             self._retry_not_before[key] = now + seconds
         return polls
 
-    async def _ask(self, poller: Poller) -> list[Poll]:
+    async def _poll(self, poller: Poller) -> list[Poll]:
         moment = datetime.now(UTC)
         queries = self._queries(moment)
-        return [await poller.ask(query, moment) for query in queries] or [Poll(moment)]
+        return [await poller.poll(query, moment) for query in queries] or [Poll(moment)]
 
     async def _warn_if_unmatched(self, poll: Poll) -> None:
         if self._warned or poll.query is None or poll.report is None:
@@ -144,7 +144,7 @@ class BaseStreamTrigger(BaseUsageTrigger, BaseEventTrigger):
                 await asyncio.sleep(interval)
                 await asyncio.sleep(cls._retry_not_before.get(key, 0.0) - asyncio.get_running_loop().time())
                 count += 1
-                polls = await trigger._ask(poller)
+                polls = await trigger._poll(poller)
                 interval = trigger._interval(count, polls)
                 for poll in polls:
                     yield replace(poll, next_in=interval)

@@ -43,16 +43,16 @@ class FiredLevels:
         :param readings: at least one, all of one organization and window.
         """
         key = _memory_key(trigger, readings[0])
-        passed = [(level, reading) for level in levels for reading in readings if _passes(reading, level)]
+        exceeded = [(level, reading) for level in levels for reading in readings if _passes(reading, level)]
         if key not in self._fired:
             self._fired[key] = await self._load(trigger, key)
-        elif not all(self._has_fired(key, *each) for each in passed):
-            # While this triggerer was taken for dead, another one may have fired them. If that can't be learned they
-            # fire: again, rather than not at all; that the store fails is logged when they are to be stored.
+        elif not all(self._has_fired(key, *each) for each in exceeded):
+            # Another triggerer may have fired them while this one was considered dead. If the store fails they fire:
+            # again, rather than not at all. The failure is logged when they are stored.
             with suppress(Exception):
                 self._fired[key] = _union(await self._load(trigger, key), self._fired[key])
         new: dict[float, list[Reading]] = {}
-        for level, reading in passed:
+        for level, reading in exceeded:
             if not self._has_fired(key, level, reading):
                 new.setdefault(level, []).append(reading)
         return new
@@ -96,14 +96,14 @@ class FiredLevels:
         try:
             stored = await store.aget(key)
         except ValueError as error:
-            if type(error) is not ValueError:  # what can't be decoded: a store that fails for now, as any other error
+            if type(error) is not ValueError:  # invalid JSON: the store fails for now, as with any other error
                 raise
-            # Several assets are watched by the same trigger: whose store?
+            # Several assets share this trigger, and so Airflow does not know whose store to use.
             self._stored = False
             await trigger._alog(
                 "warning",
-                "Levels that have fired are forgotten when the triggerer restarts or the DAG is paused: give each "
-                "asset a trigger with arguments of its own (%s)",
+                "Fired levels are kept in memory, and fire again when the triggerer restarts or the DAG is paused; "
+                "give each asset a trigger with its own arguments: %s",
                 error,
             )
             return {}
@@ -111,10 +111,8 @@ class FiredLevels:
             return {}
         try:
             return msgspec.convert(stored, dict[str, list[int | float]])
-        except msgspec.ValidationError as error:  # somebody else wrote it: better that a level fires again than never
-            await trigger._alog(
-                "warning", "What is stored as %s of the levels that have fired can't be read: %s", key, error
-            )
+        except msgspec.ValidationError as error:  # another program wrote it: rather fire a level again than never
+            await trigger._alog("warning", "Fired levels stored as %s are invalid, and fire again: %s", key, error)
             return {}
 
 

@@ -32,41 +32,41 @@ from reducto_provider.usage.report import Metric, format_decimal
 from reducto_provider.usage.threshold import Reading, UsageThreshold, is_budget
 from reducto_provider.usage.window import CALENDAR_WINDOWS, calendar_window
 
-# Until an event has reached the database, where the triggerer puts it once a second, and the scheduler has made a run
-# of it. One of the same asset that comes sooner starts no run of its own: it is left to the run of the next event.
+# Until an event has reached the database, where the triggerer writes it once a second, and the scheduler has created a
+# run for it. A sooner event of the same asset would start no run of its own: it is left to the run of the next event.
 _PERSIST_SECONDS = 15.0
 
 
 class ReductoUsageLevelTrigger(BaseStreamTrigger):
     """
-    Fire an event for each level of a budget that usage passes, for an ``AssetWatcher`` to start DAGs by.
+    Fire an event for each level of a budget that usage exceeds, for an ``AssetWatcher`` that starts DAGs.
 
-    Each level fires once per window and organization, and again in the next window; to equal a level is not to pass
-    it. Several levels passed at once fire one after the other, the lowest first. An event is
-    ``{"level": 80, "reading": {...}}``, the reading being that of the threshold sensor with the budget for its
-    threshold. With ``per_group`` each level fires once for each group, at most for the hundred largest in a window.
-    The groups that a poll finds newly passed share an event, ``{"level": 80, "readings": [{...}, ...]}``, the largest
-    first. Unlike a sensor's, the window moves with the clock: it is the calendar period, in UTC days, of the
-    moment of the poll. For ``settle_days`` after its end a window is still watched beside the one that follows, since
-    its last hours are counted only then.
+    Each level fires once per window and organization, and again in the next window. A value equal to a level does not
+    exceed it. Levels exceeded at the same time fire one after the other, the lowest first. An event is
+    ``{"level": 80, "reading": {...}}``; the reading is that of the threshold sensor, with the budget as its threshold.
+    With ``per_group`` each level fires once for each group, for at most a hundred groups in a window, the largest
+    first. The groups that a poll finds above a level share an event, ``{"level": 80, "readings": [{...}, ...]}``.
+    Unlike a sensor's, the window moves with the clock: it is the calendar period, in UTC days, that contains the moment
+    of the poll. A window that ended is watched for ``settle_days`` more, beside the next one, since its last hours are
+    only counted then.
 
-    What has fired is remembered in the asset's state store, which Airflow has from 3.3 on, some seconds after
-    the event: a triggerer that stops in between fires again, rather than not at all. On Airflow 3.0 to 3.2, and for
-    an asset that has not this trigger alone, it is remembered while the trigger runs: after a restart of the
-    triggerer, a pause of the DAGs that the asset starts, or a change of the arguments, the levels that are passed
-    already fire once more. Airflow 2 has no watchers.
+    On Airflow 3.3 and later, fired levels are stored in the asset's state store, some seconds after the event: if the
+    triggerer stops in between, the level fires again, rather than not at all. On Airflow 3.0 to 3.2, and if several
+    assets have triggers with the same arguments, they are kept in memory: after a restart of the triggerer, a pause of
+    the DAGs that the asset starts, or a change of the arguments, levels that are exceeded already fire once more.
+    Airflow 2 has no watchers.
 
-    A watcher can't fail: a poll that does is logged, and the next one comes after ``poke_interval`` seconds.
+    A watcher never fails: a failed poll is logged, and the next one follows after ``poke_interval`` seconds.
 
-    :param budget: what 100 % are; from 1e-9 to less than 1e18.
-    :param levels: in percent of the budget, each more than 0 and up to 10,000.
+    :param budget: the usage that is 100 %; from 1e-9 to less than 1e18.
+    :param levels: percentages of the budget, each more than 0 and up to 10,000.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month``, ``week`` (from Monday) or ``day``.
     :param per_group: compare each group of ``group_by`` with the budget, instead of their sum.
     :param projected: compare the projected usage of the whole window, as the threshold sensor does. A level that has
         fired stays fired when the projection falls. After the window's end its usage is compared.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
-    :param settle_days: days after a window's end in which it is still watched. A projection leaves out as many days
+    :param settle_days: days after a window's end during which it is still watched. A projection leaves out as many days
         before today, as the sensor's does.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
     :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
@@ -74,7 +74,7 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
     :param reducto_conn_id: the Airflow connection of type ``reducto``.
     :param poke_interval: seconds between polls.
     :param queue: the queue of the triggerers that run this, with ``[triggerer] queues_enabled``. New in Airflow 3.4.
-    :raises ValueError: for an argument that can't be right, and for a template, which nobody renders here.
+    :raises ValueError: for an invalid argument, and for a template, which Airflow does not render in a watcher.
     """
 
     poll_immediately = True
@@ -104,7 +104,7 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.queue = _parse_queue(queue)
         filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
-        _check_final({"group_by": group_by, "org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
+        _check_literals({"group_by": group_by, "org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
         self.budget = format_decimal(check_number("budget", budget, is_budget, "a number from 1e-9 to less than 1e18"))
         self.levels = _parse_levels(levels)
         self.metric = metric
@@ -162,23 +162,23 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         return replace(self._condition, query=replace(self._condition.query, start=window.first, end=window.last))
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
-        """Yield an event for each level that a poll finds newly passed."""
+        """Yield an event for each level that is newly exceeded in a poll."""
         async with aclosing(self._polls(shared_stream)) as polls:
             async for poll in polls:
                 try:
-                    passed = await self._newly_passed(poll)
-                except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would start it anew at once
+                    exceeded = await self._newly_exceeded(poll)
+                except Exception as error:  # noqa: BLE001  # a watcher must not end: Airflow would restart it at once
                     await self._log_failure(error, poll)
                     continue
                 await self._store_fired_levels()
-                for level, readings in passed.items():
+                for level, readings in exceeded.items():
                     yield make_event(self._payload(level, readings))
                     self._fired_levels.add(self, level, readings)
                     await asyncio.sleep(_PERSIST_SECONDS)
                     await self._store_fired_levels()
 
-    async def _newly_passed(self, poll: Poll) -> dict[float, list[Reading]]:
-        """Return the levels that were passed since they last fired in the poll's window, with the readings."""
+    async def _newly_exceeded(self, poll: Poll) -> dict[float, list[Reading]]:
+        """Return the levels that were exceeded since they last fired in the poll's window, with the readings."""
         day = poll.query.end if poll.query else poll.time.date()
         condition = self._condition_for(calendar_window(self.window, day))
         readings = await poll.evaluate(lambda report, time: condition.read_largest(report, time, MAX_GROUPS + 1))
@@ -186,16 +186,18 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
             return {}
         await self._warn_if_unmatched(poll)
         new = await self._fired_levels.new(self, readings, self.levels)
-        passed = {}
+        exceeded = {}
         for level, each in new.items():
             room = MAX_GROUPS - self._fired_levels.count(self, level, readings[0])
             if len(each) > room:
                 await self._warn_of_groups(level, readings[0])
             if room > 0:
-                passed[level] = each[:room]
-        passed_text = f"; passed {', '.join(self._describe(*each) for each in passed.items())}" if passed else ""
-        await self._alog("info", "%s%s; next poll in %g s", readings[0], passed_text, poll.next_in)
-        return passed
+                exceeded[level] = each[:room]
+        exceeded_text = (
+            f"; exceeded {', '.join(self._describe(*each) for each in exceeded.items())}" if exceeded else ""
+        )
+        await self._alog("info", "%s%s; next poll in %g s", readings[0], exceeded_text, poll.next_in)
+        return exceeded
 
     def _payload(self, level: float, readings: list[Reading]) -> dict[str, Any]:
         contents = [reading.as_json() for reading in readings]
@@ -212,7 +214,7 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         self._warned_of_groups = True
         await self._alog(
             "warning",
-            "%s: more than %d groups by %s passed %g %% of the budget, and only the %d largest fire: watch fewer "
+            "%s: more than %d groups by %s exceeded %g %% of the budget, and only the %d largest fire: watch fewer "
             "with a filter, or raise the budget",
             reading.window,
             MAX_GROUPS,
@@ -239,15 +241,15 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         try:
             await self._fired_levels.store(self)
         except Exception as error:  # noqa: BLE001  # as above
-            text = "What has fired is not stored yet, and a restart would fire it again"
+            text = "Fired levels could not be stored, and would fire again after a restart"
             await self._alog("warning", text, exc_info=error)
 
 
-def _check_final(fields: dict[str, Any]) -> None:
+def _check_literals(fields: dict[str, Any]) -> None:
     check_not_empty(fields)
     for name, value in fields.items():
         if not is_literal(value):
-            raise ValueError(f"{name} must be final, not {value!r}: what a watcher asks is not rendered")
+            raise ValueError(f"{name} must be a literal, not {value!r}: Airflow renders no templates of a watcher")
 
 
 def _parse_queue(queue: str | None) -> str | None:
@@ -265,4 +267,4 @@ def _parse_levels(levels: object) -> list[float]:
         numbers = [level for level in levels if is_number(level)]
         if len(set(numbers)) == len(levels) and all(0 < level <= 10_000 for level in numbers):
             return sorted(numbers)
-    raise ValueError(f"levels must be different numbers of percent, more than 0 and up to 10000, not {levels!r}")
+    raise ValueError(f"levels must be different percentages, each more than 0 and up to 10000, not {levels!r}")

@@ -51,13 +51,13 @@ class Poll:
     report: UsageReport | None = None
     error: Exception | None = None
     traceback: TracebackType | None = field(default=None, repr=False)
-    """The error's own, before anybody raised it again: it would grow with every one of hundreds who read the poll, and
-    to log it then takes long enough to hold up an event loop."""
+    """The error's own, from before it was raised again: it would grow with each of hundreds of readers, and logging it
+    would then block the event loop."""
     next_in: float = 0.0
     """Seconds until the next poll."""
     turns: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
-    """Thousands may read it. One after the other, they leave the event loop to others in between, and a large report is
-    summed up by the first of them alone."""
+    """Thousands may read it. One after the other, they yield to other tasks in between, and only the first of them sums
+    a large report up."""
 
     async def read(self, condition: UsageThreshold) -> Reading | None:
         """
@@ -108,7 +108,7 @@ class Poller:
     ) -> None:
         await self._stack.aclose()
 
-    async def ask(self, query: UsageQuery, moment: datetime) -> Poll:
+    async def poll(self, query: UsageQuery, moment: datetime) -> Poll:
         """Poll once, including the hook's own attempts."""
         try:
             if self._hook is None:
@@ -148,7 +148,7 @@ class FailedPolls:
         self.count, self.since = 0, None
 
     def tolerates(self, error: Exception) -> bool:
-        """Count one more poll that failed, with ``error``, and return whether to go on."""
+        """Count one more poll that failed, with ``error``, and return whether the wait continues."""
         self.count += 1
         if self.since is None:
             self.since = time.time()

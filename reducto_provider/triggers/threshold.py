@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _HAND_OVER_SECONDS = 60.0  # within which a triggerer takes up what a sensor has handed over
 
 _UNRENDERED = (
-    "the DAG has changed while this waited: its sensor no longer has start_from_trigger, and so Airflow, which started "
-    "the trigger anew, did not render its arguments; a retry begins the wait again"
+    "the DAG changed during the wait: its sensor no longer has start_from_trigger, so Airflow restarted the trigger "
+    "without rendering its arguments; a retry starts the wait again"
 )
 
 
@@ -52,8 +52,8 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
     Poll until usage exceeds a threshold, and fire one event.
 
     On Airflow 3.3 all triggers with the same query and interval share one poll, each with its own
-    threshold; on older versions each polls for itself. Between polls lie ``poke_interval`` seconds whatever the
-    service answers, or more if it asks for that by ``Retry-After``. Transient failures end the wait when they have
+    threshold; on older versions each polls separately. Between polls lie ``poke_interval`` seconds whatever the
+    service answers, or more if it sends ``Retry-After``. Transient failures end the wait when they have
     lasted ``max_failure_time`` seconds and at least five polls in a row have failed, any other failure ends it at once.
 
     The parameters that are not named here are those of the sensor.
@@ -65,11 +65,11 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
     :param exponential_backoff: double that time from poll to poll, up to ``max_wait`` seconds if given.
     :param deadline: when to give up, in seconds since the epoch: it holds in whichever triggerer this runs. None
         for never.
-    :param wait_when_closed: go on when the window is over and the threshold not exceeded.
+    :param wait_when_closed: keep waiting when the window is over and the threshold not exceeded.
     :param max_failure_time: seconds that transient failures must have lasted before they end the wait.
     :param failed_polls: polls in a row that failed before this trigger took over.
     :param failing_since: when the first of them failed, in seconds since the epoch. A trigger that starts more than a
-        minute later leaves both out of account: it was started again, and polls in between may have succeeded.
+        minute later ignores both: it was restarted, and polls in between may have succeeded.
     :param not_before: when ``Retry-After`` of that failure allows the next poll, in seconds since the epoch.
     :param silent_fail: tolerate without end whatever a retry might fix, as sensors with ``silent_fail`` do.
     :param poll_immediately: poll once at the start; otherwise the first poll comes after one interval, since a sensor
@@ -157,7 +157,6 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
         """
         jinja_env = jinja_env or self.get_template_env()
         jinja_env.undefined = StrictUndefined  # as of DAGs; Airflow's own here leaves out what is not defined
-        # None of these is one that was left out.
         outlines = {name: outline(value) for name in self.template_fields if (value := getattr(self, name)) is not None}
         try:
             super().render_template_fields(context, jinja_env)
@@ -250,7 +249,7 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
     async def _event_of(
         self, poll: Poll, condition: UsageThreshold, failed_polls: FailedPolls
     ) -> dict[str, Any] | None:
-        """Return the event of a poll, None if the wait goes on."""
+        """Return the event of a poll, None if the wait continues."""
         self._reading = None
         try:
             self._reading = reading = await poll.read(condition)
@@ -284,7 +283,7 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
 
     def _next_poll(self, poll: Poll) -> str:
         if not poll.next_in:
-            return "the time to wait is over"
+            return "no further poll, the timeout is over"
         until = "" if self.deadline is None else f", until {utc_minute(self.deadline)}"
         return f"next poll in {poll.next_in:g} s{until}"
 

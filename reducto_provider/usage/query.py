@@ -15,7 +15,8 @@ DIMENSIONS: Final = ("product", "feature", "api_key", "file_type")
 What usage can be grouped by. All are views of the same usage: never add one to another.
 
 A new dimension is added here, and as a keyword wherever filters are written out, for the sake of signatures:
-:class:`UsageQuery`, the operators, the sensor and the triggers. A test finds each place that lacks it.
+:class:`UsageQuery`, the operators, the sensor and the triggers. A test finds each place that lacks it or does not
+keep it.
 """
 
 FILTER_PARAMETERS: Final = {

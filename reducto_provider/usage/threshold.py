@@ -239,7 +239,7 @@ class UsageThreshold:
         and when the window is over, the value is what was used.
 
         :param report: the answer to :meth:`query_at`.
-        :param time: when the report was asked for.
+        :param time: when the request was sent.
         :raises CreditsUnavailableError: when credits are needed and the service sent none for some row.
         """
         [largest] = self.read_largest(report, time, 1)

@@ -27,7 +27,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs/budget.md"
 
 NOON = datetime(2026, 11, 18, 12, tzinfo=UTC)
 OCTOBER_S = SimpleNamespace(
-    data_interval_start=datetime(2026, 10, 1, tzinfo=UTC), data_interval_end=datetime(2026, 10, 2, tzinfo=UTC)
+    data_interval_start=datetime(2026, 10, 1, tzinfo=UTC),
+    data_interval_end=datetime(2026, 10, 2, tzinfo=UTC),
+    run_type="manual",
 )
 
 
@@ -341,7 +343,8 @@ class TestUnknown:
         days = {"usage_start_date": "2026-11-01", "usage_end_date": "2026-11-30"} if field.endswith("date") else {}
         operator = gate(**{**days, field: lost, "on_unknown": on_unknown})
 
-        with pytest.raises(exceptions.ReductoConfigurationError, match=f"gate: {field} is given but came out") as error:
+        words = f"gate: {field} is given but resolved to"
+        with pytest.raises(exceptions.ReductoConfigurationError, match=words) as error:
             execute(operator)
         assert REMEDIES[field] in str(error.value)
         assert not service.requests

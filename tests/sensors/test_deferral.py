@@ -1,4 +1,4 @@
-"""The wait that a sensor hands to its trigger, the events that it reads, and how long it waits."""
+"""The trigger that a sensor defers to, the events that end the wait, and its timeouts."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ def waited(sensor: ReductoUsageThresholdSensor) -> Any:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_wait_that_nothing_matches_says_so_once(sensor, simulator, monkeypatch, deferrable):
-    """In a worker, and again in the triggerer, which does not know of it."""
+def test_filters_that_match_nothing_are_logged_once(sensor, simulator, monkeypatch, deferrable):
+    """In a worker, and again in the triggerer, which does not know that it was logged."""
     log = Mock()
     for each in (ReductoUsageThresholdSensor, ReductoUsageThresholdTrigger):
         monkeypatch.setattr(each, "log", log)
     with pytest.raises(AirflowSensorTimeout):
         waited(sensor(products=["pasre"], timeout=2.5, deferrable=deferrable))
 
-    said = [call.args[0] % call.args[1:] for call in log.warning.call_args_list]
-    assert sum("matches products=['pasre']: check the names" in text for text in said) == 1 + deferrable
+    lines = [call.args[0] % call.args[1:] for call in log.warning.call_args_list]
+    assert sum("matches products=['pasre']: check the names" in text for text in lines) == 1 + deferrable
     assert len(simulator.requests) > 2
 
 
-def test_everything_is_handed_over(sensor, simulator):
+def test_the_trigger_gets_every_argument(sensor, simulator):
     simulator.faults.add(status(503, retry_after=600))
     began = time.time()
     with pytest.raises(TaskDeferred) as deferral:
@@ -166,7 +166,7 @@ def test_everything_is_handed_over(sensor, simulator):
         ("api_keys", "prod,ci"),
     ],
 )
-def test_what_can_t_be_right_is_refused_when_parsed(sensor, name, value):
+def test_an_invalid_argument_is_refused_when_parsed(sensor, name, value):
     with pytest.raises(ValueError, match=name):
         sensor(**{name: value})
 
@@ -241,17 +241,17 @@ def began(sensor) -> Callable[..., ReductoUsageThresholdTrigger]:
         ),
     ],
 )
-def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(began, simulator, arguments, first, last):
+def test_a_wait_that_begins_in_the_triggerer_has_the_window_of_the_run(began, simulator, arguments, first, last):
     trigger = began(threshold="{{ params.budget }}", **arguments)
     kept = trigger.serialize()[1]
 
     assert (kept["usage_start_date"], kept["usage_end_date"], kept["threshold"]) == (first, last, "5")
-    assert kept["poll_immediately"], "nobody has asked before"
+    assert kept["poll_immediately"], "no worker has polled before"
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
 @pytest.mark.parametrize(
-    ("arguments", "expected", "said"),
+    ("arguments", "expected", "message"),
     [
         ({"threshold": "{{ params.days - 9 }}"}, ReductoConfigurationError, "not '-6'"),
         ({"threshold": "{{ params.nothing }}"}, ReductoConfigurationError, "in the triggerer: .*'nothing'"),
@@ -259,10 +259,10 @@ def test_a_wait_that_begins_in_the_triggerer_asks_for_the_window_of_the_run(bega
         ({"window": "run", "begins": datetime(2028, 2, 14, 0, 30, tzinfo=UTC)}, AirflowSkipException, "no day of UTC"),
     ],
 )
-def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, arguments, expected, said):
+def test_an_invalid_wait_ends_without_a_request(sensor, began, simulator, arguments, expected, message):
     event = event_of(began(**arguments))
 
-    with pytest.raises(expected, match=said):
+    with pytest.raises(expected, match=message):
         sensor().execute_complete({}, event)
     assert not simulator.requests
 
@@ -270,7 +270,7 @@ def test_what_can_t_begin_ends_without_a_question(sensor, began, simulator, argu
 @new_in(3, 3, "waits that begin in the triggerer")
 @pytest.mark.parametrize("nothing", ["{{ none }}", "{{ '' }}", " {{ ' ' }} ", "{# all #}"])
 @pytest.mark.parametrize("field", ReductoUsageThresholdSensor.template_fields)
-def test_what_came_out_as_nothing_in_the_triggerer_ends_without_a_question(sensor, began, simulator, field, nothing):
+def test_an_empty_argument_in_the_triggerer_ends_without_a_request(sensor, began, simulator, field, nothing):
     days = dict.fromkeys(MAY, "2028-02-01") if field in MAY else {}
     event = event_of(began(**{**days, field: nothing}))
 
@@ -295,28 +295,28 @@ def test_so_does_an_element_of_a_list_but_not_what_is_literal(sensor, began, sim
 
 @new_in(3, 3, "waits that begin in the triggerer")
 @pytest.mark.parametrize("days", [dict.fromkeys(MAY, "run"), dict.fromkeys(MAY, "{{ 'run' }}")])
-def test_the_days_of_the_run_can_be_said_in_the_triggerer(began, days):
+def test_the_days_of_the_run_in_the_triggerer(began, days):
     kept = began(**days).serialize()[1]
     assert (kept["usage_start_date"], kept["usage_end_date"]) == ("2028-02-13", "2028-02-13")
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
 @pytest.mark.parametrize("days", [{}, MAY])
-def test_what_nobody_rendered_is_no_question(sensor, simulator, days):
+def test_arguments_that_nobody_rendered_are_not_sent(sensor, simulator, days):
     """The DAG lost its start_from_trigger meanwhile, and the triggerer was started anew."""
     no_days = {"usage_start_date": None, "usage_end_date": None}
     start = sensor(start_from_trigger=True, products=["{{ params.product }}"], **{**no_days, **days}).start_trigger_args
     trigger = ReductoUsageThresholdTrigger(**start.trigger_kwargs)
 
     assert trigger.shared_stream_key() is None
-    with pytest.raises(ReductoPollError, match="the DAG has changed while this waited"):
+    with pytest.raises(ReductoPollError, match="the DAG changed during the wait"):
         sensor().execute_complete({}, event_of(trigger))
     assert not simulator.requests
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
-def test_to_begin_in_the_triggerer_is_the_matter_of_one_sensor(sensor):
-    """Set on the class, it would hold for others as well, and all instances of a mapped one would ask the same."""
+def test_start_from_trigger_applies_to_one_sensor(sensor):
+    """Set on the class, it would apply to others too, and all instances of a mapped one would send the same query."""
     sensors = [sensor(start_from_trigger=True, threshold=threshold) for threshold in (1, 2)]
 
     assert [each.start_trigger_args.trigger_kwargs["threshold"] for each in sensors] == [1, 2]
@@ -324,13 +324,13 @@ def test_to_begin_in_the_triggerer_is_the_matter_of_one_sensor(sensor):
 
 
 @new_in(3, 3, "waits that begin in the triggerer")
-def test_attributes_that_are_assigned_are_what_the_triggerer_asks_for(sensor):
+def test_attributes_assigned_later_reach_the_triggerer(sensor):
     made = sensor(start_from_trigger=True)
     made.org_id, made.api_keys, made.settle_days = "org_globex", "{{ params.key }}", 2
 
     for each in (made, copy.deepcopy(made), copy.copy(made)):
-        asked = each.start_trigger_args.trigger_kwargs
-        assert (asked["org_id"], asked["api_keys"], asked["settle_days"]) == ("org_globex", "{{ params.key }}", 2)
+        kept = each.start_trigger_args.trigger_kwargs
+        assert (kept["org_id"], kept["api_keys"], kept["settle_days"]) == ("org_globex", "{{ params.key }}", 2)
     with pytest.raises(ValueError, match=r"^org_id can't be another task's output"):
         made.org_id = object()
     made.start_from_trigger = False
@@ -356,7 +356,7 @@ def test_a_wait_that_begins_in_the_triggerer_has_the_same_time(began):
 
 
 def test_airflow_leaves_the_last_poll_time_for_all_its_attempts(sensor):
-    """It begins when the time is over; cut short by Airflow's own limit, it could not tell what it found."""
+    """It begins at the timeout. Ended by Airflow's own limit, it could not report its result."""
     waits = (DEFAULT_MAX_ATTEMPTS - 1) * (RETRY_AFTER_CAP + BACKOFF_INITIAL)
     longest = timedelta(seconds=DEFAULT_MAX_ATTEMPTS * DEFAULT_TIMEOUT + waits)
     timeout = timedelta(hours=1)
@@ -423,17 +423,17 @@ def test_a_first_poll_that_outlasts_the_wait_is_the_last(sensor, simulator, conn
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_connection_that_is_mended_while_it_fails_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
+def test_a_connection_that_is_fixed_while_polls_fail_is_seen(sensor, simulator, connect, monkeypatch, deferrable):
     connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
     get_usage = ReductoHook.get_usage
 
-    def mended(hook, query):
+    def fixed_afterwards(hook, query):
         try:
             return get_usage(hook, query)
         finally:
             connect(host=simulator.url, extra={"max_attempts": 1})
 
-    monkeypatch.setattr(ReductoHook, "get_usage", mended)
+    monkeypatch.setattr(ReductoHook, "get_usage", fixed_afterwards)
     assert waited(sensor(deferrable=deferrable, threshold=0))["exceeded"]
 
 
@@ -533,7 +533,7 @@ def test_a_timeout_that_ends_between_two_looks_at_the_clock_is_not_an_execution_
         waiting._get_next_poke_interval(0, lambda: 30.001, 1)
 
 
-@new_in(3, 0, "a deferral that tells a timeout from a failure")
+@new_in(3, 0, "a deferral that distinguishes a timeout from a failure")
 @pytest.mark.parametrize("limit", ["timeout", "execution_timeout"])
 @pytest.mark.parametrize("option", ["silent_fail", "soft_fail", "never_fail"])
 def test_a_trigger_that_is_lost_ends_as_any_other_timeout(sensor, limit, option):
@@ -548,16 +548,16 @@ def test_a_trigger_that_is_lost_ends_as_any_other_timeout(sensor, limit, option)
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "message"),
     [
         ({"status": "timeout", "message": "usage did not exceed it; the last poll: 5 of 9"}, "the last poll: 5 of 9"),
         ({"status": "error", "error": "ReductoAuthenticationError", "message": "the key is refused"}, "key is refused"),
     ],
 )
 @pytest.mark.parametrize("option", ["soft_fail", "never_fail"])
-def test_a_skip_after_a_deferral_says_why(sensor, event, said, option):
+def test_a_skip_after_a_deferral_names_the_reason(sensor, event, message, option):
     """Airflow's own reason would be that soft_fail is set."""
-    with pytest.raises(AirflowSkipException, match=f"Skipping due to {option}: .*{said}"):
+    with pytest.raises(AirflowSkipException, match=f"Skipping due to {option}: .*{message}"):
         sensor(**{option: True}).resume_execution("execute_complete", {"event": event}, {})
 
 

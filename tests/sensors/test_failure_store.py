@@ -1,4 +1,4 @@
-"""Failed polls of a rescheduled sensor, which its next visit to a worker must know of."""
+"""Failed polls of a rescheduled sensor are kept for its next visit to a worker."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_rescheduled_sensor_remembers_since_when_polls_fail(visit, simulator):
 
 @REMEMBERS
 @pytest.mark.parametrize("later", [{"number": 3}, {"number": 0}, {"number": 2, "try_id": "second"}])
-def test_what_is_stored_holds_for_the_next_visit_only(visit, simulator, later):
+def test_an_entry_is_valid_for_the_next_visit_only(visit, simulator, later):
     """A poll in between did not fail, or the try is another one."""
     simulator.faults.add(status(500), times=None)
     store = Store()
@@ -85,7 +85,7 @@ def test_what_is_stored_holds_for_the_next_visit_only(visit, simulator, later):
 
 @REMEMBERS
 @pytest.mark.parametrize("stored", [3, [], {}, {"try": "first", "visit": 0, "count": "3", "since": 1.0}])
-def test_what_is_stored_by_somebody_else_is_not_taken_for_failures(visit, simulator, stored):
+def test_an_invalid_entry_counts_as_no_failure(visit, simulator, stored):
     simulator.faults.add(status(500))
     store = Store()
     visit(store, 0)

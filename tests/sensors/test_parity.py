@@ -1,7 +1,7 @@
-"""The threshold sensor in all its modes: whatever happens, with whatever options, the same comes of it.
+"""The threshold sensor has the same outcome in all its modes, in every case and with every option.
 
-Real Airflow runs a DAG for each mode, with a sensor for each case and option. What that comes to is the table of
-`docs/waiting.md`. To write it anew::
+Real Airflow runs a DAG for each mode, with a sensor for each case and option. The outcomes are the table of
+`docs/waiting.md`. To rewrite it::
 
     REWRITE_DOCS=1 make test ARGS=tests/sensors/test_parity.py
 """
@@ -55,7 +55,7 @@ from reducto_provider.triggers import base
 from reducto_provider.triggers import threshold as triggers
 from reducto_provider.usage.threshold import UsageThreshold
 
-# What can't be brought about from outside.
+# What can't be caused from outside.
 read, event_of = UsageThreshold.read, triggers.ReductoUsageThresholdTrigger._event_of
 
 def read_otherwise(self, report, time):
@@ -94,7 +94,7 @@ NOT_BEGUN = {"usage_start_date": str(TODAY + timedelta(days=9)), "usage_end_date
 OF_THE_RUN = {"window": "run", "usage_start_date": None, "usage_end_date": None}
 
 SHORT, LONG = 0.6, 900
-"""Seconds for a wait that the time alone ends, and for any other: longer than the whole run, as sensors take turns."""
+"""Seconds for a wait that only its timeout ends, and for others: longer than the whole run, as sensors take turns."""
 AT_A_TIME = 40
 """Sensors of one DAG: with more of them each takes Airflow longer."""
 
@@ -107,9 +107,9 @@ class Case:
     """
     Something that happens to a sensor at its first poll, or later: after one that found no usage at all.
 
-    `faults` meet the polls in turn, the last one for ever if it `stays`. `lasts` are the options with which the time
-    alone ends the wait. `kind` begins the organization's id: the DAG or the service do something for it. `counted`
-    tells whether the polls are the same in number, and do not depend on the time.
+    `faults` meet the polls in turn, the last one for ever if it `stays`. `lasts` are the options with which only the
+    timeout ends the wait. `kind` begins the organization's id: the DAG or the service act on it. `counted` is whether
+    the number of polls is the same in every mode, and does not depend on the time.
     """
 
     what: str
@@ -144,13 +144,13 @@ CASES = (
         when=(FIRST,),
     ),
     Case("the key is refused (401)", faults=(status(401),)),
-    Case("the key is refused, the connection has a new one", EXCEEDED, kind="rotated"),
+    Case("the key is refused (401), the connection has a new one", EXCEEDED, kind="rotated"),
     Case("the organization is refused (403)", faults=(status(403),), when=(FIRST,)),
     Case("the request is refused (400)", faults=(status(400),), when=(LATER,)),
     Case("rows without credits", kind="uncounted"),
-    Case("an answer for another organization", faults=(Altered({"orgId": "org_other"}),), lasts=IF_SILENT),
+    Case("a response for another organization", faults=(Altered({"orgId": "org_other"}),), lasts=IF_SILENT),
     Case("HTML pages, `max_failure_time=0`", FIVE_END_IT, faults=(html(),), lasts=IF_SILENT),
-    Case("half an answer", faults=(Reply(200, '{"orgId": '),), lasts=IF_SILENT, when=(FIRST,)),
+    Case("an incomplete response", faults=(Reply(200, '{"orgId": '),), lasts=IF_SILENT, when=(FIRST,)),
     Case(
         "four transient errors, `max_failure_time=0`",
         {**EXCEEDED, "max_failure_time": 0},
@@ -167,14 +167,14 @@ CASES = (
         counted=False,
     ),
     Case("an outage longer than `timeout`", faults=(status(503),), lasts=ALWAYS, when=(LATER,)),
-    Case("an exception that nobody foresaw", kind="bug", lasts=IF_SILENT),
+    Case("an unexpected exception", kind="bug", lasts=IF_SILENT),
     Case("the connection is missing", {**EXCEEDED, "reducto_conn_id": "missing"}, lasts=IF_SILENT, when=(FIRST,)),
     Case("the trigger's event is malformed (deferrable only)", kind="event", when=(LATER,), modes=("deferrable",)),
 )
 
 
 class Key(NamedTuple):
-    """What a sensor is there for."""
+    """What a sensor tests."""
 
     case: Case
     when: str
@@ -182,7 +182,7 @@ class Key(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a sensor: the XCom without its time, the polls (None where they depend on the time)."""
+    """The outcome of a sensor: with the XCom without its time, and the polls (None if they depend on the time)."""
 
     state: Any
     tries: int
@@ -191,14 +191,14 @@ class Outcome(NamedTuple):
     polls: int | None
 
     def __str__(self) -> str:
-        """As the document has it."""
+        """Return the outcome as the document has it."""
         if self.state != "failed":
             return str(self.state)
         return f"failed{' twice' if self.tries == 2 else ''}, `{self.errors[-1]}`"
 
 
 class World:
-    """The sensors of a mode, and the service that each asks about an organization of its own."""
+    """The sensors of a mode, and the service that each polls for its own organization."""
 
     def __init__(self, mode: str, folder: Path) -> None:
         self.simulator = Simulator([], {})
@@ -212,7 +212,7 @@ class World:
                     self._add(Key(case, when, option), MODES[mode])
 
     def run(self, runner: Any) -> dict[str, Outcome]:
-        """Run all sensors, and return by organization what came of each."""
+        """Run all sensors, and return the outcomes by organization."""
         secrets = {
             "AIRFLOW__SECRETS__BACKEND": "tests.real_airflow.connections.ConnectionFiles",
             "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"folder": str(self._connections)}),
@@ -229,7 +229,7 @@ class World:
         return outcomes
 
     def rotate(self, org: str) -> None:
-        """Refuse the key of an organization's connection, and put a new one into that."""
+        """Refuse the key of an organization's connection, and replace it by a new one."""
         del self.simulator.keys[f"key-{org}"]
         self._connect(org, f"new-key-{org}")
 
@@ -303,7 +303,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
 
 @pytest.fixture(scope="module")
 def measured(worlds: dict[str, World], dag_runner: Any, dag_runner_factory: Any) -> dict[str, dict[str, Outcome]]:
-    """By mode and organization what came of each sensor."""
+    """The outcome of each sensor, by mode and organization."""
     runners = [dag_runner, dag_runner_factory(), dag_runner_factory()]
     with ThreadPoolExecutor() as pool:
         outcomes = pool.map(lambda world, runner: world.run(runner), worlds.values(), runners)
@@ -353,7 +353,7 @@ def test_the_document_has_what_was_measured(measured: dict[str, dict[str, Outcom
 
 
 def markdown(what: dict[str, Key], outcomes: dict[str, Outcome]) -> str:
-    """A row for each case, or two where it depends on when it happens. An error is named once in a row."""
+    """Return a row for each case, or two if first and later polls differ. An error is named once per row."""
     cells: dict[tuple[Case, str], list[str]] = {}
     for org, key in what.items():
         cells.setdefault((key.case, key.when), []).append(str(outcomes[org]))

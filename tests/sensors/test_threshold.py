@@ -90,7 +90,7 @@ def test_a_link_leads_to_studio(wait, simulator, threshold):
     assert result.xcom("wait", key="_link_ReductoStudioLink") == "https://studio.reducto.ai"
 
 
-def test_to_equal_is_not_to_exceed(wait, simulator):
+def test_an_equal_value_does_not_exceed(wait, simulator):
     exactly = total(simulator, date(2026, 5, 1), date(2026, 5, 31))
 
     assert wait(threshold=str(exactly), **MAY).tasks["wait"] == "skipped"
@@ -110,7 +110,7 @@ def test_exceeded_while_waiting(wait, simulator, after_requests):
     assert result.xcom("wait")["usage_end_date"] == window["usage_end_date"]
     assert len(simulator.requests) == 3
     ends = {dict(request.query)["endDate"] for request in simulator.requests}
-    assert ends <= {str(today()), str(today() - timedelta(days=1))}, "days to come are not asked for"
+    assert ends <= {str(today()), str(today() - timedelta(days=1))}, "days to come are not requested"
 
 
 @pytest.mark.parametrize(
@@ -242,12 +242,12 @@ def test_a_kill_cancels_the_request(simulator, connect):
     kill = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: sensor.on_kill())
 
-    def kill_once_asked() -> None:
+    def kill_during_the_request() -> None:
         while not simulator.requests and not kill.wait(0.02):
             pass
         signal.raise_signal(signal.SIGTERM)
 
-    thread = threading.Thread(target=kill_once_asked)
+    thread = threading.Thread(target=kill_during_the_request)
     thread.start()
     try:
         with pytest.raises(asyncio.CancelledError, match="as when Airflow kills a task"):

@@ -32,11 +32,11 @@ def sim(clock: Clock) -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def ask(sim: Simulator) -> Iterator[Callable[..., requests.Response]]:
+def get(sim: Simulator) -> Iterator[Callable[..., requests.Response]]:
     with requests.Session() as session:
         session.trust_env = False
 
-        def ask(key: str | None = "sim-key-all", **query: str | list[str]) -> requests.Response:
+        def get(key: str | None = "sim-key-all", **query: str | list[str]) -> requests.Response:
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             return session.get(
                 f"{sim.url}/api/v1/usage/export",
@@ -46,4 +46,4 @@ def ask(sim: Simulator) -> Iterator[Callable[..., requests.Response]]:
                 allow_redirects=False,
             )
 
-        yield ask
+        yield get

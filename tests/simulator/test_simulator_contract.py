@@ -10,7 +10,7 @@ import requests
 
 from simulator import Organization, Simulator
 
-Ask = Callable[..., requests.Response]
+Get = Callable[..., requests.Response]
 
 EXAMPLE: dict[str, Any] = {
     "orgId": "org_abc123",
@@ -32,18 +32,18 @@ def total(response: requests.Response) -> int:
     return sum(row["requestCount"] for row in response.json()["data"])
 
 
-def test_the_documented_example(sim: Simulator, ask: Ask) -> None:
+def test_the_documented_example(sim: Simulator, get: Get) -> None:
     sim.usage.organizations["org_abc123"] = Organization("org_abc123")
     sim.keys["mine"] = ("org_abc123",)
     sim.usage.set_rows("org_abc123", EXAMPLE["data"])
-    response = ask("mine")
+    response = get("mine")
     assert response.status_code == 200
     assert response.headers["Content-Type"].startswith("application/json")
     assert response.json() == EXAMPLE
 
 
-def test_defaults_are_thirty_days_by_product_of_the_own_organization(ask: Ask) -> None:
-    answer = ask("sim-key-globex").json()
+def test_defaults_are_thirty_days_by_product_of_the_own_organization(get: Get) -> None:
+    answer = get("sim-key-globex").json()
     assert list(answer) == ["orgId", "startDate", "endDate", "groupBy", "data"]
     assert answer["orgId"] == "org_globex"
     assert (answer["startDate"], answer["endDate"]) == ("2026-05-19", "2026-06-18")
@@ -51,30 +51,30 @@ def test_defaults_are_thirty_days_by_product_of_the_own_organization(ask: Ask) -
     assert {row["group"] for row in answer["data"]} == {"parse", "extract", "classify"}
 
 
-def test_an_account_of_several_organizations_asks_for_one(ask: Ask) -> None:
-    assert ask().json()["orgId"] == "org_acme"
-    assert ask(orgId="org_hooli").json()["orgId"] == "org_hooli"
+def test_a_member_of_several_organizations_selects_one(get: Get) -> None:
+    assert get().json()["orgId"] == "org_acme"
+    assert get(orgId="org_hooli").json()["orgId"] == "org_hooli"
 
 
-def test_the_range_is_inclusive_and_echoed(ask: Ask) -> None:
-    answer = ask(startDate="2026-06-01", endDate="2026-06-03").json()
+def test_the_range_is_inclusive_and_echoed(get: Get) -> None:
+    answer = get(startDate="2026-06-01", endDate="2026-06-03").json()
     assert (answer["startDate"], answer["endDate"]) == ("2026-06-01", "2026-06-03")
     assert {row["date"] for row in answer["data"]} == {"2026-06-01", "2026-06-02", "2026-06-03"}
-    assert {row["date"] for row in ask(startDate="2026-06-02", endDate="2026-06-02").json()["data"]} == {"2026-06-02"}
+    assert {row["date"] for row in get(startDate="2026-06-02", endDate="2026-06-02").json()["data"]} == {"2026-06-02"}
 
 
 @pytest.mark.parametrize(
     ("dimension", "group"),
     [("product", "parse"), ("feature", "citations"), ("api_key", "invoices-prod"), ("file_type", "pdf")],
 )
-def test_each_dimension(ask: Ask, dimension: str, group: str) -> None:
-    response = ask(groupBy=dimension)
+def test_each_dimension(get: Get, dimension: str, group: str) -> None:
+    response = get(groupBy=dimension)
     assert response.json()["groupBy"] == dimension
     assert group in groups(response)
 
 
-def test_rows_are_sorted_unique_and_of_the_documented_types(ask: Ask) -> None:
-    rows = ask(groupBy="feature").json()["data"]
+def test_rows_are_sorted_unique_and_of_the_documented_types(get: Get) -> None:
+    rows = get(groupBy="feature").json()["data"]
     places = [(row["date"], row["group"]) for row in rows]
     assert places == sorted(set(places))
     for row in rows:
@@ -93,37 +93,37 @@ def test_rows_are_sorted_unique_and_of_the_documented_types(ask: Ask) -> None:
         ("fileType", "file_type", ["pdf", "tiff"]),
     ],
 )
-def test_a_repeated_filter_takes_any_of_its_values(ask: Ask, parameter: str, dimension: str, values: list[str]) -> None:
-    assert groups(ask(groupBy=dimension, **{parameter: values})) == set(values)
-    assert groups(ask(groupBy=dimension, **{parameter: values[0]})) == {values[0]}
+def test_a_repeated_filter_takes_any_of_its_values(get: Get, parameter: str, dimension: str, values: list[str]) -> None:
+    assert groups(get(groupBy=dimension, **{parameter: values})) == set(values)
+    assert groups(get(groupBy=dimension, **{parameter: values[0]})) == {values[0]}
 
 
-def test_filters_work_whatever_the_grouping(ask: Ask) -> None:
+def test_filters_work_whatever_the_grouping(get: Get) -> None:
     by_dimension = [
-        ask(groupBy=dimension, apiKey="mailroom") for dimension in ("product", "feature", "api_key", "file_type")
+        get(groupBy=dimension, apiKey="mailroom") for dimension in ("product", "feature", "api_key", "file_type")
     ]
     assert len({total(response) for response in by_dimension}) == 1
     assert groups(by_dimension[0]) == {"split", "classify"}
     assert groups(by_dimension[2]) == {"mailroom"}
 
 
-def test_different_filters_all_apply(ask: Ask) -> None:
-    response = ask(groupBy="api_key", product=["classify", "split"], fileType="tiff")
+def test_different_filters_all_apply(get: Get) -> None:
+    response = get(groupBy="api_key", product=["classify", "split"], fileType="tiff")
     assert groups(response) == {"back-office", "mailroom"}
-    assert groups(ask(product="parse", feature="label")) == set()
+    assert groups(get(product="parse", feature="label")) == set()
 
 
-def test_a_filter_that_nothing_matches_leaves_no_rows(ask: Ask) -> None:
-    assert ask(product="unheard-of").json()["data"] == []
+def test_a_filter_that_nothing_matches_leaves_no_rows(get: Get) -> None:
+    assert get(product="unheard-of").json()["data"] == []
 
 
-def test_a_misspelt_filter_is_ignored(ask: Ask) -> None:
-    assert total(ask(api_key="mailroom", file_type="tiff")) == total(ask()) > total(ask(apiKey="mailroom"))
+def test_a_misspelt_filter_is_ignored(get: Get) -> None:
+    assert total(get(api_key="mailroom", file_type="tiff")) == total(get()) > total(get(apiKey="mailroom"))
 
 
 @pytest.mark.parametrize("dimension", ["apiKey", "fileType", "Product", "", "day"])
-def test_an_invalid_grouping(ask: Ask, dimension: str) -> None:
-    response = ask(groupBy=dimension)
+def test_an_invalid_grouping(get: Get, dimension: str) -> None:
+    response = get(groupBy=dimension)
     assert response.status_code == 400
     assert "groupBy" in response.json()["error"]
 
@@ -142,19 +142,19 @@ def test_an_invalid_grouping(ask: Ask, dimension: str) -> None:
         "01/06/2026",
     ],
 )
-def test_an_invalid_date(ask: Ask, name: str, value: str) -> None:
-    response = ask(**{name: value})
+def test_an_invalid_date(get: Get, name: str, value: str) -> None:
+    response = get(**{name: value})
     assert response.status_code == 400
     assert name in response.json()["error"]
 
 
-def test_a_start_after_the_end(ask: Ask) -> None:
-    assert ask(startDate="2026-06-02", endDate="2026-06-01").status_code == 400
+def test_a_start_after_the_end(get: Get) -> None:
+    assert get(startDate="2026-06-02", endDate="2026-06-01").status_code == 400
 
 
 @pytest.mark.parametrize("name", ["startDate", "endDate", "groupBy", "orgId"])
-def test_only_filters_may_be_repeated(ask: Ask, name: str) -> None:
-    assert ask(**{name: ["2026-06-01", "2026-06-02"]}).status_code == 400
+def test_only_filters_may_be_repeated(get: Get, name: str) -> None:
+    assert get(**{name: ["2026-06-01", "2026-06-02"]}).status_code == 400
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer nobody", "Bearer ", "Basic sim-key-all", "sim-key-all"])
@@ -166,8 +166,8 @@ def test_a_key_missing_or_invalid(sim: Simulator, authorization: str | None) -> 
 
 
 @pytest.mark.parametrize("org", ["org_acme", "org_unheard_of", ""])
-def test_not_a_member(ask: Ask, org: str) -> None:
-    response = ask("sim-key-globex", orgId=org)
+def test_not_a_member(get: Get, org: str) -> None:
+    response = get("sim-key-globex", orgId=org)
     assert response.status_code == 403
     assert set(response.json()) == {"error"}
 

@@ -1,4 +1,4 @@
-"""Each fault as a raw client meets it, and the plan that says who meets which."""
+"""Each fault as a raw client sees it, and the plan of which request meets which."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from simulator import (
     status,
 )
 
-Ask = Callable[..., requests.Response]
+Get = Callable[..., requests.Response]
 
 
 def connect(sim: Simulator, timeout: float = 10) -> HTTPConnection:
-    """A connection on which a question has been sent."""
+    """Return a connection on which a request has been sent."""
     connection = HTTPConnection(sim.host, sim.port, timeout=timeout)
     connection.request("GET", "/api/v1/usage/export", headers={"Authorization": "Bearer sim-key-acme"})
     return connection
@@ -48,60 +48,60 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 429, 500, 502, 503, 504, 520])
-def test_a_status_for_the_next_requests(sim: Simulator, ask: Ask, code: int) -> None:
+def test_a_status_for_the_next_requests(sim: Simulator, get: Get, code: int) -> None:
     sim.faults.add(status(code), times=2)
-    responses = [ask() for _ in range(3)]
+    responses = [get() for _ in range(3)]
     assert [response.status_code for response in responses] == [code, code, 200]
     assert set(responses[0].json()) == {"error"}
 
 
-def test_any_status_body_and_headers(sim: Simulator, ask: Ask) -> None:
+def test_any_status_body_and_headers(sim: Simulator, get: Get) -> None:
     sim.faults.add(Reply(418, b"\xff\x00", {"content-type": "application/x-tea", "X-Pot": "short"}))
-    response = ask()
+    response = get()
     assert (response.status_code, response.content) == (418, b"\xff\x00")
     assert response.headers["Content-Type"] == "application/x-tea"
     assert response.headers["X-Pot"] == "short"
 
 
-def test_a_raw_body_with_status_200(sim: Simulator, ask: Ask) -> None:
+def test_a_raw_body_with_status_200(sim: Simulator, get: Get) -> None:
     sim.faults.add(Reply(body='{"data": [1e400, NaN'))
-    response = ask()
+    response = get()
     assert (response.status_code, response.text) == (200, '{"data": [1e400, NaN')
     assert response.headers["Content-Type"] == "application/json"
 
 
-def test_the_journal_names_the_fault_that_a_request_met(sim: Simulator, ask: Ask) -> None:
+def test_the_journal_names_the_fault_that_a_request_met(sim: Simulator, get: Get) -> None:
     sim.faults.add(status(503), Gzip())
     for _ in range(3):
-        ask()
+        get()
     assert [(request.fault, request.status) for request in sim.requests] == [("Reply", 503), ("Gzip", 200), (None, 200)]
     assert sim.requests[0].as_json()["fault"] == "Reply"
 
 
-def test_retry_after(sim: Simulator, ask: Ask) -> None:
+def test_retry_after(sim: Simulator, get: Get) -> None:
     sim.faults.add(
         status(429, retry_after=7),
         status(503, retry_after=3600, retry_after_as="date"),
         status(503, headers={"Retry-After": "soon"}),
     )
-    assert ask().headers["Retry-After"] == "7"
-    in_an_hour = ask().headers
+    assert get().headers["Retry-After"] == "7"
+    in_an_hour = get().headers
     ahead = parsedate_to_datetime(in_an_hour["Retry-After"]) - parsedate_to_datetime(in_an_hour["Date"])
     assert 3500 < ahead.total_seconds() < 3700
-    assert ask().headers["Retry-After"] == "soon"
+    assert get().headers["Retry-After"] == "soon"
 
 
-def test_a_page_with_status_200(sim: Simulator, ask: Ask) -> None:
+def test_a_page_with_status_200(sim: Simulator, get: Get) -> None:
     sim.faults.add(html())
-    response = ask()
+    response = get()
     assert response.status_code == 200
     assert response.headers["Content-Type"].startswith("text/html")
     assert "<html>" in response.text
 
 
-def test_a_redirect(sim: Simulator, ask: Ask) -> None:
+def test_a_redirect(sim: Simulator, get: Get) -> None:
     sim.faults.add(redirect("https://elsewhere.invalid/x"), redirect("/login", 307))
-    responses = ask(), ask()
+    responses = get(), get()
     assert [response.status_code for response in responses] == [302, 307]
     assert [response.headers["Location"] for response in responses] == [
         "https://elsewhere.invalid/x",
@@ -110,40 +110,40 @@ def test_a_redirect(sim: Simulator, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("name", ["orgId", "startDate", "endDate", "groupBy"])
-def test_a_wrong_echo(sim: Simulator, ask: Ask, name: str) -> None:
-    proper = ask().json()
+def test_a_wrong_echo(sim: Simulator, get: Get, name: str) -> None:
+    proper = get().json()
     sim.faults.add(Altered({name: "wrong"}))
-    assert ask().json() == {**proper, name: "wrong"}
+    assert get().json() == {**proper, name: "wrong"}
 
 
-def test_an_error_has_nothing_to_alter(sim: Simulator, ask: Ask) -> None:
+def test_an_error_has_nothing_to_alter(sim: Simulator, get: Get) -> None:
     sim.faults.add(Altered({"orgId": "wrong"}))
-    assert ask("nobody").status_code == 401
+    assert get("nobody").status_code == 401
 
 
-def test_gzip(sim: Simulator, ask: Ask) -> None:
-    proper = ask()
+def test_gzip(sim: Simulator, get: Get) -> None:
+    proper = get()
     sim.faults.add(Gzip(), Gzip(declared=False))
-    declared, raw = ask(), ask()
+    declared, raw = get(), get()
     assert declared.headers["Content-Encoding"] == "gzip"
     assert declared.content == proper.content
     assert "Content-Encoding" not in raw.headers
     assert gzip.decompress(raw.content) == proper.content
 
 
-def test_a_stall_ends_in_the_proper_answer(sim: Simulator, ask: Ask) -> None:
-    proper = ask().content
+def test_a_stall_ends_in_the_proper_answer(sim: Simulator, get: Get) -> None:
+    proper = get().content
     sim.faults.add(Stall(0.01), Stall(0.01, "body"))
-    assert [ask().content, ask().content] == [proper, proper]
+    assert [get().content, get().content] == [proper, proper]
 
 
-def test_a_stall_before_the_headers(sim: Simulator, ask: Ask) -> None:
+def test_a_stall_before_the_headers(sim: Simulator, get: Get) -> None:
     sim.faults.add(Stall(60))
     with closing(connect(sim, timeout=0.1)) as connection, pytest.raises(TimeoutError):
         connection.getresponse()
     until(lambda: sim.journal.in_flight == 0)
     assert sim.requests[0].status is None
-    assert ask().status_code == 200
+    assert get().status_code == 200
 
 
 def test_a_stall_in_the_middle_of_the_body(sim: Simulator) -> None:
@@ -167,8 +167,8 @@ def test_a_trickle(sim: Simulator) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_cut_short(sim: Simulator, ask: Ask, chunked: bool) -> None:
-    proper = ask("sim-key-acme").content
+def test_a_body_cut_short(sim: Simulator, get: Get, chunked: bool) -> None:
+    proper = get("sim-key-acme").content
     sim.faults.add(CutShort(chunked=chunked))
     with closing(connect(sim)) as connection:
         response = connection.getresponse()
@@ -179,22 +179,22 @@ def test_a_body_cut_short(sim: Simulator, ask: Ask, chunked: bool) -> None:
     assert cut.value.partial == proper[: len(proper) // 2]
 
 
-def test_a_connection_reset(sim: Simulator, ask: Ask) -> None:
+def test_a_connection_reset(sim: Simulator, get: Get) -> None:
     sim.faults.add(Reset())
     with closing(connect(sim)) as connection, pytest.raises(ConnectionResetError):
         connection.getresponse()
     until(lambda: sim.journal.in_flight == 0)
     assert sim.requests[0].status is None
-    assert ask().status_code == 200
+    assert get().status_code == 200
 
 
-def test_an_endless_body(sim: Simulator, ask: Ask) -> None:
+def test_an_endless_body(sim: Simulator, get: Get) -> None:
     sim.faults.add(Endless())
     with closing(connect(sim)) as connection:
         response = connection.getresponse()
         assert response.status == 200
         assert len(response.read(3_000_000)) == 3_000_000
-        assert ask().status_code == 200, "others are served meanwhile"
+        assert get().status_code == 200, "others are served meanwhile"
     until(lambda: sim.journal.in_flight == 0)
 
 
@@ -209,9 +209,9 @@ def test_the_simulator_ends_whatever_is_under_way() -> None:
         connection.close()
 
 
-def test_requests_at_once_are_counted(sim: Simulator, ask: Ask) -> None:
-    ask()
-    ask()
+def test_requests_at_once_are_counted(sim: Simulator, get: Get) -> None:
+    get()
+    get()
     assert sim.journal.max_in_flight == 1
     sim.faults.add(Stall(60), times=4)
     connections = [connect(sim) for _ in range(4)]
@@ -222,32 +222,32 @@ def test_requests_at_once_are_counted(sim: Simulator, ask: Ask) -> None:
     assert sim.journal.max_in_flight == 4
 
 
-def test_faults_queue_up(sim: Simulator, ask: Ask) -> None:
+def test_faults_queue_up(sim: Simulator, get: Get) -> None:
     sim.faults.add(status(500), status(502), times=2)
     sim.faults.add(status(503))
-    assert [ask().status_code for _ in range(6)] == [500, 500, 502, 502, 503, 200]
+    assert [get().status_code for _ in range(6)] == [500, 500, 502, 502, 503, 200]
 
 
-def test_a_fault_for_one_organization(sim: Simulator, ask: Ask) -> None:
+def test_a_fault_for_one_organization(sim: Simulator, get: Get) -> None:
     sim.faults.add(status(500), times=2, org="org_globex")
-    assert ask().status_code == 200
-    assert ask(orgId="org_globex").status_code == 500
-    assert ask("sim-key-globex").status_code == 500
-    assert ask(orgId="org_globex").status_code == 200
+    assert get().status_code == 200
+    assert get(orgId="org_globex").status_code == 500
+    assert get("sim-key-globex").status_code == 500
+    assert get(orgId="org_globex").status_code == 200
 
 
-def test_a_fault_for_good(sim: Simulator, ask: Ask) -> None:
+def test_a_fault_for_good(sim: Simulator, get: Get) -> None:
     sim.faults.add(status(500), times=None)
-    assert {ask().status_code for _ in range(5)} == {500}
+    assert {get().status_code for _ in range(5)} == {500}
     sim.faults.clear()
-    assert ask().status_code == 200
+    assert get().status_code == 200
 
 
-def test_a_seeded_share_of_requests(sim: Simulator, ask: Ask) -> None:
+def test_a_seeded_share_of_requests(sim: Simulator, get: Get) -> None:
     def statuses(seed: int) -> list[int]:
         sim.faults.clear()
         sim.faults.at_rate(0.3, status(500), status(503), seed=seed)
-        return [ask(startDate="2026-06-18").status_code for _ in range(60)]
+        return [get(startDate="2026-06-18").status_code for _ in range(60)]
 
     assert statuses(7) == statuses(7) != statuses(8)
     assert set(statuses(7)) == {200, 500, 503}

@@ -17,7 +17,7 @@ import requests
 
 from simulator import Simulator, status
 
-Ask = Callable[..., requests.Response]
+Get = Callable[..., requests.Response]
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +26,11 @@ def admin(sim: Simulator, what: str, **content: Any) -> requests.Response:
     return requests.post(f"{sim.url}/_simulator/{what}", json=content, timeout=10)
 
 
-def test_the_journal_keeps_requests_as_they_came(sim: Simulator, ask: Ask) -> None:
+def test_the_journal_keeps_requests_as_they_came(sim: Simulator, get: Get) -> None:
     before = datetime.now(UTC)
     sim.faults.add(status(503))
-    ask("sim-key-acme", groupBy="api_key", product=["split", "parse"], apiKey="a b&c/ü")
-    ask("nobody")
+    get("sim-key-acme", groupBy="api_key", product=["split", "parse"], apiKey="a b&c/ü")
+    get("nobody")
     requests.get(f"{sim.url}/elsewhere?x", timeout=10)
     first, second, third = sim.requests
     assert (first.method, first.path, first.status) == ("GET", "/api/v1/usage/export", 503)
@@ -50,7 +50,7 @@ def test_the_journal_keeps_requests_as_they_came(sim: Simulator, ask: Ask) -> No
     assert sim.requests == []
 
 
-def test_a_port_in_use_is_told_to_the_caller(sim: Simulator) -> None:
+def test_a_port_in_use_raises_in_the_caller(sim: Simulator) -> None:
     with pytest.raises(OSError, match="in use"):
         Simulator(port=sim.port).start()
 
@@ -59,26 +59,26 @@ def test_health(sim: Simulator) -> None:
     assert requests.get(f"{sim.url}/healthz", timeout=10).json() == {"status": "ok"}
 
 
-def test_admin_adds_faults(sim: Simulator, ask: Ask) -> None:
+def test_admin_adds_faults(sim: Simulator, get: Get) -> None:
     assert admin(sim, "faults", kind="status", code=503, retry_after=2, times=2).status_code == 200
     admin(sim, "faults", kind="altered", fields={"groupBy": "day"}, org="org_hooli")
     admin(sim, "faults", kind="reply", status=200, body="nonsense")
     admin(sim, "faults", kind="stall", seconds=0.01, where="body")
-    assert [ask().headers.get("Retry-After") for _ in range(2)] == ["2", "2"]
-    assert ask(orgId="org_hooli").json()["groupBy"] == "day"
-    assert ask().text == "nonsense"
-    assert ask().json()["orgId"] == "org_acme"
+    assert [get().headers.get("Retry-After") for _ in range(2)] == ["2", "2"]
+    assert get(orgId="org_hooli").json()["groupBy"] == "day"
+    assert get().text == "nonsense"
+    assert get().json()["orgId"] == "org_acme"
 
 
-def test_admin_adds_faults_at_a_rate(sim: Simulator, ask: Ask) -> None:
+def test_admin_adds_faults_at_a_rate(sim: Simulator, get: Get) -> None:
     admin(sim, "faults", kind="redirect", location="/", rate=1, org="org_acme")
-    assert {ask().status_code for _ in range(3)} == {302}
-    assert ask(orgId="org_hooli").status_code == 200
+    assert {get().status_code for _ in range(3)} == {302}
+    assert get(orgId="org_hooli").status_code == 200
 
 
-def test_admin_changes_usage(sim: Simulator, ask: Ask) -> None:
+def test_admin_changes_usage(sim: Simulator, get: Get) -> None:
     def on_the_tenth() -> list[tuple[str, float | None]]:
-        rows = ask(startDate="2026-06-10", endDate="2026-06-10").json()["data"]
+        rows = get(startDate="2026-06-10", endDate="2026-06-10").json()["data"]
         return [(row["group"], row.get("credits")) for row in rows]
 
     original = on_the_tenth()
@@ -97,11 +97,11 @@ def test_admin_changes_usage(sim: Simulator, ask: Ask) -> None:
     assert on_the_tenth() == original
 
 
-def test_admin_tells_of_requests(sim: Simulator, ask: Ask) -> None:
-    ask("sim-key-acme", groupBy="feature")
-    told = requests.get(f"{sim.url}/_simulator/requests", timeout=10).json()
-    assert (told["inFlight"], told["maxInFlight"]) == (0, 1)
-    (only,) = told["requests"]
+def test_admin_returns_the_requests(sim: Simulator, get: Get) -> None:
+    get("sim-key-acme", groupBy="feature")
+    found = requests.get(f"{sim.url}/_simulator/requests", timeout=10).json()
+    assert (found["inFlight"], found["maxInFlight"]) == (0, 1)
+    (only,) = found["requests"]
     assert (only["method"], only["query"], only["status"]) == ("GET", [["groupBy", "feature"]], 200)
     assert ["Authorization", "Bearer sim-key-acme"] in only["headers"]
     requests.delete(f"{sim.url}/_simulator/", timeout=10)

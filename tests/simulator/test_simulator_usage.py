@@ -1,4 +1,4 @@
-"""The figures: the same whenever and however they are asked for, exact beneath, and open to change."""
+"""The figures: the same for every query, exact, and changeable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import requests
 
 from simulator import ORGANIZATIONS, Organization, Record, Simulator, many_keys
 
-Ask = Callable[..., requests.Response]
+Get = Callable[..., requests.Response]
 
 DIMENSIONS = ("product", "feature", "api_key", "file_type")
 START, END = date(2026, 5, 19), date(2026, 6, 18)
@@ -25,8 +25,8 @@ def totals(sim: Simulator, org: str, start: date, end: date) -> list[tuple[Decim
     return [(sum((r.credits for r in rows), Decimal(0)), sum(r.requests for r in rows)) for rows in answers]
 
 
-def rows_of(ask: Ask, **query: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = ask(**query).json()["data"]
+def rows_of(get: Get, **query: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = get(**query).json()["data"]
     return rows
 
 
@@ -36,9 +36,9 @@ def test_the_four_dimensions_add_up_exactly_every_day(sim: Simulator, org: str) 
         assert len(set(totals(sim, org, day, day))) == 1
 
 
-def test_an_answer_is_the_truth_up_to_binary_rounding(sim: Simulator, ask: Ask) -> None:
+def test_an_answer_is_the_truth_up_to_binary_rounding(sim: Simulator, get: Get) -> None:
     for dimension in DIMENSIONS:
-        rows = rows_of(ask, orgId="org_hooli", groupBy=dimension)
+        rows = rows_of(get, orgId="org_hooli", groupBy=dimension)
         truth = sim.truth("org_hooli", START, END, dimension)
         assert [(row["date"], row["group"], row["requestCount"]) for row in rows] == [
             (exact.date.isoformat(), exact.group, exact.requests) for exact in truth
@@ -54,15 +54,15 @@ def test_truth_takes_filters(sim: Simulator) -> None:
     )
 
 
-def test_sums_show_the_noise_of_binary_floats(ask: Ask) -> None:
-    credits = [row["credits"] for row in rows_of(ask, orgId="org_hooli")]
+def test_sums_show_the_noise_of_binary_floats(get: Get) -> None:
+    credits = [row["credits"] for row in rows_of(get, orgId="org_hooli")]
     assert any(value != round(value, 6) for value in credits)
     assert any(value % 1 == 0.5 for value in credits)
 
 
-def test_figures_depend_on_nothing_but_the_day(sim: Simulator, ask: Ask) -> None:
-    month = rows_of(ask, groupBy="api_key")
-    day = rows_of(ask, groupBy="api_key", startDate="2026-06-10", endDate="2026-06-10")
+def test_figures_depend_on_nothing_but_the_day(sim: Simulator, get: Get) -> None:
+    month = rows_of(get, groupBy="api_key")
+    day = rows_of(get, groupBy="api_key", startDate="2026-06-10", endDate="2026-06-10")
     assert day
     assert day == [row for row in month if row["date"] == "2026-06-10"]
     with Simulator(clock=lambda: datetime(2026, 9, 1, tzinfo=UTC)) as later:
@@ -90,9 +90,9 @@ def test_growth(sim: Simulator) -> None:
     assert june > june_before
 
 
-def test_no_usage_before_the_first_day_nor_in_the_future(ask: Ask) -> None:
-    assert rows_of(ask, startDate="0001-01-01", endDate="2023-12-31") == []
-    assert rows_of(ask, startDate="2026-06-19", endDate="9999-12-31") == []
+def test_no_usage_before_the_first_day_nor_in_the_future(get: Get) -> None:
+    assert rows_of(get, startDate="0001-01-01", endDate="2023-12-31") == []
+    assert rows_of(get, startDate="2026-06-19", endDate="9999-12-31") == []
 
 
 def test_today_grows(sim: Simulator, clock: Any) -> None:
@@ -106,17 +106,17 @@ def test_today_grows(sim: Simulator, clock: Any) -> None:
     assert seen == sorted(set(seen))
 
 
-def test_today_is_the_utc_day(ask: Ask, clock: Any) -> None:
+def test_today_is_the_utc_day(get: Get, clock: Any) -> None:
     clock.now = datetime.fromisoformat("2026-06-18T23:30:00-04:00")
-    assert ask().json()["endDate"] == "2026-06-19"
+    assert get().json()["endDate"] == "2026-06-19"
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_added_usage_is_seen_in_every_dimension(sim: Simulator, ask: Ask, dimension: str) -> None:
+def test_added_usage_is_seen_in_every_dimension(sim: Simulator, get: Get, dimension: str) -> None:
     before = totals(sim, "org_acme", DAY, DAY)[0]
     sim.usage.add("org_acme", DAY, "5000.5", 100, api_key="new-key")
     assert set(totals(sim, "org_acme", DAY, DAY)) == {(before[0] + Decimal("5000.5"), before[1] + 100)}
-    rows = rows_of(ask, groupBy=dimension, apiKey="new-key")
+    rows = rows_of(get, groupBy=dimension, apiKey="new-key")
     assert [(row["date"], row["credits"], row["requestCount"]) for row in rows] == [("2026-06-10", 5000.5, 100)]
 
 
@@ -134,15 +134,15 @@ def test_a_day_is_restated_from_now_on(sim: Simulator) -> None:
     assert totals(sim, "org_acme", START, DAY - timedelta(days=1)) == neighbours
 
 
-def test_a_day_is_restated_to_nothing(sim: Simulator, ask: Ask) -> None:
+def test_a_day_is_restated_to_nothing(sim: Simulator, get: Get) -> None:
     sim.usage.add("org_acme", DAY, 300, 30)
     sim.usage.restate("org_acme", DAY, 0)
-    assert rows_of(ask, startDate="2026-06-10", endDate="2026-06-10") == []
+    assert rows_of(get, startDate="2026-06-10", endDate="2026-06-10") == []
     sim.clear()
-    assert rows_of(ask, startDate="2026-06-10", endDate="2026-06-10")
+    assert rows_of(get, startDate="2026-06-10", endDate="2026-06-10")
 
 
-def test_given_records_are_all_there_is(sim: Simulator, ask: Ask) -> None:
+def test_given_records_are_all_there_is(sim: Simulator, get: Get) -> None:
     sim.usage.set_records(
         "org_acme",
         [
@@ -151,23 +151,23 @@ def test_given_records_are_all_there_is(sim: Simulator, ask: Ask) -> None:
             Record(date(2026, 6, 11), Decimal(4), 2, "parse", "standard", "b", "pdf"),
         ],
     )
-    assert rows_of(ask, groupBy="api_key", endDate="2026-06-10") == [
+    assert rows_of(get, groupBy="api_key", endDate="2026-06-10") == [
         {"date": "2026-06-10", "group": "a", "credits": 3.75, "requestCount": 4}
     ]
-    assert [row["group"] for row in rows_of(ask, fileType="pdf")] == ["parse", "parse"]
+    assert [row["group"] for row in rows_of(get, fileType="pdf")] == ["parse", "parse"]
     assert len(set(totals(sim, "org_acme", START, END))) == 1
 
 
-def test_an_organization_may_come_with_its_records(sim: Simulator, ask: Ask) -> None:
+def test_an_organization_may_come_with_its_records(sim: Simulator, get: Get) -> None:
     sim.usage.organizations["org_new"] = Organization("org_new", records=[Record(DAY, Decimal("2.5"), 1, "split")])
     sim.keys["new"] = ("org_new",)
-    assert ask("new").json()["data"] == [{"date": "2026-06-10", "group": "split", "credits": 2.5, "requestCount": 1}]
+    assert get("new").json()["data"] == [{"date": "2026-06-10", "group": "split", "credits": 2.5, "requestCount": 1}]
     sim.clear()
-    assert ask("new").status_code == 401
+    assert get("new").status_code == 401
     assert "org_new" not in sim.usage.organizations
 
 
-def test_hostile_group_names_arrive_as_they_are(sim: Simulator, ask: Ask) -> None:
+def test_hostile_group_names_arrive_as_they_are(sim: Simulator, get: Get) -> None:
     names = [
         None,
         "",
@@ -180,26 +180,26 @@ def test_hostile_group_names_arrive_as_they_are(sim: Simulator, ask: Ask) -> Non
         "=1+1",
     ]
     sim.usage.set_records("org_acme", [Record(DAY, Decimal(1), 1, api_key=name) for name in names])
-    assert [row["group"] for row in rows_of(ask, groupBy="api_key")] == sorted(
+    assert [row["group"] for row in rows_of(get, groupBy="api_key")] == sorted(
         names, key=lambda name: (name or "", name is not None)
     )
 
 
-def test_given_rows_are_sent_as_they_are(sim: Simulator, ask: Ask) -> None:
+def test_given_rows_are_sent_as_they_are(sim: Simulator, get: Get) -> None:
     rows = [
         {"date": "1999-01-01", "group": {"not": "text"}, "credits": "12", "extra": True},
         {"date": "1999-01-01", "group": {"not": "text"}, "credits": -1e300, "requestCount": -1},
     ]
     sim.usage.set_rows("org_acme", rows)
-    assert rows_of(ask, groupBy="feature", product="parse") == rows
+    assert rows_of(get, groupBy="feature", product="parse") == rows
 
 
-def test_credits_can_be_null_or_absent(sim: Simulator, ask: Ask) -> None:
-    assert {row["credits"] for row in rows_of(ask, orgId="org_umbrella")} == {None}
+def test_credits_can_be_null_or_absent(sim: Simulator, get: Get) -> None:
+    assert {row["credits"] for row in rows_of(get, orgId="org_umbrella")} == {None}
     sim.usage.set_credits("org_umbrella", "absent")
-    assert all("credits" not in row and row["requestCount"] for row in rows_of(ask, orgId="org_umbrella"))
+    assert all("credits" not in row and row["requestCount"] for row in rows_of(get, orgId="org_umbrella"))
     sim.usage.set_credits("org_umbrella", "number")
-    assert all(row["credits"] > 0 for row in rows_of(ask, orgId="org_umbrella"))
+    assert all(row["credits"] > 0 for row in rows_of(get, orgId="org_umbrella"))
 
 
 def test_an_answer_as_large_as_wanted(clock: Any) -> None:

@@ -1,13 +1,15 @@
-"""Whatever the service does, a triggerer's event loop is never blocked and the service never hammered."""
+"""Whatever the service does, a triggerer's event loop is never blocked and the service never flooded."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import json
+import os
 import socket
 import threading
 import time
+import warnings
 from contextlib import aclosing, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -21,9 +23,7 @@ import pytest
 from reducto_provider.exceptions import ReductoRequestError
 from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.triggers.base import BaseUsageTrigger
-from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from reducto_provider.triggers.polls import MAX_RETRY_AFTER, Poll
-from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport, UsageRow
@@ -43,6 +43,7 @@ from simulator import (
     status,
 )
 from tests.airflows import SHARED_STREAMS
+from tests.triggers.waits import first_event, first_shared_event, level_trigger, threshold_trigger, today, until
 
 STALL = 0.05
 """Seconds for which nothing else runs: more is a block. Airflow complains from 0.2 on."""
@@ -51,21 +52,6 @@ TRIES = 10
 """A real block shows in each of them, a busy machine hardly so."""
 
 ATTEMPTS = 2
-
-
-def today():
-    return datetime.now(UTC).date().isoformat()
-
-
-def threshold_trigger(**arguments):
-    days = {"usage_start_date": today(), "usage_end_date": today()}
-    return ReductoUsageThresholdTrigger(
-        **{"reducto_conn_id": "reducto_default", "threshold": "10", "poke_interval": 1.0, **days, **arguments}
-    )
-
-
-def level_trigger(**arguments):
-    return ReductoUsageLevelTrigger(**{"budget": 1_000_000, "settle_days": 0, "poke_interval": 1.0, **arguments})
 
 
 # -- never blocked
@@ -138,27 +124,16 @@ def test_the_watchdog_barks():
         assert longest_stall(scenario) > STALL
 
 
-async def first_event(trigger):
-    async with asyncio.timeout(60), aclosing(trigger.run()) as events:
-        return (await anext(events)).payload
-
-
-@pytest.fixture
-def service(simulator, connect):
-    connect(host=simulator.url, extra={"max_attempts": 1})
-    return simulator
-
-
 def large_answer(rows):
-    data = [{"date": today(), "group": f"key {n}", "credits": n + 0.1, "requestCount": n} for n in range(rows)]
-    echo = {"orgId": "org_acme", "startDate": today(), "endDate": today(), "groupBy": "product"}
+    data = [{"date": str(today()), "group": f"key {n}", "credits": n + 0.1, "requestCount": n} for n in range(rows)]
+    echo = {"orgId": "org_acme", "startDate": str(today()), "endDate": str(today()), "groupBy": "product"}
     return Reply(200, json.dumps({**echo, "data": data}).encode())
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
 def test_while_the_service_takes_its_time(service, where):
     service.faults.add(Stall(1.5, where), times=None)
-    service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
+    service.usage.add("org_acme", today(), credits=11, requests=1)
 
     async def scenario():
         assert (await first_event(threshold_trigger(poll_immediately=True)))["status"] == "exceeded"
@@ -186,16 +161,8 @@ def test_while_many_read_the_same_answer(service):
     async def scenario():
         manager = shared_stream.SharedStreamManager()
 
-        async def wait(number):
-            trigger = threshold_trigger(threshold=str(number))
-            key = trigger.shared_stream_key()
-            stream = manager.subscribe(trigger_id=number, trigger=trigger, key=key)
-            try:
-                return (await anext(trigger.filter_shared_stream(stream))).payload
-            finally:
-                await manager.unsubscribe(number, key)
-
-        events = await asyncio.gather(*(wait(number) for number in range(200)))
+        triggers = [threshold_trigger(threshold=str(number)) for number in range(200)]
+        events = await asyncio.gather(*(first_shared_event(manager, *each) for each in enumerate(triggers)))
         assert [event["reading"]["threshold"] for event in events] == list(range(200))
 
     never_blocks(scenario)
@@ -203,7 +170,7 @@ def test_while_many_read_the_same_answer(service):
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_while_thousands_take_up_the_same_poll(failed):
-    day = datetime.now(UTC).date()
+    day = today()
     rows = (UsageRow(day, "parse", Decimal(2001), 1),)
     report = UsageReport(org_id="org_acme", start=day, end=day, group_by="product", rows=rows)
     error = ReductoRequestError("refused") if failed else None
@@ -298,7 +265,7 @@ def test_while_another_answer_is_summed_up_that_is_large():
 def test_while_the_log_has_no_room(simulator, connect, monkeypatch, make_trigger):
     """The process that makes room there may itself be waiting for this loop."""
     connect(host=simulator.url, extra={"max_attempts": ATTEMPTS})
-    simulator.usage.add("org_acme", datetime.now(UTC).date(), credits=600_000, requests=1)
+    simulator.usage.add("org_acme", today(), credits=600_000, requests=1)
     simulator.faults.add(status(503), times=ATTEMPTS + 1)
     lines = []
 
@@ -337,7 +304,7 @@ def test_while_the_connection_is_looked_up(service, monkeypatch):
         return memo(self, *args, **kwargs)
 
     monkeypatch.setattr(EnvironmentVariablesBackend, "get_conn_value", slowly)
-    service.usage.add("org_acme", datetime.now(UTC).date(), credits=11, requests=1)
+    service.usage.add("org_acme", today(), credits=11, requests=1)
 
     async def scenario():
         assert (await first_event(threshold_trigger(poll_immediately=True)))["status"] == "exceeded"
@@ -345,7 +312,7 @@ def test_while_the_connection_is_looked_up(service, monkeypatch):
     never_blocks(scenario)
 
 
-# -- never spun
+# -- never flooded
 
 
 async def collect(trigger, events):
@@ -354,19 +321,13 @@ async def collect(trigger, events):
             events.append(event.payload)  # as they come
 
 
-async def until(condition, seconds=60):
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # of another thread
-            await asyncio.sleep(0.05)
-
-
 async def first_poll(trigger):
     async with aclosing(trigger.open_shared_stream(trigger.serialize()[1])) as polls:
         return await anext(polls)
 
 
 class Troubled(NamedTuple):
-    """What came of triggers whose requests meet a fault each, by the names of the faults."""
+    """Events and requests of triggers that each met a fault, by the names of the faults."""
 
     events: dict[str, list[dict[str, Any]]]
     requests: dict[str, list[LoggedRequest]]
@@ -382,7 +343,7 @@ class Troubled(NamedTuple):
         assert too_many == {}
 
     @property
-    def asked_again(self):
+    def polled_again(self):
         return {name for name, requests in self.requests.items() if len(requests) > 1}
 
     @property
@@ -392,7 +353,7 @@ class Troubled(NamedTuple):
 
 @pytest.fixture
 def trouble(connect):
-    """Let triggers run, each meeting a fault of its own again and again, until all have ended or polled thrice."""
+    """Run triggers, each with its own fault for every request, until all have ended or polled three times."""
 
     def run(faults, make_trigger, transient, **extra):
         organizations = [Organization(name, records=()) for name in faults]
@@ -403,7 +364,7 @@ def trouble(connect):
             events = {name: [] for name in faults}
             enough = {name: 2 * ATTEMPTS + 1 if name in transient else 3 for name in faults}
 
-            def asked():
+            def received():
                 by_name = {name: [] for name in faults}
                 for request in simulator.requests:
                     by_name[dict(request.query)["orgId"]].append(request)
@@ -412,7 +373,8 @@ def trouble(connect):
             async def at_once():
                 tasks = [asyncio.create_task(collect(make_trigger(org_id=name), events[name])) for name in faults]
                 await until(
-                    lambda: all(events[name] or len(requests) >= enough[name] for name, requests in asked().items())
+                    lambda: all(events[name] or len(requests) >= enough[name] for name, requests in received().items()),
+                    seconds=60,
                 )
                 for task in tasks:
                     task.cancel()
@@ -420,13 +382,13 @@ def trouble(connect):
                 assert not left, "a trigger that is cancelled ends"
 
             asyncio.run(at_once())
-            return Troubled(events, asked())
+            return Troubled(events, received())
 
     return run
 
 
 CODES = {str(code): status(code) for code in range(300, 600)}
-PASSING_CODES = {"407", "408", "425", "429", *map(str, range(500, 600))}
+TRANSIENT_CODES = {"407", "408", "425", "429", *map(str, range(500, 600))}
 FAULTS = {
     "cut_short": CutShort(),
     "reset": Reset(),
@@ -444,15 +406,15 @@ FAULTS = {
     "in_a_circle": redirect("/api/v1/usage/export", 308),
 }
 # Nor the endless one, which is too long or too slow, whichever comes first.
-PASSING_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html", "html_503"}
+TRANSIENT_FAULTS = {"cut_short", "reset", "hangs", "hangs_halfway", "trickles", "html", "html_503"}
 
 
-def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
-    seen = trouble(CODES, threshold_trigger, PASSING_CODES)
+def test_a_wait_polls_once_per_interval_whatever_the_status(trouble):
+    seen = trouble(CODES, threshold_trigger, TRANSIENT_CODES)
 
     seen.assert_bounded()
-    assert seen.asked_again == PASSING_CODES
-    assert seen.ended == CODES.keys() - PASSING_CODES
+    assert seen.polled_again == TRANSIENT_CODES
+    assert seen.ended == CODES.keys() - TRANSIENT_CODES
     errors = {name: seen.events[name][0]["error"] for name in seen.ended}
     assert (errors["400"], errors["401"], errors["403"]) == (
         "ReductoRequestError",
@@ -462,31 +424,31 @@ def test_a_wait_asks_once_an_interval_whatever_the_status(trouble):
     assert set(errors.values()) == {errors["400"], errors["401"], errors["403"], "ReductoResponseError"}
 
 
-def test_a_wait_with_silent_fail_does_so_too(trouble):
-    seen = trouble(CODES, partial(threshold_trigger, silent_fail=True), PASSING_CODES)
+def test_so_does_a_wait_with_silent_fail(trouble):
+    seen = trouble(CODES, partial(threshold_trigger, silent_fail=True), TRANSIENT_CODES)
 
     seen.assert_bounded()
-    permanent = {name for name in CODES if name.startswith("4")} - PASSING_CODES
+    permanent = {name for name in CODES if name.startswith("4")} - TRANSIENT_CODES
     assert seen.ended == permanent
-    assert seen.asked_again == CODES.keys() - permanent
+    assert seen.polled_again == CODES.keys() - permanent
 
 
-def test_a_budget_is_asked_for_once_an_interval_whatever_the_status(trouble):
-    seen = trouble(CODES, level_trigger, PASSING_CODES)
+def test_so_does_a_budget(trouble):
+    seen = trouble(CODES, level_trigger, TRANSIENT_CODES)
 
     seen.assert_bounded()
-    assert seen.asked_again == CODES.keys()
+    assert seen.polled_again == CODES.keys()
     assert seen.ended == set()
 
 
 @pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
-def test_other_answers_are_not_asked_for_more_often(trouble, make_trigger):
-    seen = trouble(FAULTS, make_trigger, PASSING_FAULTS, timeout=0.5)
+def test_no_other_answer_makes_it_poll_more_often(trouble, make_trigger):
+    seen = trouble(FAULTS, make_trigger, TRANSIENT_FAULTS, timeout=0.5)
 
     seen.assert_bounded()
-    assert seen.asked_again >= PASSING_FAULTS
+    assert seen.polled_again >= TRANSIENT_FAULTS
     if make_trigger is level_trigger:
-        assert seen.asked_again == FAULTS.keys()
+        assert seen.polled_again == FAULTS.keys()
         assert seen.ended == set()
 
 
@@ -517,7 +479,7 @@ def test_nobody_there(connect, make_trigger):
 
             loop.sock_connect = counted
             task = asyncio.create_task(collect(make_trigger(), []))
-            await until(lambda: len(connections) > 2 * ATTEMPTS)
+            await until(lambda: len(connections) > 2 * ATTEMPTS, seconds=60)
             task.cancel()
 
         asyncio.run(scenario())
@@ -526,7 +488,7 @@ def test_nobody_there(connect, make_trigger):
 
 @pytest.mark.parametrize("retry_after_as", ["seconds", "date"])
 @pytest.mark.parametrize("make_trigger", [threshold_trigger, level_trigger])
-def test_retry_after_puts_off_the_next_poll(service, make_trigger, retry_after_as):
+def test_retry_after_delays_the_next_poll(service, make_trigger, retry_after_as):
     service.faults.add(status(429, retry_after=3, retry_after_as=retry_after_as))
 
     async def scenario():
@@ -550,34 +512,29 @@ def test_retry_after_is_honoured_for_an_hour_at_most(service, make_trigger, retr
     assert asyncio.run(first_poll(make_trigger())).next_in == MAX_RETRY_AFTER
 
 
-async def first_shared_event(trigger):
+async def first_event_in_a_stream(trigger):
     from airflow.triggers import shared_stream
 
-    manager, key = shared_stream.SharedStreamManager(), trigger.shared_stream_key()
-    stream = manager.subscribe(trigger_id=1, trigger=trigger, key=key)
-    try:
-        return (await anext(trigger.filter_shared_stream(stream))).payload
-    finally:
-        await manager.unsubscribe(1, key)
+    return await first_shared_event(shared_stream.SharedStreamManager(), 1, trigger)
 
 
 @pytest.mark.parametrize(
-    "wait", [first_event, pytest.param(first_shared_event, marks=SHARED_STREAMS)], ids=["alone", "shared"]
+    "wait", [first_event, pytest.param(first_event_in_a_stream, marks=SHARED_STREAMS)], ids=["alone", "shared"]
 )
 @pytest.mark.parametrize(
     "trigger", [threshold_trigger(poll_immediately=True), level_trigger(budget=10)], ids=["threshold", "level"]
 )
-def test_retry_after_puts_off_the_poll_after_ones_own_first(service, wait, trigger):
+def test_retry_after_delays_the_poll_after_an_immediate_one(service, wait, trigger):
     service.faults.add(status(429, retry_after=3))
-    service.usage.add("org_acme", datetime.now(UTC).date(), credits=1_000, requests=1)
+    service.usage.add("org_acme", today(), credits=1_000, requests=1)
 
     asyncio.run(wait(trigger))
     [gap] = [later.monotonic - earlier.monotonic for earlier, later in pairwise(service.requests)]
     assert gap > 2.5
 
 
-def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_over(service):
-    """A triggerer runs for months, and has ever new questions, which would be kept as long."""
+def test_the_end_of_a_retry_after_is_forgotten_once_it_is_over(service):
+    """A triggerer runs for months, and each new query would add an entry."""
     BaseUsageTrigger._retry_not_before.clear()
     triggers = [threshold_trigger(org_id=org, poll_immediately=True) for org in ("org_acme", "org_globex", "org_umbra")]
     first, second, third = (trigger._stream_key() for trigger in triggers)
@@ -593,3 +550,160 @@ def test_a_moment_until_which_the_service_is_left_alone_is_forgotten_when_it_is_
     refused(triggers[2], 60)
     assert BaseUsageTrigger._retry_not_before.keys() == {second, third}
     BaseUsageTrigger._retry_not_before.clear()
+
+
+# -- cancelled
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_fork_has_a_log_thread_of_its_own():
+    """The parent's does not exist there, and a line that waits for it would block its trigger for ever."""
+
+    async def logs():
+        await asyncio.wait_for(asyncio.shield(threshold_trigger()._alog("info", "a line")), 20)
+
+    asyncio.run(logs())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which is what this is about
+        child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            asyncio.run(logs())
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+async def first_of(events):
+    async with aclosing(events):
+        return await anext(events)
+
+
+@pytest.mark.parametrize(
+    "make_trigger", [threshold_trigger, lambda: threshold_trigger(poll_immediately=True), level_trigger]
+)
+@pytest.mark.parametrize("requests", [0, 1, 2])
+def test_a_trigger_that_is_cancelled(service, make_trigger, requests, leaves_nothing_open):
+    service.faults.add(status(503))
+    service.faults.add(Stall(60), times=None)
+
+    async def cancelled():
+        task = asyncio.create_task(first_event(make_trigger()))
+        await asyncio.sleep(0)
+        await until(lambda: len(service.requests) >= requests)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await until(lambda: service.journal.in_flight == 0)
+
+    asyncio.run(cancelled())
+
+
+def test_a_loop_that_ends(service, leaves_nothing_open):
+    service.faults.add(Stall(60), times=None)
+
+    async def ends():
+        triggers = [threshold_trigger(poll_immediately=True, poke_interval=float(seconds)) for seconds in (1, 2, 2, 3)]
+        tasks = [asyncio.create_task(first_event(trigger)) for trigger in triggers]
+        await until(lambda: len(service.requests) >= 3)
+        return tasks  # which asyncio.run cancels, as a triggerer's shutdown does
+
+    asyncio.run(ends())
+
+
+# -- shared
+
+
+@pytest.fixture
+def shared():
+    from airflow.triggers import shared_stream
+
+    class Streams(shared_stream.SharedStreamManager):
+        """Triggers subscribe to them as in a triggerer."""
+
+        def begin(self, number, trigger):
+            return asyncio.create_task(first_shared_event(self, number, trigger))
+
+    return Streams
+
+
+@SHARED_STREAMS
+def test_a_late_subscriber_gets_the_next_poll(service, shared, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        early = streams.begin(1, threshold_trigger())
+        await until(lambda: len(service.requests) >= 2)
+        late = streams.begin(2, threshold_trigger(threshold="20"))
+        service.usage.add("org_acme", today(), credits=21, requests=1)
+        events = await asyncio.gather(early, late)
+        assert [event["reading"]["threshold"] for event in events] == [10, 20]
+
+    asyncio.run(scenario())
+
+
+@SHARED_STREAMS
+def test_the_last_subscriber_ends_the_polls_and_the_next_starts_them_again(service, shared, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        service.faults.add(Stall(60))
+        last = streams.begin(1, threshold_trigger())
+        await until(lambda: service.journal.in_flight == 1)
+        last.cancel()
+        next_one = streams.begin(2, threshold_trigger())  # while the other is still leaving
+        with suppress(asyncio.CancelledError):
+            await last
+        await until(lambda: len(service.requests) >= 3)
+        service.usage.add("org_acme", today(), credits=11, requests=1)
+        assert (await next_one)["reading"]["value"] == 11
+
+        before = len(service.requests)
+        await asyncio.sleep(1.5)
+        assert len(service.requests) == before, "nobody waits"
+
+    asyncio.run(scenario())
+
+
+@SHARED_STREAMS
+def test_a_slow_subscriber_loses_nothing(service, shared, leaves_nothing_open):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared(max_subscriber_queue=100)
+        service.faults.add(Stall(3))
+        slow = streams.begin(1, threshold_trigger(poll_immediately=True))  # its own poll is the one that stalls
+        await until(lambda: len(service.requests) >= 1)
+        others = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(2, 202)]
+        await until(lambda: len(service.requests) >= 3)
+        service.usage.add("org_acme", today(), credits=1000, requests=1)
+        events = await asyncio.gather(slow, *others)
+        assert {event["status"] for event in events} == {"exceeded"}
+        assert len(service.requests) < 20
+
+    asyncio.run(scenario())
+
+
+@SHARED_STREAMS
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_key_that_is_rotated_under_many_is_refused_once(service, shared, connect, leaves_nothing_open, renewed):
+    service.usage.set_records("org_acme", [])
+
+    async def scenario():
+        streams = shared()
+        waits = [streams.begin(number, threshold_trigger(threshold=str(number))) for number in range(1, 201)]
+        await until(lambda: len(service.requests) >= 2)
+        if renewed:
+            connect(host=service.url, password="sim-key-new", extra={"max_attempts": 1})
+        service.keys["sim-key-new"] = service.keys.pop("sim-key-all")
+        service.usage.add("org_acme", today(), credits=1000, requests=1)
+        return await asyncio.gather(*waits)
+
+    events = asyncio.run(scenario())
+    if renewed:
+        assert {event["status"] for event in events} == {"exceeded"}
+    else:
+        assert {event["error"] for event in events} == {"ReductoAuthenticationError"}
+    assert [request.status for request in service.requests].count(401) == 1

@@ -1,4 +1,4 @@
-"""The level trigger on an event loop: which levels fire, when, and what is remembered."""
+"""The level trigger on an event loop: which levels fire, and when."""
 
 from __future__ import annotations
 
@@ -13,146 +13,35 @@ from airflow.models.trigger import Trigger
 
 from reducto_provider.airflow_compat import BaseEventTrigger
 from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServerError
-from reducto_provider.triggers import base, levels
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
-from reducto_provider.triggers.polls import Poll
-from reducto_provider.usage.report import UsageReport, UsageRow
 from simulator import Reset, html, status
 from tests.airflows import gone_in, new_in
+from tests.triggers.rounds import (
+    ANY_DAY,
+    JUNE_18,
+    Store,
+    at,
+    by_group,
+    fires,
+    groups_that_fire,
+    june,
+    manual_trigger,
+    payloads,
+)
 
-JUNE_18 = datetime(2026, 6, 18, 12, tzinfo=UTC)
-ANY_DAY = date(2026, 6, 10)
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr(levels, "_PERSIST_SECONDS", 0)
-    monkeypatch.setattr(base, "MIN_INTERVAL", 0.01)
-
-
-@pytest.fixture
-def logged(monkeypatch):
-    """What triggers log, with its level."""
-    lines = []
-
-    class Log:
-        def __getattr__(self, level):
-            return lambda text, *args, **kwargs: lines.append(f"{level}: {text % args if args else text}")
-
-    monkeypatch.setattr(ReductoUsageLevelTrigger, "log", Log())
-    return lines
-
-
-class Store:
-    """The store of one asset, as far as triggers use it. What it keeps is JSON, as in Airflow's."""
-
-    def __init__(self):
-        self.kept, self.error = {}, None
-
-    async def aget(self, key, default=None):
-        if self.error:
-            raise self.error
-        return json.loads(self.kept[key]) if key in self.kept else default
-
-    async def aset(self, key, value):
-        if self.error:
-            raise self.error
-        self.kept[key] = json.dumps(value)
-
-
-def level_trigger(store=None, **arguments):
-    trigger = ReductoUsageLevelTrigger(**{"budget": 100, **arguments})
-    trigger.asset_state_store = store
-    trigger.poll_immediately = False  # the polls are made by hand
-    return trigger
-
-
-def at(moment, used, *, org_id="org_acme", error=None, requests=1):
-    """
-    One round of polls: what the service answers at a moment to each question that the trigger asks then.
-
-    ``used`` is credits by day, or those of one day in June.
-    """
-    days = used if isinstance(used, dict) else {ANY_DAY: used}
-
-    def poll(query):
-        if error:
-            return Poll(moment, query, error=error)
-        rows = tuple(
-            UsageRow(day, "parse", None if amount is None else Decimal(amount), requests)
-            for day, amount in sorted(days.items())
-            if query.start <= day <= query.end
-        )
-        report = UsageReport(org_id=org_id, start=query.start, end=query.end, group_by="product", rows=rows)
-        return Poll(moment, query, report)
-
-    return lambda trigger: [poll(query) for query in trigger._queries(moment)]
-
-
-def fires(trigger, *rounds):
-    """The levels that fire, with the first day of their window."""
-    return [(event["level"], event["reading"]["usage_start_date"]) for event in payloads(trigger, *rounds)]
-
-
-def by_group(moment, used):
-    """
-    One round of polls of a service that has several groups.
-
-    ``used`` is credits by group, on one day in June or by day.
-    """
-    days = [
-        (day, group, Decimal(amount))
-        for group, amounts in used.items()
-        for day, amount in (amounts if isinstance(amounts, dict) else {ANY_DAY: amounts}).items()
-    ]
-
-    def poll(query):
-        rows = tuple(
-            UsageRow(day, group, amount, 1)
-            for day, group, amount in sorted(days, key=str)
-            if query.start <= day <= query.end
-        )
-        report = UsageReport(org_id="org_acme", start=query.start, end=query.end, group_by=query.group_by, rows=rows)
-        return Poll(moment, query, report)
-
-    return lambda trigger: [poll(query) for query in trigger._queries(moment)]
-
-
-def payloads(trigger, *rounds):
-    """The contents of the events."""
-
-    async def stream():
-        for polls in rounds:
-            for poll in polls(trigger):
-                yield poll
-
-    async def collect():
-        return [event.payload async for event in trigger.filter_shared_stream(stream())]
-
-    return asyncio.run(collect())
-
-
-def groups_that_fire(trigger, *rounds):
-    """The levels that fire, each with its groups, the largest first."""
-    return [
-        (event["level"], [reading["group"] for reading in event["readings"]]) for event in payloads(trigger, *rounds)
-    ]
-
-
-def june(*levels):
-    return [(level, "2026-06-01") for level in levels]
+pytestmark = pytest.mark.usefixtures("hardly_any_interval")
 
 
 class TestLevels:
-    def test_each_once_as_it_is_passed(self):
-        trigger = level_trigger()
+    def test_each_fires_once_when_it_is_exceeded(self):
+        trigger = manual_trigger()
 
         assert fires(trigger, at(JUNE_18, "49")) == []
         assert fires(trigger, at(JUNE_18, "51"), at(JUNE_18, "52")) == june(50)
         assert fires(trigger, at(JUNE_18, "99"), at(JUNE_18, "120"), at(JUNE_18, "500")) == june(80, 100)
 
     def test_several_at_once_the_lowest_first(self):
-        assert fires(level_trigger(levels=[120, 33.3, 80, 100]), at(JUNE_18, "119")) == june(33.3, 80, 100)
+        assert fires(manual_trigger(levels=[120, 33.3, 80, 100]), at(JUNE_18, "119")) == june(33.3, 80, 100)
 
     @pytest.mark.parametrize(
         ("budget", "level", "equal", "more"),
@@ -165,25 +54,25 @@ class TestLevels:
             ("9e17", 100, "9e17", "900000000000000000.000000001"),
         ],
     )
-    def test_to_equal_is_not_to_pass(self, budget, level, equal, more):
-        trigger = level_trigger(budget=budget, levels=[level])
+    def test_an_equal_value_does_not_exceed_a_level(self, budget, level, equal, more):
+        trigger = manual_trigger(budget=budget, levels=[level])
 
         assert fires(trigger, at(JUNE_18, equal)) == []
         assert fires(trigger, at(JUNE_18, more)) == june(level)
 
     def test_requests(self):
-        trigger = level_trigger(metric="requests", levels=[10, 20])
+        trigger = manual_trigger(metric="requests", levels=[10, 20])
 
         assert fires(trigger, at(JUNE_18, None, requests=11)) == june(10)
         assert fires(trigger, at(JUNE_18, "1e9", requests=20)) == []
 
     def test_each_organization_by_itself(self):
-        trigger = level_trigger(levels=[50])
+        trigger = manual_trigger(levels=[50])
 
         assert fires(trigger, at(JUNE_18, "60"), at(JUNE_18, "60", org_id="org_other")) == june(50, 50)
 
     def test_restated_down_and_up_again_it_does_not_fire_twice(self):
-        trigger = level_trigger(levels=[50, 80])
+        trigger = manual_trigger(levels=[50, 80])
 
         assert fires(trigger, *(at(JUNE_18, used) for used in ("60", "10", "60", "0", "90", "85", "95"))) == june(
             50, 80
@@ -191,10 +80,10 @@ class TestLevels:
 
     def test_the_event(self):
         async def first():
-            return await anext(level_trigger().filter_shared_stream(stream()))
+            return await anext(manual_trigger().filter_shared_stream(stream()))
 
         async def stream():
-            for poll in at(JUNE_18, "60.5")(level_trigger()):
+            for poll in at(JUNE_18, "60.5")(manual_trigger()):
                 yield poll
 
         event = asyncio.run(first()).payload
@@ -203,7 +92,7 @@ class TestLevels:
         assert event["reading"].items() >= {"value": 60.5, "threshold": 100, "usage_end_date": "2026-06-30"}.items()
 
     def test_the_last_day_is_today_and_never_to_come(self):
-        [query] = level_trigger()._queries(JUNE_18)
+        [query] = manual_trigger()._queries(JUNE_18)
 
         assert (query.start, query.end) == (date(2026, 6, 1), date(2026, 6, 18))
 
@@ -219,22 +108,22 @@ class TestWindows:
         ],
     )
     def test_each_fires_anew(self, window, moments):
-        trigger = level_trigger(window=window, levels=[50], settle_days=0)
+        trigger = manual_trigger(window=window, levels=[50], settle_days=0)
         instants = [datetime.fromisoformat(moment).replace(tzinfo=UTC) for moment in moments]
         rounds = [at(moment, {moment.date(): "60"}) for moment in instants]
 
         assert [level for level, _ in fires(trigger, *rounds, *rounds)] == [50] * len(moments)
 
     def test_a_week_may_span_two_years(self):
-        trigger = level_trigger(window="week", levels=[50], settle_days=0)
+        trigger = manual_trigger(window="week", levels=[50], settle_days=0)
         used = {date(2026, 12, 31): "30", date(2027, 1, 1): "30"}
 
         assert fires(trigger, at(datetime(2027, 1, 2, tzinfo=UTC), used)) == [(50, "2026-12-28")]
         assert fires(trigger, at(datetime(2027, 1, 4, tzinfo=UTC), used)) == []
 
     @pytest.mark.parametrize(("settle_days", "late"), [(0, 0), (1, 1), (3, 3), (31, 31)])
-    def test_what_is_counted_late_at_a_month_s_end_is_not_lost(self, settle_days, late):
-        trigger = level_trigger(levels=[50, 80], settle_days=settle_days)
+    def test_usage_counted_after_a_month_s_end_is_not_lost(self, settle_days, late):
+        trigger = manual_trigger(levels=[50, 80], settle_days=settle_days)
         last_day, end = date(2026, 6, 30), datetime(2026, 6, 30, 23, 59, tzinfo=UTC)
         assert fires(trigger, at(end, {last_day: "60"})) == june(50)
 
@@ -243,13 +132,13 @@ class TestWindows:
 
     @pytest.mark.parametrize("settle_days", [0, 1, 3])
     def test_then_it_is_over(self, settle_days):
-        trigger = level_trigger(levels=[50], settle_days=settle_days)
+        trigger = manual_trigger(levels=[50], settle_days=settle_days)
         after = datetime(2026, 7, 1, tzinfo=UTC) + timedelta(days=settle_days)
 
         assert fires(trigger, at(after, {date(2026, 6, 30): "60"})) == []
 
     def test_two_windows_at_once(self):
-        trigger = level_trigger(levels=[50, 80])
+        trigger = manual_trigger(levels=[50, 80])
         used = {date(2026, 6, 30): "90", date(2026, 7, 1): "51"}
 
         both = at(datetime(2026, 7, 1, 6, tzinfo=UTC), used)
@@ -267,8 +156,8 @@ class TestWindows:
             ("day", 31, 32),
         ],
     )
-    def test_the_questions_of_a_poll_are_few(self, window, settle_days, most):
-        trigger = level_trigger(window=window, settle_days=settle_days)
+    def test_the_queries_of_a_poll_are_few(self, window, settle_days, most):
+        trigger = manual_trigger(window=window, settle_days=settle_days)
         counts = []
         for day in range(800):
             moment = datetime(2027, 1, 1, 23, 59, tzinfo=UTC) + timedelta(days=day)
@@ -281,175 +170,15 @@ class TestWindows:
             assert set(days) >= {(moment - timedelta(days=n)).date() for n in range(settle_days + 1)}
         assert max(counts) == most
 
-    def test_a_poll_that_was_asked_before_midnight_is_for_the_window_that_was(self):
-        trigger = level_trigger(levels=[50])
+    def test_a_poll_before_midnight_is_for_the_old_window(self):
+        trigger = manual_trigger(levels=[50])
         before = at(datetime(2026, 6, 30, 23, 59, 59, tzinfo=UTC), {date(2026, 6, 30): "60", date(2026, 7, 1): "60"})
 
         assert fires(trigger, before) == june(50)
 
 
-class TestMemory:
-    def test_a_restart_remembers(self):
-        store = Store()
-        assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
-
-        assert fires(level_trigger(store), at(JUNE_18, "70")) == []
-        assert fires(level_trigger(store), at(JUNE_18, "90")) == june(80)
-        assert fires(level_trigger(store), at(JUNE_18, "101")) == june(100)
-        assert fires(level_trigger(store), at(JUNE_18, "500")) == []
-
-    def test_without_a_store_a_restart_fires_again(self):
-        assert fires(level_trigger(), at(JUNE_18, "60")) == june(50)
-        assert fires(level_trigger(), at(JUNE_18, "60")) == june(50)
-
-    @pytest.mark.parametrize("window", ["month", "week", "day"])
-    def test_the_window_that_ended_is_remembered_beside_the_new_one(self, window):
-        store, midnight = Store(), datetime(2026, 6, 1, tzinfo=UTC)  # a Monday
-        used = {date(2026, 5, 31): "60", date(2026, 6, 1): "60"}
-        one, other = at(midnight - timedelta(hours=1), used), at(midnight + timedelta(hours=1), used)
-
-        assert [len(fires(level_trigger(store, window=window), each)) for each in (one, other, other)] == [1, 1, 0]
-
-    def test_what_can_t_be_stored_for_a_while_is_stored_later(self, logged):
-        store = Store()
-        trigger = level_trigger(store, levels=[50, 80])
-        assert fires(trigger, at(JUNE_18, "10")) == []
-        store.error = RuntimeError("the API server is gone")
-        assert fires(trigger, at(JUNE_18, "60"), at(JUNE_18, "60")) == june(50)
-        assert store.kept == {}
-        assert any("warning: What has fired is not stored yet" in line for line in logged)
-
-        store.error = None
-        assert fires(trigger, at(JUNE_18, "60")) == []
-        assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "60")) == []
-
-    @pytest.mark.parametrize(
-        "error", [RuntimeError("the API server is gone"), json.JSONDecodeError("Expecting value", "<html>", 0)]
-    )
-    def test_while_it_can_t_be_read_nothing_fires_and_nothing_is_lost(self, error):
-        store = Store()
-        assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
-        trigger = level_trigger(store)
-        store.error = error
-        assert fires(trigger, at(JUNE_18, "90"), at(JUNE_18, "90")) == []
-
-        store.error = None
-        assert fires(trigger, at(JUNE_18, "90")) == june(80)
-
-    @pytest.mark.parametrize(
-        "junk", ["junk", [50], 50, {"2026-06-01": "50"}, {"2026-06-01": None}, {"2026-06-01": [None]}], ids=str
-    )
-    def test_what_somebody_else_wrote_there_makes_a_level_fire_again_rather_than_never(self, junk, logged):
-        store = Store()
-        assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
-        [key] = store.kept
-        store.kept[key] = json.dumps(junk)
-
-        assert fires(level_trigger(store), at(JUNE_18, "60"), at(JUNE_18, "90")) == june(50, 80)
-        assert any(line.startswith("warning: What is stored as reducto_usage_levels_") for line in logged)
-        assert json.loads(store.kept[key]) == {"2026-06-01": [50, 80]}
-
-    @new_in(3, 3, "the state store of an asset")
-    def test_several_assets_have_no_store_in_common(self, logged):
-        from airflow.sdk import Asset
-        from airflow.sdk.execution_time.context import AssetStateStoreAccessors
-
-        assets = [Asset("one"), Asset("two")]
-        trigger = level_trigger(AssetStateStoreAccessors(inlets=assets))
-
-        assert fires(trigger, at(JUNE_18, "60"), at(JUNE_18, "60")) == june(50)
-        assert [line for line in logged if "give each asset a trigger" in line] != []
-        assert not any(line.startswith("error") for line in logged)
-
-    def test_what_two_triggers_of_an_asset_store_is_not_lost(self):
-        store = Store()
-        few, many = (level_trigger(store, levels=levels) for levels in ([50], [60, 70]))
-        assert fires(few, at(JUNE_18, "10")) == fires(many, at(JUNE_18, "10")) == []
-        assert fires(few, at(JUNE_18, "90")) == june(50)
-        assert fires(many, at(JUNE_18, "90")) == june(60, 70)
-
-        assert fires(level_trigger(store, levels=[50, 60, 70, 80]), at(JUNE_18, "90")) == june(80)
-
-    def test_what_another_triggerer_fired_meanwhile_does_not_fire_again(self):
-        store = Store()
-        suspended, other = level_trigger(store), level_trigger(store)
-        assert fires(suspended, at(JUNE_18, "10")) == fires(other, at(JUNE_18, "10")) == []
-        assert fires(other, at(JUNE_18, "60")) == june(50)
-
-        assert fires(suspended, at(JUNE_18, "60")) == []
-        assert fires(suspended, at(JUNE_18, "90")) == june(80)
-        assert fires(other, at(JUNE_18, "101")) == june(100)
-
-    def test_what_they_store_at_the_same_moment_is_not_lost(self):
-        class Slow(Store):
-            async def aget(self, key, default=None):
-                content = await super().aget(key, default)
-                await asyncio.sleep(0.01)
-                return content
-
-        async def fired(trigger):
-            async def stream():
-                for _ in range(3):
-                    for poll in at(JUNE_18, "90")(trigger):
-                        yield poll
-                    await asyncio.sleep(0.05)
-
-            return [event.payload["level"] async for event in trigger.filter_shared_stream(stream())]
-
-        async def both():
-            return await asyncio.gather(*(fired(level_trigger(store, levels=[level])) for level in (50, 80)))
-
-        store = Slow()
-        assert asyncio.run(both()) == [[50], [80]]
-        assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "90")) == []
-
-    def test_another_budget_begins_anew_and_another_level_alone(self):
-        store = Store()
-        assert fires(level_trigger(store, levels=[50, 80]), at(JUNE_18, "90")) == june(50, 80)
-
-        assert fires(level_trigger(store, levels=[50, 60, 80]), at(JUNE_18, "90")) == june(60)
-        assert fires(level_trigger(store, levels=[50, 80], budget="100.0"), at(JUNE_18, "90")) == []
-        assert fires(level_trigger(store, levels=[50, 80], budget=150), at(JUNE_18, "90")) == june(50)
-
-    @pytest.mark.parametrize("other", [{"metric": "requests"}, {"window": "week"}, {"products": "parse"}])
-    def test_what_is_watched_is_told_apart(self, other):
-        store = Store()
-        assert fires(level_trigger(store, levels=[50]), at(JUNE_18, {JUNE_18.date(): "90"})) == june(50)
-
-        again = at(JUNE_18, {JUNE_18.date(): "90"}, requests=90)
-        assert len(fires(level_trigger(store, levels=[50], **other), again)) == 1
-        assert fires(level_trigger(store, levels=[50], poke_interval=60, reducto_conn_id="other"), again) == []
-
-    def test_old_windows_are_forgotten(self):
-        store, trigger = Store(), None
-        for day in range(120):
-            moment = JUNE_18 + timedelta(days=day)
-            trigger = level_trigger(store, window="day", levels=[50])
-            assert len(fires(trigger, at(moment, {moment.date(): "60"}))) == 1
-        [kept] = store.kept.values()
-        assert 32 < len(json.loads(kept)) <= 33
-        assert fires(level_trigger(store, window="day", levels=[50]), at(moment, {moment.date(): "60"})) == []
-
-    def test_an_event_that_was_not_taken_is_not_remembered(self):
-        store = Store()
-
-        async def taken():
-            async def stream():
-                for poll in at(JUNE_18, "90")(level_trigger()):
-                    yield poll
-
-            events = level_trigger(store).filter_shared_stream(stream())
-            event = await anext(events)
-            await events.aclose()
-            return event.payload["level"]
-
-        assert asyncio.run(taken()) == 50
-        assert store.kept == {}
-        assert fires(level_trigger(store), at(JUNE_18, "60")) == june(50)
-
-
 def group_trigger(store=None, **arguments):
-    return level_trigger(store, **{"levels": [50, 80], "per_group": True, "group_by": "api_key", **arguments})
+    return manual_trigger(store, **{"levels": [50, 80], "per_group": True, "group_by": "api_key", **arguments})
 
 
 class TestGroups:
@@ -528,7 +257,7 @@ class TestGroups:
         assert groups_that_fire(trigger, by_group(JUNE_18, many)) == []
         warnings = [line for line in logged if line.startswith("warning")]
         assert len(warnings) == 1
-        assert "more than 100 groups by api_key passed 50 % of the budget" in warnings[0]
+        assert "more than 100 groups by api_key exceeded 50 % of the budget" in warnings[0]
 
         # The others fire nothing at this level, and as everybody at the next.
         assert groups_that_fire(trigger, by_group(JUNE_18, {**many, "key 0": "85"})) == [(80, ["key 0"])]
@@ -554,7 +283,7 @@ STEADY = {date(2026, 5, 1) + timedelta(days=n): "10" for n in range(49)}
 
 class TestProjected:
     def test_a_level_fires_before_it_is_used(self):
-        trigger = level_trigger(budget=330, levels=[50, 90, 91], projected=True)
+        trigger = manual_trigger(budget=330, levels=[50, 90, 91], projected=True)
 
         events = payloads(trigger, at(JUNE_18, STEADY))
         assert [event["level"] for event in events] == [50, 90]
@@ -562,20 +291,20 @@ class TestProjected:
 
     def test_it_falls_back_and_rises_again(self):
         store = Store()
-        trigger = level_trigger(store, budget=330, levels=[90], projected=True)
+        trigger = manual_trigger(store, budget=330, levels=[90], projected=True)
         less = {**STEADY, **{day: "2" for day in STEADY if day > date(2026, 6, 10)}}
 
         assert fires(trigger, *(at(JUNE_18, used) for used in (STEADY, less, STEADY))) == june(90)
-        assert fires(level_trigger(store, budget=330, levels=[90], projected=True), at(JUNE_18, STEADY)) == []
+        assert fires(manual_trigger(store, budget=330, levels=[90], projected=True), at(JUNE_18, STEADY)) == []
 
     def test_when_it_is_used_it_does_not_fire_again(self):
-        trigger = level_trigger(budget=330, levels=[90], projected=True)
+        trigger = manual_trigger(budget=330, levels=[90], projected=True)
         month = {date(2026, 5, 1) + timedelta(days=n): "10" for n in range(61)}
 
         assert fires(trigger, at(JUNE_18, STEADY), at(datetime(2026, 6, 30, 23, tzinfo=UTC), month)) == june(90)
 
     def test_late_figures_of_the_window_that_ended_are_not_the_new_one_s(self):
-        trigger = level_trigger(budget=1000, levels=[50], projected=True)
+        trigger = manual_trigger(budget=1000, levels=[50], projected=True)
         month = {date(2026, 5, 1) + timedelta(days=n): "10" for n in range(61)}
         after = datetime(2026, 7, 1, 12, tzinfo=UTC)
         assert fires(trigger, at(after, month)) == []
@@ -592,7 +321,7 @@ class TestProjected:
         assert [(each["group"], each["projected"]) for each in event["readings"]] == [("steady", True)]
 
     def test_the_days_before_are_asked_for_with_the_window(self):
-        [query] = level_trigger(projected=True)._queries(JUNE_18)
+        [query] = manual_trigger(projected=True)._queries(JUNE_18)
 
         assert (query.start, query.end) == (date(2026, 5, 3), date(2026, 6, 18))
 
@@ -604,7 +333,7 @@ class TestFailures:
     def test_no_failed_poll_ends_it(self, error, logged):
         failed = at(JUNE_18, "60", error=error)
 
-        assert fires(level_trigger(), *[failed] * 20, at(JUNE_18, "60"), *[failed] * 20, at(JUNE_18, "90")) == june(
+        assert fires(manual_trigger(), *[failed] * 20, at(JUNE_18, "60"), *[failed] * 20, at(JUNE_18, "90")) == june(
             50, 80
         )
         kind = "warning" if isinstance(error, ReductoServerError) else "error"
@@ -613,15 +342,15 @@ class TestFailures:
     def test_an_account_without_credits(self, logged):
         none = at(JUNE_18, None, requests=60)
 
-        assert fires(level_trigger(), none) == []
+        assert fires(manual_trigger(), none) == []
         [line] = logged
         assert line.startswith("error")
         assert "metric='requests'" in line
-        assert fires(level_trigger(metric="requests"), none) == june(50)
+        assert fires(manual_trigger(metric="requests"), none) == june(50)
 
 
 def run(trigger, until=lambda events: False, seconds=20.0, during=None):
-    """What a trigger that runs by itself fires, until ``until`` says that it is enough."""
+    """Return what a trigger that polls by itself fires, until ``until`` returns True for it."""
 
     async def collect():
         events = []
@@ -667,10 +396,8 @@ class TestService:
             events = run(trigger, lambda events: len(events) == 3, during=goes_by)
 
         assert events == [(50, "2026-06-01"), (80, "2026-06-01"), (50, "2026-07-01")]
-        asked = {
-            tuple(dict(request.query)[name] for name in ("startDate", "endDate")) for request in connected.requests
-        }
-        assert asked == {("2026-06-01", "2026-06-30"), ("2026-07-01", "2026-07-01")}
+        days = {tuple(dict(request.query)[name] for name in ("startDate", "endDate")) for request in connected.requests}
+        assert days == {("2026-06-01", "2026-06-30"), ("2026-07-01", "2026-07-01")}
 
     def test_filters_reach_the_service(self, connected):
         filters = {"products": ["parse"], "features": "standard", "api_keys": ["a", "b"], "file_types": ["pdf"]}
@@ -760,7 +487,7 @@ ARGUMENTS = {
 
 class TestArguments:
     @pytest.mark.parametrize(
-        ("arguments", "says"),
+        ("arguments", "message"),
         [
             *(
                 ({"budget": value}, "budget")
@@ -785,13 +512,13 @@ class TestArguments:
             ({"api_keys": "None"}, "api_keys"),
             ({"api_keys": []}, "api_keys is given but empty"),
             ({"reducto_conn_id": " "}, "reducto_conn_id is given but empty"),
-            ({"org_id": "{{ params.org }}"}, "org_id must be final"),
-            ({"products": ["parse", "{{ var.value.product }}"]}, "products must be final"),
+            ({"org_id": "{{ params.org }}"}, "org_id must be a literal"),
+            ({"products": ["parse", "{{ var.value.product }}"]}, "products must be a literal"),
         ],
         ids=str,
     )
-    def test_what_can_t_be_right_is_refused(self, arguments, says):
-        with pytest.raises(ValueError, match=says):
+    def test_an_invalid_argument_is_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
             ReductoUsageLevelTrigger(**{"budget": 100, **arguments})
 
     @pytest.mark.parametrize("arguments", [{"budget": 100}, ARGUMENTS], ids=["few", "all"])
@@ -817,7 +544,7 @@ class TestArguments:
         assert again.shared_stream_key() == trigger.shared_stream_key()
         assert again._queries(JUNE_18) == trigger._queries(JUNE_18)
 
-    @new_in(3, 0, "watchers, whose triggers are told apart by a hash")
+    @new_in(3, 0, "watchers, whose triggers are distinguished by a hash")
     def test_two_parses_give_the_same(self):
         one, other = (
             ReductoUsageLevelTrigger(budget=100, levels=levels, products=products).serialize()
@@ -827,16 +554,16 @@ class TestArguments:
         assert BaseEventTrigger.hash(*one) == BaseEventTrigger.hash(*other)
 
     def test_which_polls_are_shared(self):
-        key = level_trigger().shared_stream_key()
+        key = manual_trigger().shared_stream_key()
 
-        assert level_trigger(budget=7, levels=[1], metric="requests", per_group=True).shared_stream_key() == key
+        assert manual_trigger(budget=7, levels=[1], metric="requests", per_group=True).shared_stream_key() == key
         for other in (
             *({"projected": True}, {"group_by": "api_key"}),
             *({"window": "week"}, {"settle_days": 2}, {"org_id": "org_b"}, {"poke_interval": 60}),
             *({"products": "parse"}, {"features": "parse"}, {"api_keys": "parse"}, {"file_types": "parse"}),
             {"reducto_conn_id": "other"},
         ):
-            assert level_trigger(**other).shared_stream_key() != key
+            assert manual_trigger(**other).shared_stream_key() != key
         hash(key)
 
 

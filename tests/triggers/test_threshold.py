@@ -1,4 +1,4 @@
-"""The threshold trigger by itself: what is handed to it, which polls it shares, and what it makes of them."""
+"""The threshold trigger: its arguments, which polls it shares, and its events, by hand and against the service."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ from tests.airflows import new_in
 DAY = date(2026, 6, 1)
 DURING, AFTER = datetime(2026, 6, 1, 12, tzinfo=UTC), datetime(2026, 6, 2, 12, tzinfo=UTC)
 QUERY = {"start": DAY, "end": DAY, "org_id": "org_a", "group_by": "api_key", "products": ("parse", "edit")}
+JUNE = (date(2026, 6, 1), date(2026, 6, 30))
+LEAP_FEBRUARY = (date(2028, 2, 1), date(2028, 2, 29))
+YEAR_S_END = (date(2026, 12, 28), date(2027, 1, 3))
+FILTERS = {"products": ("parse",), "features": ("a", "b"), "api_keys": ("k",), "file_types": ("pdf",)}
 
 
 def trigger(query=None, threshold="10.000000001", metric="requests", per_group=True, settle_days=0, **options):
@@ -54,7 +58,7 @@ def test_nothing_is_lost_on_the_way_through_the_database():
     "same",
     [{"threshold": "99"}, {"metric": "credits"}, {"deadline": 5.0}, {"max_wait": 9.0}, {"max_failure_time": 9.0}],
 )
-def test_what_the_poll_does_not_depend_on_is_shared(same):
+def test_what_a_poll_does_not_depend_on_may_differ_in_a_shared_stream(same):
     assert trigger(**same).shared_stream_key() == trigger().shared_stream_key()
 
 
@@ -67,7 +71,7 @@ def test_what_the_poll_does_not_depend_on_is_shared(same):
         {"query": {"end": date(2026, 6, 2)}},
     ],
 )
-def test_what_the_poll_depends_on_is_not(other):
+def test_what_a_poll_depends_on_may_not(other):
     assert trigger(**other).shared_stream_key() != trigger().shared_stream_key()
 
 
@@ -88,10 +92,10 @@ def test_intervals():
     assert trigger(poke_interval=0.0)._interval(0) == 1
 
 
-def test_the_service_is_left_alone_until_a_moment_also_by_a_triggerer_that_starts_later():
-    asked_at = datetime(2026, 6, 1, tzinfo=UTC)
-    waiting = trigger(poke_interval=10.0, not_before=asked_at.timestamp() + 60)
-    with time_machine.travel(asked_at, tick=False) as clock:
+def test_retry_after_of_the_sensor_s_poll_also_binds_a_triggerer_that_starts_later():
+    failed_at = datetime(2026, 6, 1, tzinfo=UTC)
+    waiting = trigger(poke_interval=10.0, not_before=failed_at.timestamp() + 60)
+    with time_machine.travel(failed_at, tick=False) as clock:
         assert [waiting._interval(n) for n in range(3)] == [60, 10, 10]
         clock.shift(45)
         assert waiting._interval(0) == 15
@@ -197,7 +201,7 @@ def test_failures_before_the_trigger_took_over_count():
     assert event_of([used(5)] + [failed()] * most, **handed_over, max_failure_time=0.0) is None
 
 
-def test_a_trigger_that_is_started_again_knows_nothing_of_failures_before():
+def test_a_restarted_trigger_ignores_earlier_failures():
     """What was handed over to it is as it was when the wait began: polls may have succeeded for weeks since."""
     long_ago = {"failed_polls": MIN_FAILED_POLLS - 1, "failing_since": time.time() - 14 * 86_400}
     assert event_of([failed()], **long_ago, max_failure_time=0.0) is None
@@ -222,7 +226,7 @@ def test_any_other_failure_ends_the_wait():
     assert event_of([used(5)], metric="credits")["error"] == "ReductoCreditsUnavailableError"
 
 
-def test_who_reads_a_poll_that_failed_does_not_lengthen_its_traceback():
+def test_reading_a_failed_poll_does_not_lengthen_its_traceback():
     def frames(poll):
         with pytest.raises(KeyError) as raised:
             asyncio.run(poll.read(trigger()._condition()))
@@ -233,3 +237,172 @@ def test_who_reads_a_poll_that_failed_does_not_lengthen_its_traceback():
     except KeyError as error:
         poll = Poll(DURING, error=error)
     assert len({frames(poll) for _ in range(3)}) == 1
+
+
+def waiting_for(window, threshold="100", *, metric="credits", query=None, options=None, **fields):
+    query = UsageQuery(start=window[0], end=window[1], org_id="org_acme", **(query or {}))
+    condition = UsageThreshold(query=query, metric=metric, threshold=Decimal(threshold), **fields)
+    return ReductoUsageThresholdTrigger.waiting_for(
+        condition, reducto_conn_id="reducto_default", poke_interval=0.01, **(options or {})
+    )
+
+
+def noon(day):
+    return datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+
+
+def event_after(trigger, simulator, clock, *steps):
+    """Return the event that ends the wait. Each step, a moment or a change, comes after two more polls."""
+
+    async def wait():
+        stream = trigger.run()
+        event = asyncio.ensure_future(anext(stream))
+        for step in steps:
+            before = len(simulator.requests)
+            while len(simulator.requests) < before + 2 and not event.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert not event.done(), f"before {step}: {event.result().payload}"
+            step() if callable(step) else clock.move_to(step)
+        payload = (await asyncio.wait_for(event, 20)).payload
+        await stream.aclose()
+        return payload
+
+    return asyncio.run(wait())
+
+
+class TestService:
+    """Against the service over a socket, on a clock of the test's own."""
+
+    @pytest.fixture
+    def connected(self, service, hardly_any_interval):
+        service.usage.set_records("org_acme", [])
+        return service
+
+    @pytest.mark.parametrize("window", [JUNE, LEAP_FEBRUARY, YEAR_S_END, (date(2026, 12, 31),) * 2], ids=str)
+    @pytest.mark.parametrize("settle_days", [0, 2])
+    def test_a_window_that_ends_during_the_wait(self, connected, window, settle_days):
+        last, closed = window[1], window[1] + timedelta(days=settle_days + 1)
+        connected.usage.add("org_acme", last, 100, 1)
+        connected.usage.add("org_acme", last + timedelta(days=1), 1, 1)
+        trigger = waiting_for(window, settle_days=settle_days)
+        with time_machine.travel(noon(window[0]), tick=False) as clock:
+            moments = [
+                noon(last),
+                noon(closed) - timedelta(hours=12, microseconds=1),
+                noon(closed) - timedelta(hours=12),
+            ]
+            event = event_after(trigger, connected, clock, *moments)
+
+        assert event["status"] == "closed"
+        assert event["reading"]["value"] == 100
+        assert {dict(request.query)["startDate"] for request in connected.requests} == {str(window[0])}
+        assert {dict(request.query)["endDate"] for request in connected.requests} == {str(window[0]), str(last)}
+
+    def test_usage_counted_late_still_exceeds(self, connected):
+        connected.usage.add("org_acme", JUNE[1], 100, 1)
+        trigger = waiting_for(JUNE, settle_days=1)
+        with time_machine.travel(noon(JUNE[1]), tick=False) as clock:
+            event = event_after(
+                trigger,
+                connected,
+                clock,
+                noon(date(2026, 7, 1)),
+                lambda: connected.usage.add("org_acme", JUNE[1], "0.5", 1),
+            )
+
+        assert (event["status"], event["reading"]["value"]) == ("exceeded", 100.5)
+
+    def test_a_wait_after_the_end_of_the_window(self, connected):
+        trigger = waiting_for(JUNE, options={"wait_when_closed": True})
+        with time_machine.travel(noon(JUNE[1]), tick=False) as clock:
+            event = event_after(
+                trigger,
+                connected,
+                clock,
+                noon(date(2026, 9, 1)),
+                lambda: connected.usage.add("org_acme", JUNE[1], 101, 1),
+            )
+
+        assert (event["status"], event["reading"]["usage_end_date"]) == ("exceeded", "2026-06-30")
+
+    def test_no_request_before_the_window_begins(self, connected):
+        connected.usage.add("org_acme", date(2026, 5, 31), 500, 1)
+        connected.usage.add("org_acme", JUNE[0], 101, 1)
+
+        async def wait(clock):
+            stream = waiting_for(JUNE).run()
+            event = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.1)
+            assert connected.requests == []
+            clock.move_to(datetime(2026, 6, 1, tzinfo=UTC))
+            payload = (await asyncio.wait_for(event, 20)).payload
+            await stream.aclose()
+            return payload
+
+        with time_machine.travel(datetime(2026, 5, 31, 23, 59, 59, 999999, tzinfo=UTC), tick=False) as clock:
+            event = asyncio.run(wait(clock))
+        assert (event["status"], event["reading"]["value"]) == ("exceeded", 101)
+        assert {dict(request.query)["endDate"] for request in connected.requests} == {"2026-06-01"}
+
+    @pytest.mark.parametrize("metric", ["credits", "requests"])
+    def test_a_projection_that_exceeds(self, connected, metric):
+        for day in range(10):
+            connected.usage.add("org_acme", JUNE[0] + timedelta(days=day), 10, 10)
+        trigger = waiting_for(JUNE, "299", metric=metric, projected=True)
+        with time_machine.travel(noon(JUNE[0]), tick=False) as clock:
+            event = event_after(trigger, connected, clock, noon(date(2026, 6, 3)), noon(date(2026, 6, 4)))
+
+        assert event["status"] == "exceeded"
+        assert event["reading"].items() >= {"value": 300, "used": 40, "projected": True}.items()
+
+    def test_a_projection_of_a_window_that_is_over_is_what_was_used(self, connected):
+        for day in range(10):
+            connected.usage.add("org_acme", JUNE[0] + timedelta(days=day), 10, 10)
+        trigger = waiting_for(JUNE, "300", projected=True)
+        with time_machine.travel(noon(date(2026, 6, 8)), tick=False) as clock:
+            event = event_after(trigger, connected, clock, noon(date(2026, 7, 1)))
+
+        assert event["status"] == "closed"
+        assert event["reading"].items() >= {"value": 100, "used": 100, "projected": False}.items()
+
+    def test_a_deadline_that_is_reached(self, connected):
+        with time_machine.travel(noon(JUNE[0]), tick=False) as clock:
+            deadline = (noon(JUNE[0]) + timedelta(hours=5)).timestamp()
+            event = event_after(
+                waiting_for(JUNE, options={"deadline": deadline}), connected, clock, noon(JUNE[0]) + timedelta(hours=6)
+            )
+
+        assert event["status"] == "timeout"
+
+    @pytest.mark.parametrize("metric", ["credits", "requests"])
+    @pytest.mark.parametrize("projected", [False, True])
+    def test_filters_reach_the_service(self, connected, metric, projected):
+        matching = {"product": "parse", "feature": "a", "api_key": "k", "file_type": "pdf"}
+        for day in range(4):
+            connected.usage.add("org_acme", JUNE[0] + timedelta(days=day), 30, 30, **matching)
+            for name in matching:
+                connected.usage.add("org_acme", JUNE[0] + timedelta(days=day), 999, 999, **{**matching, name: "other"})
+        trigger = waiting_for(JUNE, metric=metric, projected=projected, query={**FILTERS, "group_by": "api_key"})
+        with time_machine.travel(noon(date(2026, 6, 4)), tick=False) as clock:
+            event = event_after(trigger, connected, clock)
+
+        assert event["status"] == "exceeded"
+        assert (
+            event["reading"].items() >= {"value": 900 if projected else 120, "used": 120, "group_by": "api_key"}.items()
+        )
+        assert [pair for pair in connected.requests[0].query if pair[0] not in ("startDate", "endDate")] == [
+            *(("groupBy", "api_key"), ("orgId", "org_acme"), ("product", "parse"), ("feature", "a"), ("feature", "b")),
+            *(("apiKey", "k"), ("fileType", "pdf")),
+        ]
+
+    @pytest.mark.parametrize("shown", ["null", "absent"])
+    def test_an_account_without_credits(self, connected, shown):
+        connected.usage.add("org_acme", JUNE[0], 500, 101)
+        connected.usage.set_credits("org_acme", shown)
+        with time_machine.travel(noon(JUNE[0]), tick=False) as clock:
+            event = event_after(waiting_for(JUNE), connected, clock)
+            requests = event_after(waiting_for(JUNE, metric="requests"), connected, clock)
+
+        assert (event["status"], event["error"]) == ("error", "ReductoCreditsUnavailableError")
+        assert "metric='requests'" in event["message"]
+        assert (requests["status"], requests["reading"]["value"]) == ("exceeded", 101)

@@ -202,7 +202,7 @@ def test_each_dimension_has_a_filter_with_the_name_that_the_service_knows():
     ("path", "required"),
     [
         ("usage.query.UsageQuery", {"start": date(2026, 6, 1), "end": date(2026, 6, 1)}),
-        ("operators.base.BaseUsageOperator", {"task_id": "export"}),
+        ("operators.base.BaseQueryOperator", {"task_id": "export"}),
         ("sensors.threshold.ReductoUsageThresholdSensor", {"task_id": "wait", "threshold": 1}),
         ("triggers.threshold.ReductoUsageThresholdTrigger", {"reducto_conn_id": "conn", "threshold": "1"}),
         ("triggers.levels.ReductoUsageLevelTrigger", {"budget": 1}),
