@@ -11,6 +11,7 @@ Reducto's own:
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -37,6 +38,8 @@ MARKER = HOME / ".reducto-demo"
 OF_ALL = (
     "reducto_usage_all_organizations",
     "reducto_usage_backfill",
+    "reducto_usage_budget_gate",
+    "reducto_usage_budget_keys",
     "reducto_usage_budget_levels",
     "reducto_usage_budget_mail",
     "reducto_usage_fleet",
@@ -92,6 +95,17 @@ def demo(screen: TextIO) -> None:
             [fleet] = run_dag(bag["reducto_usage_fleet"], logical_date=today).xcoms["export_usage"]
         with steps(f"reducto_usage_reconciliation, as scheduled {today:%Y-%m-%d}"):
             reconciled = run_dag(bag["reducto_usage_reconciliation"], logical_date=today, may_fail=True)
+        gates = {}
+        with steps("reducto_usage_budget_gate, with room in the budget"):
+            gates["with room"] = run_dag(bag["reducto_usage_budget_gate"], conf={"budget": 10**9})
+        decision = gates["with room"].xcoms["within_budget"][0]
+        used, reserve = decision["reading"]["value"], decision["reserve"]
+        with steps("reducto_usage_budget_gate, with 80 % of the budget used"):
+            conf = {"budget": math.ceil(1.1 * (used + reserve))}
+            gates["from 80 %"] = run_dag(bag["reducto_usage_budget_gate"], conf=conf)
+        with steps("reducto_usage_budget_gate, with all of the budget used"):
+            # The approval of a person is simulated: the run would wait for it.
+            gates["over it"] = run_dag(bag["reducto_usage_budget_gate"], conf={"budget": used}, approved="approve")
         monthly = {}
         for dag_id, dag in sorted(bag.items()):
             if dag_id not in OF_ALL:
@@ -111,6 +125,8 @@ def demo(screen: TextIO) -> None:
     )
     print(f"\nBudgets of {last_month:%B %Y}, as the sensors saw them", file=screen)
     show_budgets(screen, monthly)
+    print("\nThe gate before a batch of documents", file=screen)
+    show_gates(screen, gates)
     print("\nFiles", file=screen)
     show_files(screen)
 
@@ -151,9 +167,14 @@ class Run:
 
 
 def run_dag(
-    dag: Any, *, logical_date: datetime | None = None, conf: dict[str, Any] | None = None, may_fail: bool = False
+    dag: Any,
+    *,
+    logical_date: datetime | None = None,
+    conf: dict[str, Any] | None = None,
+    may_fail: bool = False,
+    approved: str | None = None,
 ) -> Run:
-    dag_run = dag.test(logical_date=logical_date, run_conf=conf)
+    dag_run = dag.test(logical_date=logical_date, run_conf=conf, mark_success_pattern=approved)
     run = Run(dag_run)
     failed = sorted(task for task, state in run.states.items() if state not in ("success", "skipped"))
     if dag_run.state != "success" and not may_fail:
@@ -188,6 +209,19 @@ def show_budgets(screen: TextIO, runs: dict[str, Run]) -> None:
             )
         else:
             print(f"  {org_id:<16}kept: sensor {run.states['budget_exceeded']}, nobody notified", file=screen)
+
+
+def show_gates(screen: TextIO, runs: dict[str, Run]) -> None:
+    for case, run in runs.items():
+        decision = run.xcoms["within_budget"][0]
+        reading = decision["reading"]
+        print(
+            f"  {case:<16}{decision['decision']}: {reading['value']:,} of {reading['threshold']:,} "
+            f"{reading['metric']}, and {decision['reserve']:,} in reserve",
+            file=screen,
+        )
+        tasks = ("within_budget", "parse_now", "approve", "queue_batches")
+        print(f"  {'':<16}{', '.join(f'{task} {run.states[task]}' for task in tasks)}", file=screen)
 
 
 def show_files(screen: TextIO) -> None:

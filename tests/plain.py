@@ -20,6 +20,7 @@ NEEDS_ANOTHER_PROVIDER = ("reducto_usage_budget_mail.py",)
 DAGS = {
     "reducto_usage_yesterday": [],
     "reducto_usage_all_organizations": [],
+    "reducto_usage_budget_gate": ["--conf", json.dumps({"budget": 10**9})],
     "reducto_usage_fleet": [],
     "reducto_usage_org_acme": ["2026-10-01"],
     "reducto_usage_backfill": ["--conf", json.dumps({"start": "2026-10-01", "end": "2026-10-07"})],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import jinja2
 import pytest
 from aiosmtpd.controller import Controller
 
-from tests.airflows import new_in
+from tests.airflows import gone_in, new_in
 
 PROJECT = Path(__file__).parents[1]
 
@@ -49,6 +50,11 @@ def test_the_demo_runs_them_all_twice(demo_home):
         assert "exceeded: " in screen
         assert "kept: sensor skipped" in screen
         assert "the same for 3 of 3 organizations" in screen
+        assert re.findall(r"^ +(within_budget .*)$", screen, re.MULTILINE) == [
+            "within_budget success, parse_now success, approve skipped, queue_batches skipped",
+            "within_budget success, parse_now skipped, approve skipped, queue_batches success",
+            "within_budget skipped, parse_now skipped, approve success, queue_batches success",
+        ]
         assert "usage.jsonl" in screen
         assert "Traceback" not in screen
     assert "sim-key" not in (demo_home / "demo.log").read_text()
@@ -120,15 +126,50 @@ def test_foreign_text_is_escaped_in_the_mail(monkeypatch):
     assert text.startswith("&lt;b&gt;org&lt;/b&gt; &amp; {{ 7 * 7 }} used 2 credits since 2026-11-01. ")
 
 
+@pytest.fixture
+def gate(run_dag, simulator):
+    """Run the example of a gate with a budget, when 800 of it have been used, and return the states of its tasks."""
+    simulator.usage.set_records("org_acme", [])
+    simulator.usage.add("org_acme", datetime.now(UTC).date(), 800, 1)
+    source = (PROJECT / "dags/reducto_usage_budget_gate.py").read_text()
+    importable = f"import sys; sys.path.insert(0, {str(PROJECT / 'dags')!r})\n"
+
+    def run(budget):
+        result = run_dag(
+            source.replace("from datetime", importable + "from datetime", 1), conf={"budget": budget}, logical_date=None
+        )
+        assert result.tasks["find_batches"] == "success"
+        return [result.tasks[name] for name in ("within_budget", "choose_lane", "parse_now", "queue_batches")]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("budget", "states"),
+    [
+        # The documents need 125.
+        (1157, ["success", "success", ["success"] * 3, "skipped"]),
+        (1156, ["success", "success", "skipped", "success"]),
+        (925, ["success", "success", "skipped", "success"]),
+    ],
+)
+def test_batches_take_the_lane_of_their_budget(gate, budget, states):
+    assert gate(budget) == states
+
+
+@gone_in(3, 1, "a gate where nobody can be asked")
+def test_over_the_budget_nothing_runs_if_nobody_can_be_asked(gate):
+    assert gate(924) == ["skipped"] * 4
+
+
 @new_in(3, 0, "watchers, which an example has")
-def test_each_level_of_a_budget_has_an_asset_of_its_own(monkeypatch):
+@pytest.mark.parametrize(("name", "percents"), [("levels", (50, 80, 100)), ("keys", (80, 100))])
+def test_each_level_of_a_budget_has_an_asset_of_its_own(monkeypatch, name, percents):
     """Of several events of one asset that come before a run is made, Airflow hands all but the first to a later one."""
     monkeypatch.syspath_prepend(PROJECT / "dags")
-    example = importlib.import_module("reducto_usage_budget_levels")
+    example = importlib.import_module(f"reducto_usage_budget_{name}")
 
     watched = [(asset.name, watcher) for asset in example.exceeded for watcher in asset.watchers]
     levels = [(watcher.trigger.org_id, *watcher.trigger.levels) for _, watcher in watched]
     assert len({name for name, _ in watched}) == len(watched)
-    assert sorted(levels) == [
-        (org, level) for org in ("org_acme", "org_globex", "org_initech") for level in (50, 80, 100)
-    ]
+    assert sorted(levels) == [(org, level) for org in ("org_acme", "org_globex", "org_initech") for level in percents]

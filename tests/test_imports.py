@@ -179,7 +179,9 @@ def test_parsing_the_example_dags_touches_nothing(refused):
     assert refused["parsing"].get() == {
         "reducto_usage_all_organizations": True,
         "reducto_usage_backfill": True,
-        **({"reducto_usage_budget_levels": True} if AIRFLOW >= (3,) else {}),  # Airflow 2 has no watchers
+        "reducto_usage_budget_gate": True,
+        # Airflow 2 has no watchers
+        **({f"reducto_usage_budget_{name}": True for name in ("keys", "levels")} if AIRFLOW >= (3,) else {}),
         "reducto_usage_budget_mail": True,
         "reducto_usage_fleet": True,
         "reducto_usage_org_acme": True,
@@ -211,6 +213,7 @@ OF_OTHERS = {
     },
     "lineage.py": {"airflow.providers.openlineage.extractors"},
     "base.py": {"airflow.providers.openlineage.extractors"},
+    "reducto_usage_budget_gate.py": {"airflow.providers.standard.operators.hitl"},
     "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
 }
 """What a file or folder needs of another provider, or of newer Airflows alone."""

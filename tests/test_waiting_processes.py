@@ -26,7 +26,7 @@ ORGANIZATIONS = [
     Organization(f"org_{name}", records=())
     for name in (
         *("late", "patient", "many", "daily", "mapped", "first", "second", "both", "rotating", "revoked"),
-        *("busy", "gate", "outage"),
+        *("busy", "gate", "outage", "keys"),
     )
 ]
 MANY = 200
@@ -115,7 +115,13 @@ ASSETS = [
     watch("second", credits=budget("org_second")),
     watch("both", credits=budget("org_both"), requests=budget("org_both", metric="requests", levels=[50])),
 ]
-with DAG("also_watched", schedule=ASSETS[1] | ASSETS[2]):
+KEYS = watch(
+    "keys",
+    projected=budget(
+        "org_keys", levels=[50], window="day", settle_days=0, projected=True, per_group=True, group_by="api_key"
+    ),
+)
+with DAG("also_watched", schedule=ASSETS[1] | ASSETS[2] | KEYS):
     task(lambda: None, task_id="nothing")()
 
 BUSY = [watch(f"busy_{level}", level=budget("org_busy", levels=[level])) for level in (50, 80, 100)]
@@ -211,6 +217,8 @@ def service():
         simulator.usage.add("org_first", today(), credits=1200, requests=1)
         simulator.usage.add("org_second", today(), credits=900, requests=1)
         simulator.usage.add("org_both", today(), credits=501, requests=501)
+        for days in range(1, 6):
+            simulator.usage.add("org_keys", today() - timedelta(days=days), 600, 1, api_key="large")
         yield simulator
 
 
@@ -435,6 +443,22 @@ def test_each_organization_and_each_watcher_has_levels_of_its_own(airflow, servi
     wait_for_levels(airflow, "both", [("credits", 50), ("requests", 50)])
 
 
+def groups(airflow):
+    """Which groups each event of the keys' asset names, and whether they are projected."""
+    return [
+        [(reading["group"], reading["projected"]) for reading in payload["readings"]]
+        for payload in fired(airflow, "keys")
+    ]
+
+
+def test_each_group_has_levels_of_its_own(airflow, service):
+    airflow.wait_for(lambda: groups(airflow) == [[("large", True)]], 300, "an event of the projected group")
+    service.usage.add("org_keys", today(), credits=501, requests=1, api_key="small")
+    both = [[("large", True)], [("small", False)]]
+    airflow.wait_for(lambda: groups(airflow) == both, 300, "an event of the other group")
+    airflow.wait_for(lambda: remembered(airflow, "keys") == [50, 50], 300, "levels to be stored")
+
+
 def test_no_level_is_lost_while_a_dag_can_have_no_run(airflow, service):
     """With an asset for each level, as in the example: of several events of one asset only the first would count."""
 
@@ -479,8 +503,9 @@ def test_many_go_on_at_the_cost_of_one(airflow, service, restarted):
 
 
 def test_levels_that_fired_do_not_fire_again(airflow, service, restarted):
-    for org in ("org_first", "org_second", "org_both"):
+    for org in ("org_first", "org_second", "org_both", "org_keys"):
         wait_for_polls(airflow, service, org, 3)
+    assert groups(airflow) == [[("large", True)], [("small", False)]]
     assert sorted(levels(airflow, "first")) == [("credits", level) for level in (50, 80, 100)]
 
     service.usage.add("org_second", today(), credits=200, requests=1)

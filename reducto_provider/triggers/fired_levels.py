@@ -5,43 +5,75 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal, localcontext
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from reducto_provider.usage.report import EXACT
 from reducto_provider.usage.threshold import Reading
 
 if TYPE_CHECKING:
     from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 
-_WINDOWS_REMEMBERED = 50  # more than are ever watched at the same time
+MAX_GROUPS: Final = 100
+"""Groups that fire at a level in a window, at most. It limits what is stored, and what an event holds."""
+
+# One more than are ever watched at the same time, with the longest settle_days.
+_MAX_WINDOWS: Final = {"month": 4, "week": 7, "day": 33}
 
 
 class FiredLevels:
-    """Keep which levels have fired, by window: in Airflow's asset state store if there is one, else in memory."""
+    """
+    Keep which levels have fired, by window or by window and group: in Airflow's asset state store if there is one, else
+    in memory.
+    """
 
     def __init__(self) -> None:
         self._fired: dict[str, dict[str, list[float]]] = {}
         self._to_store: set[str] = set()
         self._stored = True
 
-    async def new(self, trigger: ReductoUsageLevelTrigger, reading: Reading, exceeded: list[float]) -> list[float]:
-        """Return the exceeded levels that have not fired yet in the window of the reading."""
-        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
+    async def new(
+        self, trigger: ReductoUsageLevelTrigger, readings: list[Reading], levels: list[float]
+    ) -> dict[float, list[Reading]]:
+        """
+        Return the readings that pass a level which has not fired for them, by level.
+
+        :param readings: at least one, all of one organization and window.
+        """
+        key = _memory_key(trigger, readings[0])
+        exceeded = [(level, reading) for level in levels for reading in readings if _passes(reading, level)]
         if key not in self._fired:
             self._fired[key] = await self._load(trigger, key)
-        elif not {*exceeded} <= {*self._fired[key].get(window, [])}:
+        elif not all(self._has_fired(key, *each) for each in exceeded):
             # Another triggerer may have fired them while this one was considered dead. If the store fails they fire:
             # again, rather than not at all. The failure is logged when they are stored.
             with suppress(Exception):
                 self._fired[key] = _union(await self._load(trigger, key), self._fired[key])
-        return [level for level in exceeded if level not in self._fired[key].get(window, [])]
+        new: dict[float, list[Reading]] = {}
+        for level, reading in exceeded:
+            if not self._has_fired(key, level, reading):
+                new.setdefault(level, []).append(reading)
+        return new
 
-    def add(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> None:
-        key, window = _memory_key(trigger, reading), reading.window.first.isoformat()
-        windows = self._fired.setdefault(key, {})
-        windows[window] = [*windows.get(window, []), level]
+    def count(self, trigger: ReductoUsageLevelTrigger, level: float, reading: Reading) -> int:
+        """Return how many groups have fired at a level in the window of a reading."""
+        fired = self._fired[_memory_key(trigger, reading)]
+        window = reading.window.first.isoformat()
+        return sum(level in levels for entry, levels in fired.items() if _window_of(entry) == window)
+
+    def add(self, trigger: ReductoUsageLevelTrigger, level: float, readings: list[Reading]) -> None:
+        key = _memory_key(trigger, readings[0])
+        fired = self._fired[key]
+        for reading in readings:
+            entry = _entry(reading)
+            fired[entry] = [*fired.get(entry, []), level]
+        self._fired[key] = _newest(fired, trigger.window)
         self._to_store.add(key)
+
+    def _has_fired(self, key: str, level: float, reading: Reading) -> bool:
+        return level in self._fired[key].get(_entry(reading), [])
 
     async def store(self, trigger: ReductoUsageLevelTrigger) -> None:
         """
@@ -52,11 +84,11 @@ class FiredLevels:
             return
         for key in list(self._to_store):
             stored = await self._load(trigger, key)
-            windows = dict(list(_union(stored, self._fired[key]).items())[-_WINDOWS_REMEMBERED:])
-            if windows == stored:
+            fired = _newest(_union(stored, self._fired[key]), trigger.window)
+            if fired == stored:
                 self._to_store.discard(key)
             else:
-                await store.aset(key, windows)
+                await store.aset(key, fired)
 
     async def _load(self, trigger: ReductoUsageLevelTrigger, key: str) -> dict[str, list[float]]:
         if not self._stored or (store := _store_of(trigger)) is None:
@@ -84,12 +116,35 @@ class FiredLevels:
             return {}
 
 
-def _union(windows: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Return the levels of both, by window, the oldest first."""
+def _passes(reading: Reading, level: float) -> bool:
+    """Return whether a value is more than a level, in percent of the threshold, decided on all digits."""
+    with localcontext(EXACT):
+        return reading.value * 100 > reading.threshold * Decimal(str(level))
+
+
+def _union(fired: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return the levels of both, by entry."""
     return {
-        window: sorted({*windows.get(window, []), *others.get(window, [])})
-        for window in sorted(windows.keys() | others.keys())
+        entry: sorted({*fired.get(entry, []), *others.get(entry, [])}) for entry in sorted(fired.keys() | others.keys())
     }
+
+
+def _newest(fired: dict[str, list[float]], window: str) -> dict[str, list[float]]:
+    """Return the entries of the windows that may still be watched."""
+    windows = sorted({_window_of(entry) for entry in fired})[-_MAX_WINDOWS[window] :]
+    return {entry: levels for entry, levels in fired.items() if _window_of(entry) in windows}
+
+
+def _entry(reading: Reading) -> str:
+    """Return the first day of the window, and with ``per_group`` a digest of the group: its name may be long."""
+    window = reading.window.first.isoformat()
+    if reading.group is None:
+        return window
+    return f"{window} {hashlib.sha256(reading.group.encode()).hexdigest()[:16]}"
+
+
+def _window_of(entry: str) -> str:
+    return entry.partition(" ")[0]
 
 
 def _store_of(trigger: ReductoUsageLevelTrigger) -> Any:
@@ -103,6 +158,8 @@ def _memory_key(trigger: ReductoUsageLevelTrigger, reading: Reading) -> str:
         "window": trigger.window,
         "metric": trigger.metric,
         "budget": trigger.budget,
+        "projected": trigger.projected,
+        "per_group": trigger.group_by if trigger.per_group else None,
         "filters": trigger._condition_for(reading.window).query.filters(),
     }
     digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode()).hexdigest()

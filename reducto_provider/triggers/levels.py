@@ -8,7 +8,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from airflow.triggers.base import TriggerEvent
@@ -16,9 +15,16 @@ from airflow.triggers.base import TriggerEvent
 from reducto_provider.airflow_compat import AIRFLOW_VERSION
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.triggers.base import BaseStreamTrigger, make_event
-from reducto_provider.triggers.fired_levels import FiredLevels
+from reducto_provider.triggers.fired_levels import MAX_GROUPS, FiredLevels
 from reducto_provider.triggers.polls import Poll
-from reducto_provider.usage.checks import check_choice, check_number, check_seconds, check_whole_number, is_number
+from reducto_provider.usage.checks import (
+    check_bool,
+    check_choice,
+    check_number,
+    check_seconds,
+    check_whole_number,
+    is_number,
+)
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import check_not_empty, is_literal, parse_query
 from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
@@ -38,6 +44,8 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
     Each level fires once per window and organization, and again in the next window. A value equal to a level does not
     exceed it. Levels exceeded at the same time fire one after the other, the lowest first. An event is
     ``{"level": 80, "reading": {...}}``; the reading is that of the threshold sensor, with the budget as its threshold.
+    With ``per_group`` each level fires once for each group, for at most a hundred groups in a window, the largest
+    first. The groups that a poll finds above a level share an event, ``{"level": 80, "readings": [{...}, ...]}``.
     Unlike a sensor's, the window moves with the clock: it is the calendar period, in UTC days, that contains the moment
     of the poll. A window that ended is watched for ``settle_days`` more, beside the next one, since its last hours are
     only counted then.
@@ -54,7 +62,12 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
     :param levels: percentages of the budget, each more than 0 and up to 10,000.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month``, ``week`` (from Monday) or ``day``.
-    :param settle_days: days after a window's end during which it is still watched.
+    :param per_group: compare each group of ``group_by`` with the budget, instead of their sum.
+    :param projected: compare the projected usage of the whole window, as the threshold sensor does. A level that has
+        fired stays fired when the projection falls. After the window's end its usage is compared.
+    :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
+    :param settle_days: days after a window's end during which it is still watched. A projection leaves out as many days
+        before today, as the sensor's does.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
     :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
         ``file_types``.
@@ -65,6 +78,8 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
     """
 
     poll_immediately = True
+    _warned_of_groups = False
+    """Whether it has warned that too many groups pass a level."""
 
     def __init__(
         self,
@@ -73,6 +88,9 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         levels: Sequence[float] = (50, 80, 100),
         metric: Metric = "credits",
         window: str = "month",
+        per_group: bool = False,
+        projected: bool = False,
+        group_by: str = "product",
         settle_days: int = 1,
         org_id: str | None = None,
         products: str | Sequence[str] | None = None,
@@ -86,11 +104,14 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.queue = _parse_queue(queue)
         filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
-        _check_literals({"org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
+        _check_literals({"group_by": group_by, "org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
         self.budget = format_decimal(check_number("budget", budget, is_budget, "a number from 1e-9 to less than 1e18"))
         self.levels = _parse_levels(levels)
         self.metric = metric
         self.window = window
+        self.per_group = check_bool("per_group", per_group)
+        self.projected = check_bool("projected", projected)
+        self.group_by = group_by
         self.settle_days = settle_days
         self.org_id = org_id
         self.reducto_conn_id = reducto_conn_id
@@ -102,12 +123,15 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
             query=parse_query(
                 usage_start_date=today,
                 usage_end_date=today,
-                group_by="product",
+                group_by=group_by,
                 org_id=org_id,
                 **filters,
             ),
             metric=metric,
             threshold=Decimal(self.budget),
+            per_group=per_group,
+            projected=projected,
+            settle_days=settle_days,
         )
         names = self._condition.query.filters()
         for field in FILTER_PARAMETERS:
@@ -119,8 +143,10 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
             f"{type(self).__module__}.{type(self).__qualname__}",
             self.reducto_conn_id,
             self.window,
+            self.projected,
             self.settle_days,
             self.org_id,
+            self.group_by,
             *((name, *values) for name, values in self._condition.query.filters().items()),
             self.poke_interval,
         )
@@ -145,26 +171,57 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
                     await self._log_failure(error, poll)
                     continue
                 await self._store_fired_levels()
-                for level, reading in exceeded:
-                    yield make_event({"level": level, "reading": reading.as_json()})
-                    self._fired_levels.add(self, level, reading)
+                for level, readings in exceeded.items():
+                    yield make_event(self._payload(level, readings))
+                    self._fired_levels.add(self, level, readings)
                     await asyncio.sleep(_PERSIST_SECONDS)
                     await self._store_fired_levels()
 
-    async def _newly_exceeded(self, poll: Poll) -> list[tuple[float, Reading]]:
-        """Return the exceeded levels that have not fired in the poll's window, with the reading."""
+    async def _newly_exceeded(self, poll: Poll) -> dict[float, list[Reading]]:
+        """Return the levels that were exceeded since they last fired in the poll's window, with the readings."""
         day = poll.query.end if poll.query else poll.time.date()
-        reading = await poll.read(self._condition_for(calendar_window(self.window, day)))
-        if reading is None:
-            return []
+        condition = self._condition_for(calendar_window(self.window, day))
+        readings = await poll.evaluate(lambda report, time: condition.read_largest(report, time, MAX_GROUPS + 1))
+        if readings is None:
+            return {}
         await self._warn_if_unmatched(poll)
-        # Fractions, since decimals of many digits would be rounded.
-        percent = Fraction(reading.value) * 100 / Fraction(reading.threshold)
-        exceeded = [level for level in self.levels if percent > Fraction(str(level))]
-        new = await self._fired_levels.new(self, reading, exceeded)
-        newly = f"; newly exceeded: {', '.join(f'{level:g} %' for level in new)}" if new else ""
-        await self._alog("info", "%s%s; next poll in %g s", reading, newly, poll.next_in)
-        return [(level, reading) for level in new]
+        new = await self._fired_levels.new(self, readings, self.levels)
+        exceeded = {}
+        for level, each in new.items():
+            room = MAX_GROUPS - self._fired_levels.count(self, level, readings[0])
+            if len(each) > room:
+                await self._warn_of_groups(level, readings[0])
+            if room > 0:
+                exceeded[level] = each[:room]
+        exceeded_text = (
+            f"; exceeded {', '.join(self._describe(*each) for each in exceeded.items())}" if exceeded else ""
+        )
+        await self._alog("info", "%s%s; next poll in %g s", readings[0], exceeded_text, poll.next_in)
+        return exceeded
+
+    def _payload(self, level: float, readings: list[Reading]) -> dict[str, Any]:
+        contents = [reading.as_json() for reading in readings]
+        return {"level": level, "readings": contents} if self.per_group else {"level": level, "reading": contents[0]}
+
+    def _describe(self, level: float, readings: list[Reading]) -> str:
+        if not self.per_group:
+            return f"{level:g} %"
+        return f"{level:g} % by {len(readings)} group{'s' if len(readings) > 1 else ''}"
+
+    async def _warn_of_groups(self, level: float, reading: Reading) -> None:
+        if self._warned_of_groups:
+            return
+        self._warned_of_groups = True
+        await self._alog(
+            "warning",
+            "%s: more than %d groups by %s exceeded %g %% of the budget, and only the %d largest fire: watch fewer "
+            "with a filter, or raise the budget",
+            reading.window,
+            MAX_GROUPS,
+            self.group_by,
+            level,
+            MAX_GROUPS,
+        )
 
     async def _log_failure(self, error: Exception, poll: Poll) -> None:
         if isinstance(error, ReductoError) and error.transient:

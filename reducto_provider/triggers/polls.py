@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from reducto_provider.airflow_compat import AirflowFailException
 from reducto_provider.exceptions import ReductoCreditsUnavailableError, ReductoError, ReductoPollError
@@ -34,6 +35,8 @@ count."""
 
 MAX_FAILURE_TIME: Final = timedelta(hours=6)
 """How long transient failures must have lasted before they end a wait, by default."""
+
+Result = TypeVar("Result")
 
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() // 1 - 1
 _ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event loop
@@ -62,6 +65,14 @@ class Poll:
 
         :raises Exception: the error of the poll.
         """
+        return await self.evaluate(condition.read)
+
+    async def evaluate(self, function: Callable[[UsageReport, datetime], Result]) -> Result | None:
+        """
+        Return what a function makes of the report and the time of the poll, None before the window begins.
+
+        :raises Exception: the error of the poll.
+        """
         async with self.turns:
             await asyncio.sleep(0)
             if self.error is not None:
@@ -70,8 +81,8 @@ class Poll:
                 return None
             try:
                 if len(self.report.rows) < _ASIDE_ROWS:
-                    return condition.read(self.report, self.time)
-                return await asyncio.to_thread(condition.read, self.report, self.time)
+                    return function(self.report, self.time)
+                return await asyncio.to_thread(function, self.report, self.time)
             except CreditsUnavailableError as error:
                 raise ReductoCreditsUnavailableError(str(error)) from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
 from functools import cached_property
+from heapq import nlargest
 from typing import Any, Final, Literal, get_args
 
 import msgspec
@@ -241,6 +242,15 @@ class UsageThreshold:
         :param time: when the request was sent.
         :raises CreditsUnavailableError: when credits are needed and the service sent none for some row.
         """
+        [largest] = self.read_largest(report, time, 1)
+        return largest
+
+    def read_largest(self, report: UsageReport, time: datetime, count: int) -> list[Reading]:
+        """
+        Return the readings of up to ``count`` groups, the largest first; a single one without ``per_group``.
+
+        The parameters and errors are those of :meth:`read`.
+        """
         used = report.amounts(self.metric, per_group=self.per_group, since=self.window.first)
         projections: Mapping[str | None, Decimal] = {}
         if self.projected and self._is_running(time):
@@ -253,22 +263,21 @@ class UsageThreshold:
                 settle_days=self.settle_days,
             )
         values = {**used, **projections}
-        group = max(values, key=lambda each: values[each], default=None)
-        projected = group in projections
-        if group is not None and values[group] == 0:
-            group = None
-        return Reading(
-            metric=self.metric,
-            value=values.get(group, Decimal(0)),
-            used=used.get(group, Decimal(0)),
-            projected=projected,
-            threshold=self.threshold,
-            window=self.window,
-            org_id=report.org_id,
-            group_by=report.group_by,
-            group=group,
-            time=time,
-        )
+        return [
+            Reading(
+                metric=self.metric,
+                value=values.get(group, Decimal(0)),
+                used=used.get(group, Decimal(0)),
+                projected=group in projections,
+                threshold=self.threshold,
+                window=self.window,
+                org_id=report.org_id,
+                group_by=report.group_by,
+                group=group if values.get(group) else None,
+                time=time,
+            )
+            for group in nlargest(count, values, key=values.__getitem__) or [None]
+        ]
 
     def _is_running(self, time: datetime) -> bool:
         return self.window.first <= time.astimezone(UTC).date() <= self.window.last

@@ -46,12 +46,14 @@ ORGS = [organization.id for organization in ORGANIZATIONS]
 ALL = "reducto_usage_all_organizations"
 BACKFILL = "reducto_usage_backfill"
 FLEET = "reducto_usage_fleet"
+GATE = "reducto_usage_budget_gate"
+KEYS = "reducto_usage_budget_keys"
 LEVELS = "reducto_usage_budget_levels"
 MAIL = "reducto_usage_budget_mail"
 RECONCILIATION = "reducto_usage_reconciliation"
 YESTERDAY = "reducto_usage_yesterday"
 MONTHLY = {org: f"reducto_usage_{org}" for org in ORGS}
-DAGS = [ALL, BACKFILL, FLEET, LEVELS, MAIL, RECONCILIATION, YESTERDAY, *MONTHLY.values()]
+DAGS = [ALL, BACKFILL, FLEET, GATE, KEYS, LEVELS, MAIL, RECONCILIATION, YESTERDAY, *MONTHLY.values()]
 DIMENSIONS = ("product", "feature", "api_key", "file_type")
 METRIC = {org: "requests" if org == "org_umbrella" else "credits" for org in ORGS}
 REVOKED = "org_globex"
@@ -306,9 +308,12 @@ class Story:
 
     def level_events(self) -> dict[str, int]:
         """How many events there were of each organization's budget."""
-        payloads = [event["extra"]["payload"] for event in self.airflow.asset_events() if "payload" in event["extra"]]
-        counted = Counter(payload["reading"]["org_id"] for payload in payloads)
+        counted = Counter(payload["reading"]["org_id"] for payload in self.payloads() if "reading" in payload)
         return {org: counted[org] for org in ORGS}
+
+    def payloads(self) -> list[dict[str, Any]]:
+        """The contents of all watchers' events."""
+        return [event["extra"]["payload"] for event in self.airflow.asset_events() if "payload" in event["extra"]]
 
     def days_of(self, run: Mapping[str, Any]) -> list[date]:
         """The day before a daily run, and the two before that, which the example DAGs take along."""

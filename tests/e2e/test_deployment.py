@@ -260,7 +260,7 @@ def test_the_readings_are_what_was_used(story, right):
 
 
 def test_each_level_fired_once(story):
-    events = [event["extra"]["payload"] for event in story.airflow.asset_events() if "payload" in event["extra"]]
+    events = [payload for payload in story.payloads() if "reading" in payload]
     fired = Counter((event["reading"]["org_id"], event["level"]) for event in events)
     transient = [org for org, levels in story.expected_levels.items() if levels]
     assert fired == {(org, level): 1 for org in transient for level in (50, 80, 100)}

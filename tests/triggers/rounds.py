@@ -77,6 +77,39 @@ def at(
 
 def fires(trigger: ReductoUsageLevelTrigger, *rounds: Round) -> list[tuple[float, str]]:
     """Return the levels that fire, with the first day of their window."""
+    return [(event["level"], event["reading"]["usage_start_date"]) for event in payloads(trigger, *rounds)]
+
+
+def june(*levels: float) -> list[tuple[float, str]]:
+    return [(level, "2026-06-01") for level in levels]
+
+
+def by_group(moment: datetime, used: Mapping[str | None, Mapping[date, str] | str]) -> Round:
+    """
+    Return one round of polls of a service that has several groups.
+
+    ``used`` is credits by group, on one day in June or by day.
+    """
+    days = [
+        (day, group, Decimal(amount))
+        for group, amounts in used.items()
+        for day, amount in (amounts if isinstance(amounts, Mapping) else {ANY_DAY: amounts}).items()
+    ]
+
+    def poll(query: UsageQuery) -> Poll:
+        rows = tuple(
+            UsageRow(day, group, amount, 1)
+            for day, group, amount in sorted(days, key=str)
+            if query.start <= day <= query.end
+        )
+        report = UsageReport(org_id="org_acme", start=query.start, end=query.end, group_by=query.group_by, rows=rows)
+        return Poll(moment, query, report)
+
+    return lambda trigger: [poll(query) for query in trigger._queries(moment)]
+
+
+def payloads(trigger: ReductoUsageLevelTrigger, *rounds: Round) -> list[dict[str, Any]]:
+    """Return the contents of the events."""
 
     async def stream() -> AsyncIterator[Poll]:
         for polls in rounds:
@@ -86,8 +119,11 @@ def fires(trigger: ReductoUsageLevelTrigger, *rounds: Round) -> list[tuple[float
     async def collect() -> list[dict[str, Any]]:
         return [event.payload async for event in trigger.filter_shared_stream(stream())]
 
-    return [(event["level"], event["reading"]["usage_start_date"]) for event in asyncio.run(collect())]
+    return asyncio.run(collect())
 
 
-def june(*levels: float) -> list[tuple[float, str]]:
-    return [(level, "2026-06-01") for level in levels]
+def groups_that_fire(trigger: ReductoUsageLevelTrigger, *rounds: Round) -> list[tuple[float, list[str | None]]]:
+    """Return the levels that fire, each with its groups, the largest first."""
+    return [
+        (event["level"], [reading["group"] for reading in event["readings"]]) for event in payloads(trigger, *rounds)
+    ]

@@ -16,7 +16,18 @@ from reducto_provider.exceptions import ReductoAuthenticationError, ReductoServe
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from simulator import Reset, html, status
 from tests.airflows import gone_in, new_in
-from tests.triggers.rounds import JUNE_18, at, fires, june, manual_trigger
+from tests.triggers.rounds import (
+    ANY_DAY,
+    JUNE_18,
+    Store,
+    at,
+    by_group,
+    fires,
+    groups_that_fire,
+    june,
+    manual_trigger,
+    payloads,
+)
 
 pytestmark = pytest.mark.usefixtures("hardly_any_interval")
 
@@ -166,6 +177,155 @@ class TestWindows:
         assert fires(trigger, before) == june(50)
 
 
+def group_trigger(store=None, **arguments):
+    return manual_trigger(store, **{"levels": [50, 80], "per_group": True, "group_by": "api_key", **arguments})
+
+
+class TestGroups:
+    def test_each_by_itself(self):
+        trigger = group_trigger()
+
+        assert groups_that_fire(trigger, by_group(JUNE_18, {"a": "49", "b": "50", "c": "1"})) == []
+        assert groups_that_fire(trigger, by_group(JUNE_18, {"a": "60", "b": "81", "c": "1"})) == [
+            (50, ["b", "a"]),
+            (80, ["b"]),
+        ]
+        assert groups_that_fire(trigger, by_group(JUNE_18, {"a": "90", "b": "99", "c": "51"})) == [
+            (50, ["c"]),
+            (80, ["a"]),
+        ]
+
+    def test_the_event_names_the_groups(self):
+        [event] = payloads(group_trigger(levels=[50]), by_group(JUNE_18, {"a": "60.5", "b": "70"}))
+
+        assert event == json.loads(json.dumps(event))
+        assert event["level"] == 50
+        assert [(each["group_by"], each["group"], each["value"]) for each in event["readings"]] == [
+            ("api_key", "b", 70),
+            ("api_key", "a", 60.5),
+        ]
+        assert {each["projected"] for each in event["readings"]} == {False}
+
+    def test_restated_down_and_up_again_none_fires_twice(self):
+        trigger = group_trigger(levels=[50])
+        rounds = [
+            by_group(JUNE_18, {"a": a, "b": b}) for a, b in (("60", "1"), ("10", "1"), ("60", "60"), ("70", "70"))
+        ]
+
+        assert groups_that_fire(trigger, *rounds) == [(50, ["a"]), (50, ["b"])]
+
+    def test_a_restart_remembers(self):
+        store = Store()
+        assert groups_that_fire(group_trigger(store), by_group(JUNE_18, {"a": "60"})) == [(50, ["a"])]
+
+        both = by_group(JUNE_18, {"a": "60", "b": "90"})
+        assert groups_that_fire(group_trigger(store), both) == [(50, ["b"]), (80, ["b"])]
+        assert groups_that_fire(group_trigger(store), both) == []
+
+    def test_whatever_their_names_are(self):
+        store = Store()
+        names = [None, "", " ", "a", "A", "\0", "x" * 100_000]
+
+        all_of_them = by_group(JUNE_18, {name: str(60 + n) for n, name in enumerate(names)})
+        [(_, fired)] = groups_that_fire(group_trigger(store), all_of_them)
+        assert fired == [names[6], "\N{REPLACEMENT CHARACTER}", *reversed(names[:5])]
+        assert groups_that_fire(group_trigger(store), all_of_them) == []
+        [kept] = store.kept.values()
+        assert len(kept) < 1000
+
+    def test_each_window_anew(self):
+        trigger = group_trigger(levels=[50])
+        both = by_group(datetime(2026, 7, 1, 6, tzinfo=UTC), {"a": {date(2026, 6, 30): "60", date(2026, 7, 1): "60"}})
+
+        events = payloads(trigger, both, both)
+        assert [event["readings"][0]["usage_start_date"] for event in events] == ["2026-06-01", "2026-07-01"]
+
+    @pytest.mark.parametrize("other", [{"per_group": False}, {"group_by": "feature"}, {"projected": True}], ids=str)
+    def test_what_is_watched_is_told_apart(self, other):
+        store, arguments = Store(), {"levels": [50]}
+        assert len(payloads(group_trigger(store, **arguments), by_group(JUNE_18, {"a": "60"}))) == 1
+
+        assert len(payloads(group_trigger(store, **arguments, **other), by_group(JUNE_18, {"a": "60"}))) == 1
+
+    def test_only_the_hundred_largest_fire(self, logged):
+        store = Store()
+        many = {f"key {n}": str(60 + n / 10) for n in range(130)}
+        largest = [f"key {n}" for n in range(129, 29, -1)]
+        trigger = group_trigger(store)
+
+        assert groups_that_fire(trigger, by_group(JUNE_18, many)) == [(50, largest)]
+        assert groups_that_fire(trigger, by_group(JUNE_18, many)) == []
+        warnings = [line for line in logged if line.startswith("warning")]
+        assert len(warnings) == 1
+        assert "more than 100 groups by api_key exceeded 50 % of the budget" in warnings[0]
+
+        # The others fire nothing at this level, and as everybody at the next.
+        assert groups_that_fire(trigger, by_group(JUNE_18, {**many, "key 0": "85"})) == [(80, ["key 0"])]
+        assert groups_that_fire(group_trigger(store), by_group(JUNE_18, {**many, "key 1": "85"})) == [(80, ["key 1"])]
+        [kept] = store.kept.values()
+        assert len(json.loads(kept)) == 102
+
+    def test_what_is_stored_is_bounded(self):
+        store = Store()
+        for month in range(1, 13):
+            moment = datetime(2026, month, 10, tzinfo=UTC)
+            for turn in range(3):
+                used = {f"{month} {turn} {n}": {moment.date(): "60"} for n in range(90)}
+                payloads(group_trigger(store), by_group(moment, used))
+        [kept] = store.kept.values()
+        assert len(json.loads(kept)) == 4 * 100
+        assert len(kept) < 2**15
+
+
+STEADY = {date(2026, 5, 1) + timedelta(days=n): "10" for n in range(49)}
+"""10 a day until noon of June 18, when it has been used already."""
+
+
+class TestProjected:
+    def test_a_level_fires_before_it_is_used(self):
+        trigger = manual_trigger(budget=330, levels=[50, 90, 91], projected=True)
+
+        events = payloads(trigger, at(JUNE_18, STEADY))
+        assert [event["level"] for event in events] == [50, 90]
+        assert events[0]["reading"].items() >= {"projected": True, "used": 180, "value": 300, "exceeded": False}.items()
+
+    def test_it_falls_back_and_rises_again(self):
+        store = Store()
+        trigger = manual_trigger(store, budget=330, levels=[90], projected=True)
+        less = {**STEADY, **{day: "2" for day in STEADY if day > date(2026, 6, 10)}}
+
+        assert fires(trigger, *(at(JUNE_18, used) for used in (STEADY, less, STEADY))) == june(90)
+        assert fires(manual_trigger(store, budget=330, levels=[90], projected=True), at(JUNE_18, STEADY)) == []
+
+    def test_when_it_is_used_it_does_not_fire_again(self):
+        trigger = manual_trigger(budget=330, levels=[90], projected=True)
+        month = {date(2026, 5, 1) + timedelta(days=n): "10" for n in range(61)}
+
+        assert fires(trigger, at(JUNE_18, STEADY), at(datetime(2026, 6, 30, 23, tzinfo=UTC), month)) == june(90)
+
+    def test_late_figures_of_the_window_that_ended_are_not_the_new_one_s(self):
+        trigger = manual_trigger(budget=1000, levels=[50], projected=True)
+        month = {date(2026, 5, 1) + timedelta(days=n): "10" for n in range(61)}
+        after = datetime(2026, 7, 1, 12, tzinfo=UTC)
+        assert fires(trigger, at(after, month)) == []
+
+        late = {**month, date(2026, 6, 30): "900"}
+        [event] = payloads(trigger, at(after, late), at(after, late))
+        assert event["reading"].items() >= {"usage_start_date": "2026-06-01", "projected": False, "value": 1190}.items()
+
+    def test_groups_each_at_its_own_rate(self):
+        trigger = group_trigger(budget=330, levels=[90], projected=True)
+        new = {date(2026, 6, 17): "150"}
+
+        [event] = payloads(trigger, by_group(JUNE_18, {"steady": STEADY, "new": new, "small": {ANY_DAY: "5"}}))
+        assert [(each["group"], each["projected"]) for each in event["readings"]] == [("steady", True)]
+
+    def test_the_days_before_are_asked_for_with_the_window(self):
+        [query] = manual_trigger(projected=True)._queries(JUNE_18)
+
+        assert (query.start, query.end) == (date(2026, 5, 3), date(2026, 6, 18))
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         "error", [ReductoServerError("503"), ReductoAuthenticationError("401"), KeyError("unforeseen")], ids=repr
@@ -311,6 +471,9 @@ ARGUMENTS = {
     "levels": {80, 33.3, 120},
     "metric": "requests",
     "window": "week",
+    "per_group": True,
+    "projected": True,
+    "group_by": "api_key",
     "settle_days": 3,
     "org_id": "org_acme",
     "products": ("extract", "parse"),
@@ -342,6 +505,8 @@ class TestArguments:
                 for value in (0, -1, float("nan"), float("inf"), "300", None)
             ),
             ({"metric": "pages"}, "metric"),
+            *(({name: value}, name) for name in ("per_group", "projected") for value in ("False", 1, None)),
+            *(({"group_by": value}, "group_by") for value in ("", None, "org", "{{ params.group_by }}")),
             ({"org_id": ""}, "org_id"),
             ({"products": [""]}, "products"),
             ({"api_keys": "None"}, "api_keys"),
@@ -391,8 +556,9 @@ class TestArguments:
     def test_which_polls_are_shared(self):
         key = manual_trigger().shared_stream_key()
 
-        assert manual_trigger(budget=7, levels=[1], metric="requests").shared_stream_key() == key
+        assert manual_trigger(budget=7, levels=[1], metric="requests", per_group=True).shared_stream_key() == key
         for other in (
+            *({"projected": True}, {"group_by": "api_key"}),
             *({"window": "week"}, {"settle_days": 2}, {"org_id": "org_b"}, {"poke_interval": 60}),
             *({"products": "parse"}, {"features": "parse"}, {"api_keys": "parse"}, {"file_types": "parse"}),
             {"reducto_conn_id": "other"},
