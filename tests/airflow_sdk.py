@@ -14,7 +14,7 @@ MODULES = (
     *("airflow.sdk", "airflow.sdk.exceptions", "airflow.sdk.log", "airflow.sdk.execution_time.secrets_masker"),
     # Airflow 2 and, for what was not in the SDK yet, 3.0.
     *("airflow.decorators", "airflow.models.dag", "airflow.models.baseoperator", "airflow.models.param"),
-    *("airflow.utils.task_group", "airflow.operators.python", "airflow.exceptions", "airflow.utils.log.secrets_masker"),
+    *("airflow.operators.python", "airflow.exceptions", "airflow.utils.log.secrets_masker", "airflow.utils.task_group"),
 )
 
 

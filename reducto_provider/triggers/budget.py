@@ -116,8 +116,11 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
             next_poll = outcome
 
     def _stream_key(self) -> Hashable:
-        [query] = self._queries(datetime.now(UTC))
-        return f"{type(self).__module__}.{type(self).__qualname__}", self.reducto_conn_id, *query.params()
+        moment = datetime.now(UTC)
+        [query] = self._queries(moment)
+        # Windows that differ have the same query while one's history begins with the other's first day.
+        window = self._condition(moment).window
+        return f"{type(self).__module__}.{type(self).__qualname__}", self.reducto_conn_id, window, *query.params()
 
     def _queries(self, moment: datetime) -> list[UsageQuery]:
         query = self._condition(moment).query_at(moment)
@@ -156,9 +159,9 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
         return next_poll
 
     async def _outcome_of_error(self, error: Exception, poll: Poll) -> dict[str, Any] | float:
-        if not isinstance(error, ReductoError) or not error.transient or self.on_unknown == "fail":
+        if not isinstance(error, ReductoError) or not error.transient:
             return error_event(as_reducto_error(error))
-        if self.on_unknown == "allow":
+        if self.on_unknown != "block":
             return {**error_event(error), "status": "unknown", "reserve": json_number(Decimal(self.reserve))}
         seconds = max(self.poke_interval, retry_after_of(error))
         await self._alog("warning", "Query of %s failed: %s; next query in %g s", poll.query, error, seconds)

@@ -194,11 +194,12 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
         return None if self.exponential_backoff or self._early_event else self._stream_key()
 
     def _stream_key(self) -> Hashable:
-        query = self._condition().query_with_history
+        condition = self._condition()
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             self.reducto_conn_id,
-            *query.params(),
+            condition.window,  # when it is over, its history is left out
+            *condition.query_with_history.params(),
             self.poke_interval,
         )
 

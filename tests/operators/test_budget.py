@@ -388,6 +388,15 @@ class TestResume:
 
         assert (ti.decision["decision"], ti.decision["action"], ti.decision["error"]) == ("unknown", "continue", "500")
 
+    def test_unknown_that_fails_is_published_as_in_a_worker(self, gate, log):
+        ti = Pushed()
+        event = {"status": "unknown", "error": "ReductoServerError", "message": "500", "reserve": 2}
+        with pytest.raises(exceptions.ReductoServerError, match="500"):
+            gate(on_exceeded="wait").execute_complete({"ti": ti}, event)
+
+        assert ti.decision == {"decision": "unknown", "action": "fail", "reserve": 2, "reading": None, "error": "500"}
+        assert "usage unknown: 500; fail" in log.text
+
     def test_an_error(self, gate):
         with pytest.raises(exceptions.ReductoAuthenticationError, match="refused"):
             gate(on_exceeded="wait").execute_complete(

@@ -192,6 +192,15 @@ def test_many_share_a_request_whatever_their_budgets(service, clock):
     assert len(service.requests) == 1
 
 
+def test_windows_that_differ_share_no_request(service, clock):
+    """Both ask for 1 to 29 November, but a day later for other days."""
+    clock.move_to(datetime(2026, 11, 29, 12, tzinfo=UTC))
+    month, day = waiting(), waiting(window="day", fields={"projected": True})
+
+    assert month._queries(datetime.now(UTC)) == day._queries(datetime.now(UTC))
+    assert month._stream_key() != day._stream_key()
+
+
 def test_groups_filters_and_projections_reach_the_service(service, clock):
     for day in range(14, 30):
         service.usage.add("org_acme", date(2026, 11, day), 30, 30, api_key="k")
@@ -219,7 +228,7 @@ class TestTransientErrors:
 
         event = play(waiting(on_unknown="fail"))
 
-        assert event["status"] == "error"
+        assert (event["status"], event["reserve"]) == ("unknown", 0), "the gate publishes it before it fails"
         assert event["error"] in ("ReductoServerError", "ReductoRateLimitError", "ReductoGatewayError")
 
     def test_allow(self, service, clock, fault):

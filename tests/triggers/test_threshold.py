@@ -75,6 +75,21 @@ def test_what_a_poll_depends_on_may_not(other):
     assert trigger(**other).shared_stream_key() != trigger().shared_stream_key()
 
 
+@pytest.mark.parametrize("other", [{"start": date(2026, 5, 4)}, {"start": date(2026, 6, 2), "settle_days": 1}])
+def test_a_window_shares_no_stream_with_one_that_begins_like_its_history(other):
+    """When they are over, history is left out: the longer one would lack its first days."""
+
+    def of(start, **options):
+        query = UsageQuery(**{**QUERY, "start": start, "end": JUNE[1]})
+        condition = UsageThreshold(query=query, metric="requests", threshold=Decimal(1), **options)
+        return ReductoUsageThresholdTrigger.waiting_for(condition, reducto_conn_id="conn")
+
+    june, other = of(JUNE[0], projected=True), of(**other, projected="settle_days" in other)
+
+    assert june._queries(AFTER) == other._queries(AFTER)
+    assert june.shared_stream_key() != other.shared_stream_key()
+
+
 @pytest.mark.parametrize(
     "empty", [{"products": []}, {"api_keys": ["a", ""]}, {"org_id": ""}, {"usage_start_date": " "}, {"threshold": ""}]
 )
