@@ -45,7 +45,9 @@ def source(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     modules = {str(path.relative_to(PROJECT)) for path in (PROJECT / "reducto_provider").rglob("*.py")}
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == modules | {"reducto_provider/py.typed"}
+    templates = (PROJECT / "reducto_provider/plugins/usage_page/templates").iterdir()
+    others = {"reducto_provider/py.typed", *(str(path.relative_to(PROJECT)) for path in templates)}
+    assert names == modules | others
 
 
 def test_the_wheels_metadata(wheel):

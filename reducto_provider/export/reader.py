@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ from reducto_provider.export.manifest import (
     DayManifests,
     checksum,
     decode_manifest,
+    metadata_folder,
     parse_manifest_name,
-    partition_of,
 )
 from reducto_provider.export.sink import short, storage_errors
 from reducto_provider.export.storage import Storage, open_storage
@@ -34,7 +35,8 @@ from reducto_provider.usage.report import UsageRow
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_MAX_CONCURRENT_READS: Final = 16
+MAX_CONCURRENT_READS: Final = 16
+
 _MAX_READS: Final = 10
 _MAX_NAMED: Final = 10
 
@@ -73,9 +75,11 @@ class ExportedDays:
 
     :param days: in order.
     :param unreadable: the days whose manifests can't be read as such. They count as neither exported nor missing.
+    :param span: from the first day that has a manifest to the last, whatever days were requested; None without any.
     """
 
     days: Mapping[date, ExportedDay]
+    span: DayRange | None
     unreadable: tuple[date, ...] = ()
 
     def missing(self, days: DayRange) -> list[DayRange]:
@@ -91,6 +95,36 @@ class ExportedDays:
         return ranges
 
 
+class RowCache:
+    """
+    The rows of files, by the files' names and digests: those used last, up to a number of rows.
+
+    Every method may be called in several threads at once.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._row_count = 0
+        self._rows: dict[tuple[str, str], list[UsageRow]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, name: str, sha256: str) -> list[UsageRow] | None:
+        """Return the rows of a file, None if they are not cached."""
+        with self._lock:
+            rows = self._rows.pop((name, sha256), None)
+            if rows is not None:
+                self._rows[name, sha256] = rows  # the last to be dropped
+            return rows
+
+    def add(self, name: str, sha256: str, rows: list[UsageRow]) -> None:
+        """Cache the rows of a file, and drop those that have not been used for longest."""
+        with self._lock:
+            self._row_count += len(rows) - len(self._rows.pop((name, sha256), ()))
+            self._rows[name, sha256] = rows
+            while self._row_count > self._max_rows:
+                self._row_count -= len(self._rows.pop(next(iter(self._rows))))
+
+
 class _Identity(msgspec.Struct):
     layout_version: int
     format: str
@@ -104,12 +138,18 @@ class UsageReader:
 
     Nothing is opened because a manifest names it: names are made from the organization, the dimension and the day.
 
+    :param cache: of rows; None to read every file.
+    :param max_concurrent_reads: from an object store.
     :raises UsageReadError: if there is no dataset, or it is of another version of this package.
     :raises OSError: if the store can't be read. Likewise all methods.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(
+        self, storage: Storage, cache: RowCache | None = None, max_concurrent_reads: int = MAX_CONCURRENT_READS
+    ) -> None:
         self._storage = storage
+        self._cache = cache or RowCache(0)
+        self._max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
         with storage_errors(f"could not read {storage.location(DATASET_FILE)}"):
             content = storage.read(DATASET_FILE)
         if content is None:
@@ -132,22 +172,27 @@ class UsageReader:
         """Return the organizations that have been exported, sorted, and the dimensions of each."""
         with storage_errors(f"could not list {self.location}"):
             folders = self._storage.folders("metadata")
-        found: dict[str, tuple[str, ...]] = {}
-        for org_id, dimensions in zip(folders, self._map(self._dimensions, folders), strict=True):
-            if dimensions:
-                found[unquote(org_id.removeprefix("org_id="))] = dimensions
-        return dict(sorted(found.items()))
+        ids = [org_id for folder in folders if (org_id := _org_id(folder)) is not None]
+        dimensions = self._map(self.dimensions, ids)
+        return {org_id: found for org_id, found in sorted(zip(ids, dimensions, strict=True)) if found}
+
+    def dimensions(self, org_id: str) -> tuple[str, ...]:
+        """Return the dimensions by which an organization has been exported; none for an unknown one."""
+        try:
+            folder = metadata_folder(org_id, "product").rpartition("/")[0]
+        except ValueError:  # no export writes an id that is too long, or not valid text
+            return ()
+        with storage_errors(f"could not list {self._storage.location(folder)}"):
+            found = self._storage.folders(folder)
+        return tuple(dimension for dimension in DIMENSIONS if f"group_by={dimension}" in found)
 
     def exported_days(self, org_id: str, group_by: str, days: DayRange) -> ExportedDays:
         """Return what the manifests say of these days."""
         manifests = DayManifests(self._storage, org_id, group_by)
         with storage_errors(f"could not list {self._storage.location(manifests.folder)}"):
             partitions = [parse_manifest_name(name) for name in self._storage.names(manifests.folder)]
-        exported = sorted(
-            partition[1]
-            for partition in partitions
-            if partition and partition[0] == manifests.partition and days.first <= partition[1] <= days.last
-        )
+        listed = sorted(each[1] for each in partitions if each and each[0] == manifests.partition)
+        exported = [day for day in listed if days.first <= day <= days.last]
         found: dict[date, ExportedDay] = {}
         unreadable = []
         for day, manifest in zip(
@@ -157,7 +202,8 @@ class UsageReader:
                 found[day] = manifest
             elif isinstance(manifest, UsageReadError):
                 unreadable.append(day)
-        return ExportedDays(days=found, unreadable=tuple(unreadable))
+        span = DayRange(listed[0], listed[-1]) if listed else None
+        return ExportedDays(days=found, unreadable=tuple(unreadable), span=span)
 
     def rows(self, org_id: str, group_by: str, exported: Iterable[ExportedDay]) -> list[UsageRow]:
         """
@@ -170,6 +216,12 @@ class UsageReader:
         per_day = self._map(lambda day: self._rows_of_day(org_id, group_by, day), list(exported))
         return [row for rows in per_day for row in rows]
 
+    def manifest(self, org_id: str, group_by: str, day: date) -> bytes | None:
+        """Return the content of a day's manifest, None if there is none."""
+        name = DayManifests(self._storage, org_id, group_by).name(day)
+        with storage_errors(f"could not read {self._storage.location(name)}"):
+            return self._storage.read(name)
+
     def _rows_of_day(self, org_id: str, group_by: str, exported: ExportedDay) -> list[UsageRow]:
         manifests = DayManifests(self._storage, org_id, group_by)
         name = f"data/{manifests.partition}/dt={exported.day}/usage.{self._format.extension}"
@@ -177,10 +229,14 @@ class UsageReader:
         for read in range(_MAX_READS):
             if exported.sha256 is None:
                 return []
+            if (rows := self._cache.find(name, exported.sha256)) is not None:
+                return rows
             with storage_errors(f"could not read {location}"):
                 content = self._storage.read(name)
             if content is not None and checksum(content) == exported.sha256:
-                return self._decode(content, exported, location)
+                rows = self._decode(content, exported, location)
+                self._cache.add(name, exported.sha256, rows)
+                return rows
             # An export writes the file and then its manifest.
             time.sleep(min(0.02 * 2**read, 0.2))
             again = self._manifest(manifests, exported.day)
@@ -225,16 +281,6 @@ class UsageReader:
             sha256=manifest.sha256,
         )
 
-    def _dimensions(self, folder: str) -> tuple[str, ...]:
-        """Return the dimensions in an organization's folder, none if no export makes a folder of this name."""
-        org_id = unquote(folder.removeprefix("org_id="))
-        with suppress(ValueError):
-            if org_id.strip() and partition_of(org_id, "product") == f"{folder}/group_by=product":
-                with storage_errors(f"could not list {self._storage.location(f'metadata/{folder}')}"):
-                    found = self._storage.folders(f"metadata/{folder}")
-                return tuple(dimension for dimension in DIMENSIONS if f"group_by={dimension}" in found)
-        return ()
-
     def _format_of(self, identity: _Identity) -> Format:
         format = FORMATS.get(identity.format)
         if identity.layout_version != LAYOUT_VERSION or format is None:
@@ -253,14 +299,23 @@ class UsageReader:
 
     def _map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
         """Return the results for all items, in order. From an object store several are read at a time."""
-        if self._storage.max_concurrent_writes == 1 or len(items) <= 1:
+        if self._max_concurrent_reads == 1 or len(items) <= 1:
             return [function(item) for item in items]
-        with ThreadPoolExecutor(min(_MAX_CONCURRENT_READS, len(items))) as executor:
+        with ThreadPoolExecutor(min(self._max_concurrent_reads, len(items))) as executor:
             try:
                 return list(executor.map(function, items))
             except BaseException:
                 executor.shutdown(cancel_futures=True)
                 raise
+
+
+def _org_id(folder: str) -> str | None:
+    """Return the organization of a folder, None if no export makes a folder of this name."""
+    org_id = unquote(folder.removeprefix("org_id="))
+    with suppress(ValueError):
+        if org_id.strip() and metadata_folder(org_id, "product") == f"metadata/{folder}/group_by=product":
+            return org_id
+    return None
 
 
 def read_usage(

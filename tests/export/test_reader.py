@@ -14,8 +14,9 @@ import time_machine
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.focus import FOCUS_FORMATS, BillingTerms
 from reducto_provider.export.formats import COMPRESSIONS, FORMATS, check_format
-from reducto_provider.export.reader import UsageReader, UsageReadError, read_usage
+from reducto_provider.export.reader import RowCache, UsageReader, UsageReadError, read_usage
 from reducto_provider.usage.days import DayRange
+from reducto_provider.usage.report import UsageRow
 
 ENCODINGS = [
     *((name, None) for name in FORMATS),
@@ -93,7 +94,10 @@ class TestDays:
     def test_only_those_of_the_range(self, folder, publish):
         publish(folder, *USAGE)
         days = DayRange(date(2026, 6, 18), date(2026, 6, 18))
-        assert list(UsageReader(folder.storage).exported_days("org_abc123", "product", days).days) == [days.first]
+        found = UsageReader(folder.storage).exported_days("org_abc123", "product", days)
+        assert list(found.days) == [days.first]
+        assert found.span == DayRange(date(2026, 6, 17), date(2026, 6, 19))
+        assert UsageReader(folder.storage).exported_days("org_other", "product", days).span is None
 
     @pytest.mark.parametrize(
         "content",
@@ -192,6 +196,35 @@ def test_days_that_were_never_exported_are_an_error(folder, publish):
     publish(folder, *USAGE)
     with pytest.raises(UsageReadError, match="of 2026-06-15 to 2026-06-16, 2026-06-20, of org_abc123 by product"):
         read_usage(folder.url, org_id="org_abc123", start=date(2026, 6, 15), end=date(2026, 6, 20))
+
+
+class TestCache:
+    def test_a_file_is_read_once_until_it_changes(self, folder, publish):
+        publish(folder, *USAGE)
+        reader = UsageReader(folder.storage, RowCache(100))
+
+        def rows():
+            return reader.rows(
+                "org_abc123", "product", reader.exported_days("org_abc123", "product", JUNE).days.values()
+            )
+
+        first = rows()
+        kept = dict(folder.data())
+        for name in kept:
+            folder.put(name, b"not read")
+        assert rows() == first
+        report = publish(folder, ("2026-06-17", "parse", "1", 1), ("2026-06-19", "parse", "2", 2))
+        assert rows() == list(report.rows)
+
+    def test_it_is_bounded(self):
+        cache, rows = RowCache(5), [UsageRow(date(2026, 6, 17), "a", Decimal(1), 1)] * 2
+        for name in "ab":
+            cache.add(name, "1", rows)
+        assert cache.find("a", "1") == rows
+        cache.add("c", "1", rows)
+        assert [name for name in "abc" if cache.find(name, "1")] == ["a", "c"]
+        cache.add("d", "1", rows * 3)
+        assert [name for name in "abcd" if cache.find(name, "1")] == []
 
 
 def test_filters_are_named(folder, publish):
