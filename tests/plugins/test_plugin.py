@@ -15,6 +15,7 @@ PROJECT = Path(__file__).parents[2]
 STUB = """
 import json, sys
 import airflow.plugins_manager
+from tests.airflow_sdk import BaseOperator
 before = set(sys.modules)
 from reducto_provider.plugins.usage_page.plugin import ReductoUsagePagePlugin
 plugin = ReductoUsagePagePlugin()

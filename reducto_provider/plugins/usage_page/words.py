@@ -44,8 +44,9 @@ def change(value: Decimal | None) -> str:
     """Return a relative change in percent, with its sign."""
     if value is None:
         return MISSING
-    sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else ""
-    return f"{sign}{percent(abs(value))}"
+    size = percent(abs(value))
+    sign = "" if size == percent(Decimal(0)) else "+" if value > 0 else "\N{MINUS SIGN}"
+    return f"{sign}{size}"
 
 
 def day(value: date) -> str:
@@ -82,7 +83,7 @@ def ranges(values: Sequence[date]) -> list[DayRange]:
 def several_days(values: Sequence[DayRange], limit: int = 3) -> str:
     """Return ranges of days, the latest first, at most ``limit`` of them."""
     named = [days(each) for each in reversed(values)]
-    more = f" and {len(named) - limit} more ranges" if len(named) > limit else ""
+    more = f" and {len(named) - limit} more" if len(named) > limit else ""
     return f"{', '.join(named[:limit])}{more}"
 
 
