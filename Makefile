@@ -19,11 +19,14 @@ FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(s
  'import sys; print(sys.base_prefix)')/../3.12*/bin/python),$(shell \
   $(python) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && echo $(python))))
 
+# The browser tests check accessibility with axe-core, where npm can install it.
+AXE := .cache/axe/node_modules/axe-core/axe.min.js
+
 AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
 # Tests that run Airflow processes or a browser. Those of the second list are sensitive to load, so they run one by one.
-AIRFLOW_TESTS := tests/browser tests/sensors/test_parity.py tests/test_example_dags.py tests/test_queues_processes.py \
+AIRFLOW_TESTS := tests/browser tests/plugins/test_app.py tests/sensors/test_parity.py tests/test_example_dags.py tests/test_queues_processes.py \
   tests/test_real_processes.py
 AIRFLOW_TESTS_ALONE := tests/test_budget_processes.py tests/test_changes_processes.py tests/test_waiting_processes.py
 E2E := tests/e2e
@@ -58,7 +61,7 @@ test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of
 	@$(BIN)/python -m pytest -n 2 --dist loadscope \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
-test-airflow: $(READY) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
+test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope $(AIRFLOW_TESTS) $(ARGS)
 	@$(BIN)/python -m pytest $(AIRFLOW_TESTS_ALONE) $(ARGS)
 
@@ -118,6 +121,9 @@ $(FOCUS_VALIDATOR)/.ready: requirements/focus-validator.txt
 
 azure: $(READY) $(AZURITE) .cache/azure/.ready ## test exports to Azure Blob Storage, against Azurite (needs npm)
 	@AZURITE=$(abspath $(AZURITE)) .cache/azure/bin/python -m pytest tests/object_storage/test_azure.py $(ARGS)
+
+$(AXE):
+	@npm install --silent --no-audit --no-fund --prefix .cache/axe axe-core@4.11.0
 
 $(AZURITE):
 	@npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.35.0

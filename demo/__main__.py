@@ -31,6 +31,7 @@ PROJECT = Path(__file__).parents[1]
 HOME = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else PROJECT / ".demo"
 DAGS = HOME / "dags"
 USAGE = HOME / "reducto_usage"
+PAGE = HOME / "usage.html"
 LOG = HOME / "demo.log"
 MARKER = HOME / ".reducto-demo"
 
@@ -129,6 +130,7 @@ def demo(screen: TextIO) -> None:
     show_gates(screen, gates)
     print("\nFiles", file=screen)
     show_files(screen)
+    print(f"\nUsage page\n  {shown(write_page())}: open it in a browser", file=screen)
 
 
 class Steps:
@@ -232,6 +234,19 @@ def show_files(screen: TextIO) -> None:
         print(f"  {shown(days[-1])}:", file=screen)
         for line in days[-1].read_text().splitlines()[:3]:
             print(f"    {line}", file=screen)
+
+
+def write_page() -> Path:
+    """Write the usage page of what was exported, with the organizations' budgets, and return the file."""
+    from reducto_provider.plugins.usage_page.__main__ import render_file
+    from reducto_provider.plugins.usage_page.settings import PageDataset
+    from reducto_provider.usage.days import today
+
+    organizations = yaml.safe_load((DAGS / "reducto_organizations.yaml").read_text())["organizations"]
+    budgets = {each["id"]: each["budget"] for each in organizations if each["metric"] == "credits"}
+    dataset = PageDataset(name="Reducto usage", path=str(USAGE), budgets=budgets)
+    PAGE.write_text(render_file(dataset, today()), encoding="utf-8")
+    return PAGE
 
 
 def prepare_environment() -> None:

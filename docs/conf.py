@@ -26,6 +26,7 @@ nitpicky = True
 # Airflow, requests and others are described elsewhere, and nothing is fetched to build these pages.
 nitpick_ignore = [  # type variables
     ("py:class", "reducto_provider.hooks.event_loop.Result"),
+    ("py:class", "reducto_provider.plugins.usage_page.threads.Result"),
     ("py:class", "reducto_provider.triggers.single_flight.Result"),
     ("py:class", "reducto_provider.usage.memo.K"),
     ("py:class", "reducto_provider.usage.memo.V"),

@@ -93,4 +93,23 @@ def get_provider_info() -> dict[str, Any]:
             },
         ],
         "extra-links": ["reducto_provider.links.studio.ReductoStudioLink"],
+        "config": {
+            "reducto": {
+                "description": "Settings of the Reducto provider.",
+                "options": {
+                    "usage_page": {
+                        "description": (
+                            "The datasets of the usage page in Airflow's navigation (Airflow 3.1 and later): a JSON "
+                            "list of objects with name, path (the output_path of the exports), and optionally conn_id, "
+                            "metric (credits or requests), budgets (what each organization may use in a month) and "
+                            "dag_id (whose readers alone may see the dataset)."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": '[{"name": "Usage", "path": "s3://lake/usage", "budgets": {"org_acme": 30000}}]',
+                        "default": "",
+                    },
+                },
+            },
+        },
     }

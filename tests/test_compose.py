@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deployment.env import fill
+from reducto_provider.plugins.usage_page.settings import parse_datasets
 from tests.e2e.compose import Compose, UnsetVariableError, read_env
 
 PROJECT = Path(__file__).parents[1]
@@ -153,6 +155,14 @@ def test_the_connections_are_what_airflow_imports(compose):
         "accessKey": connections["lake"]["login"],
         "secretKey": connections["lake"]["password"],
     }
+
+
+def test_the_usage_page_shows_the_example_dags_exports_with_their_budgets(compose):
+    environment = compose.services["api-server"]["environment"]
+    [dataset] = parse_datasets(environment["AIRFLOW__REDUCTO__USAGE_PAGE"])
+    assert dataset.path == environment["REDUCTO_USAGE_PATH"]
+    organizations = yaml.safe_load((PROJECT / "dags/reducto_organizations.yaml").read_text())["organizations"]
+    assert dataset.budgets == {each["id"]: each["budget"] for each in organizations}
 
 
 def test_the_environment_file_is_made_once_and_is_its_owners_alone(tmp_path):

@@ -19,8 +19,9 @@ SOURCES = sorted([*PROJECT.glob("reducto_provider/**/*.py"), *PROJECT.glob("dags
 MODULES = [
     ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCES
-    if path.is_relative_to(PROJECT / "reducto_provider")
+    if path.is_relative_to(PROJECT / "reducto_provider") and (AIRFLOW >= (3, 1) or path.name != "app.py")
 ]
+"""All modules, but for that of the usage page's app on an Airflow that has no place for it."""
 
 REFUSING_BACKEND = """
 from airflow.secrets import BaseSecretsBackend
@@ -208,9 +209,10 @@ AIRFLOW_MODULES = {
 OF_OTHERS = {
     # What only some versions have, or keep for themselves; imported where that version runs.
     "airflow_compat": {
-        *("airflow", "airflow.models.taskinstance", "airflow.providers.common.compat.sdk"),
+        *("airflow", "airflow.models.taskinstance", "airflow.plugins_manager", "airflow.providers.common.compat.sdk"),
         *("airflow.sdk.exceptions", "airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
     },
+    "app.py": {"airflow.api_fastapi.auth.managers.models.resource_details", "airflow.api_fastapi.core_api.security"},
     "lineage.py": {"airflow.providers.openlineage.extractors"},
     "base.py": {"airflow.providers.openlineage.extractors"},
     "reducto_usage_budget_gate.py": {"airflow.providers.standard.operators.hitl"},
@@ -240,7 +242,7 @@ HEAVY = {
 }
 FOR_DAG_FILES = (
     *("operators.export", "operators.fleet", "operators.reconciliation", "sensors.threshold", "triggers.threshold"),
-    *("triggers.levels", "links.studio", "provider_info"),
+    *("triggers.levels", "links.studio", "provider_info", "plugins.usage_page.plugin"),
 )
 DAGS = [path.stem for path in SOURCES if path.name.startswith("reducto_usage_")]
 

@@ -31,6 +31,7 @@ _EARLIER_LOCATIONS: Final = {
     "AirflowSensorTimeout": ["airflow.exceptions:AirflowSensorTimeout"],
     "AirflowSkipException": ["airflow.exceptions:AirflowSkipException"],
     "AirflowTaskTimeout": ["airflow.exceptions:AirflowTaskTimeout"],
+    "AirflowPlugin": ["airflow.plugins_manager:AirflowPlugin"],
     "Asset": ["airflow.datasets:Dataset"],
     "BaseHook": ["airflow.hooks.base:BaseHook"],
     "BaseOperator": ["airflow.models.baseoperator:BaseOperator"],
@@ -53,6 +54,7 @@ The latter is new in common-compat 1.8: the releases before October 2025 came wi
 """
 
 if TYPE_CHECKING:
+    from airflow.plugins_manager import AirflowPlugin as AirflowPlugin
     from airflow.providers.common.compat.sdk import AirflowException as AirflowException
     from airflow.providers.common.compat.sdk import AirflowFailException as AirflowFailException
     from airflow.providers.common.compat.sdk import AirflowNotFoundException as AirflowNotFoundException

@@ -93,6 +93,11 @@ class Manifest(msgspec.Struct, kw_only=True):
         if self.credits is not None and not _PLAIN_NUMBER.fullmatch(self.credits):
             raise ValueError("credits must be a decimal number without sign or exponent")
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the day was over when it was exported."""
+        return self.exported_at[:10] > self.date.isoformat()
+
     def is_of(self, query: UsageQuery, run: str, attempt: Attempt) -> bool:
         """Return whether an earlier try of ``run`` wrote it for ``query``."""
         return (
@@ -129,8 +134,8 @@ class DayManifests:
         name = self.name(day)
         with storage_errors(f"could not read {self._storage.location(name)}"):
             content = self._storage.read(name)
-        with suppress(*INVALID_JSON):
-            return None if content is None else msgspec.json.decode(content, type=Manifest)
+        with suppress(ValueError):
+            return None if content is None else decode_manifest(content)
         return None
 
     def publish(self, file: str, content: bytes | None, manifest: Manifest) -> None:
@@ -140,6 +145,18 @@ class DayManifests:
         :raises OSError: also anything else the store raises.
         """
         write_with_manifest(self._storage, file, content, self.name(manifest.date), json_file(manifest))
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """
+    Return the manifest in a file.
+
+    :raises ValueError: if the content is not one.
+    """
+    try:
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"it is not a manifest: {error}") from error
 
 
 def write_with_manifest(storage: Storage, file: str, content: bytes | None, manifest: str, description: bytes) -> None:

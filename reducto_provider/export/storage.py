@@ -141,6 +141,10 @@ class Storage(ABC):
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names of all files below a folder, sorted and relative to the location."""
 
+    @abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders directly in a folder, sorted; an empty list if there is no such folder."""
+
 
 class LocalStorage(Storage):
     """
@@ -185,6 +189,12 @@ class LocalStorage(Storage):
         for path in sorted(self._path(folder).rglob("*")):
             if path.is_file() and not path.name.startswith("."):
                 yield str(path.relative_to(self._root))
+
+    def folders(self, folder: str) -> list[str]:
+        try:
+            return sorted(path.name for path in self._path(folder).iterdir() if path.is_dir())
+        except FileNotFoundError:
+            return []
 
     def _path(self, name: str) -> Path:
         return self._root / name if name else self._root
@@ -301,6 +311,15 @@ class ObjectStorage(Storage):
             found = self._fs.find(self._path(folder))
         for path in sorted(found):
             yield str(path).removeprefix(f"{self._root}/")
+
+    def folders(self, folder: str) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        names = [str(each["name"]).rstrip("/") for each in found if each["type"] == "directory"]
+        return sorted(name.rpartition("/")[2] for name in names)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

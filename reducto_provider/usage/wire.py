@@ -70,6 +70,15 @@ def sent_rows(report: UsageReport) -> list[bytes]:
     return sorted(sent, key=lambda text: _row_order(_KEY_DECODER.decode(text)))
 
 
+def decode_rows(content: bytes) -> list[UsageRow]:
+    """
+    Return the rows of a JSON array of rows as the service sent them.
+
+    :raises ValueError: naming the first violation.
+    """
+    return _with_exact_credits(_ROWS_DECODER.decode(content))
+
+
 class _Answer(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     org_id: str
     start_date: date
@@ -123,6 +132,8 @@ _DECODER = msgspec.json.Decoder(_Answer)
 _BARE_DECODER = msgspec.json.Decoder(_BareAnswer, float_hook=Decimal)
 
 _WIDER_DECODER = msgspec.json.Decoder(_WiderAnswer, float_hook=Decimal)
+
+_ROWS_DECODER = msgspec.json.Decoder(list[_WiderRow], float_hook=Decimal)
 
 _KEY_DECODER = msgspec.json.Decoder(_RowKey)
 
@@ -259,16 +270,21 @@ def _credits(value: object, index: int) -> Decimal | None:
     if not isinstance(value, Decimal):
         raise UsageContractError(f"row {index}: credits must be a number, not {_short(value)}")
     try:
-        return _exact(value)
+        return exact_credits(value)
     except ValueError as error:
         raise UsageContractError(f"row {index}: {error}") from None
 
 
 def _read_credits(literal: str | int) -> Decimal:
-    return _exact(Decimal(literal))
+    return exact_credits(Decimal(literal))
 
 
-def _exact(credits: Decimal) -> Decimal:
+def exact_credits(credits: Decimal) -> Decimal:
+    """
+    Return credits rounded half-even to nine places.
+
+    :raises ValueError: for a number that is negative or does not fit into decimal128(38, 9).
+    """
     if credits.is_signed() and credits:  # -0.0 is 0
         raise ValueError(f"credits must not be negative: {_short(credits)}")
     try:

@@ -207,6 +207,13 @@ def test_the_xcoms_have_the_totals(story, right):
         assert [(row["group"], row["credits"], row["request_count"]) for row in xcom["rows"]] == truth
 
 
+def test_the_usage_page_shows_every_organization(story, right):
+    answer = story.airflow.answer("/reducto-usage/")
+    assert answer.status_code == 200
+    for org in right:
+        assert f">{org}</a>" in answer.text
+
+
 def test_a_restart_of_an_export_counts_nothing_twice(story):
     """Each task instance has one XCom of a kind, and each run one task instance of a kind."""
     twice = story.postgres.query(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from reducto_provider.export.focus import FOCUS_FORMATS, PRICE_OPTIONS, BillingTerms, parse_terms
-from reducto_provider.export.formats import FORMATS, Format, check_format, jsonl, parquet
+from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format, check_format, compressed, jsonl, parquet
 from reducto_provider.export.formats.focus import FocusFormat
 from reducto_provider.operators.export import ReductoUsageExportOperator
 
@@ -292,6 +292,74 @@ class TestDigest:
             assert digest(row, output="focus_csv", terms=BillingTerms(**{**terms, **change})) != one
 
 
+TERMS = BillingTerms(price_per_credit="0.015")
+ENCODINGS = [
+    *((name, None) for name in FORMATS),
+    *((name, how) for name, each in FORMATS.items() if not each.compression for how in COMPRESSIONS),
+]
+
+
+class TestDecoding:
+    @pytest.mark.parametrize(("name", "compression"), ENCODINGS)
+    def test_the_rows_come_back_exact(self, make_export, name, compression):
+        usage = [("2026-06-19", group, f"{index}.123456789", index) for index, group in enumerate(HOSTILE)]
+        usage += USAGE if name not in FOCUS_FORMATS else [row for row in USAGE if row[2] != "null"]
+        usage = [row for row in usage if "\0" not in str(row[1]) or name != "parquet"]
+        report = make_export(*usage).report
+        output = check_format(name, compression, TERMS if name in FOCUS_FORMATS else None)
+        content = output.encode(output.rows(report), {})
+
+        assert output.decode(content) == list(report.rows)
+
+    @pytest.mark.parametrize("name", PLAIN_FORMATS)
+    def test_keys_are_left_out(self, make_export, name):
+        report, output = make_export(*USAGE).report, check_format(name)
+        assert output.decode(output.encode(output.rows(report), KEYS)) == list(report.rows)
+
+    @pytest.mark.parametrize(("name", "compression"), ENCODINGS)
+    @pytest.mark.parametrize("cut", [0.3, 0.9])
+    def test_what_is_cut_short_is_an_error(self, make_export, name, compression, cut):
+        report = make_export(*USAGE[:3]).report
+        output = check_format(name, compression, TERMS if name in FOCUS_FORMATS else None)
+        content = output.encode(output.rows(report), {})
+        with pytest.raises(ValueError):
+            output.decode(content[: int(len(content) * cut)])
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            *(("jsonl", line) for line in ('{"date":"2026-06-17"}', "[]", "[" * 9999, '"\\ud800"')),
+            *(
+                (name, text % value)
+                for name, text in (
+                    ("jsonl", '{"date":"2026-06-17","group":"a","credits":%s,"request_count":1}\n'),
+                    ("json", '[{"date":"2026-06-17","group":"a","credits":%s,"requestCount":1}]'),
+                    ("csv", 'date,group,credits,request_count\n2026-06-17,"a",%s,1\n'),
+                )
+                for value in ("-1", "1e400", "NaN", '"1"x', "1e99999999999", "true", "{}", "9" * 40)
+            ),
+            *(
+                ("csv", f"date,group,credits,request_count\n{line}\n")
+                for line in ("2026-06-17,a,1.0", "2026-13-17,a,1.0,1", "2026-06-17,a,1.0,-1", "x,a,1.0,1", '"', "")
+            ),
+            ("csv", "date,credits,request_count\n"),
+            ("csv", ""),
+            ("parquet", "PAR1PAR1"),
+        ],
+    )
+    def test_damaged_content_is_an_error(self, name, content):
+        with pytest.raises(ValueError):
+            FORMATS[name].decode(content.encode())
+
+    @pytest.mark.parametrize("compression", COMPRESSIONS)
+    def test_a_file_that_is_too_large_is_an_error(self, monkeypatch, compression):
+        output = check_format("csv", compression)
+        content = output.encode([], {})
+        monkeypatch.setattr(compressed, "MAX_BYTES", 3)
+        with pytest.raises(ValueError, match="more than 3 bytes when decompressed"):
+            output.decode(content)
+
+
 class TabSeparated(Format):
     """A format that this package does not have."""
 
@@ -300,6 +368,9 @@ class TabSeparated(Format):
 
     def encode(self, rows, keys):
         return "".join(f"{row.date}\t{row.group}\t{row.credits}\t{row.request_count}\n" for row in rows).encode()
+
+    def decode(self, content):
+        raise NotImplementedError
 
 
 class TestAnotherFormat:

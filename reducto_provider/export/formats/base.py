@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import date
 from decimal import Decimal
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from reducto_provider.usage.checks import excerpt, is_whole_number
 from reducto_provider.usage.memo import Memo
-from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, format_decimal
+from reducto_provider.usage.report import CREDITS_SCALE, MAX_REQUEST_COUNT, UsageReport, UsageRow, format_decimal
+from reducto_provider.usage.wire import exact_credits
 
 if TYPE_CHECKING:
     from reducto_provider.export.focus import BillingTerms
@@ -108,6 +111,25 @@ class Format(ABC):
     @abstractmethod
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
         """Return the content of one file."""
+
+    @abstractmethod
+    def decode(self, content: bytes) -> list[UsageRow]:
+        """
+        Return the rows of a file that :meth:`encode` wrote, with exact credits. ``keys`` are left out.
+
+        :raises ValueError: if the content is not such a file.
+        """
+
+
+def usage_row(day: date, group: object, credits: Decimal | None, request_count: object) -> UsageRow:
+    """
+    Return a row that was read from a file.
+
+    :raises ValueError: for a value that no export writes.
+    """
+    if not isinstance(group, str | None) or not is_whole_number(request_count, 0, MAX_REQUEST_COUNT):
+        raise ValueError(f"a row of {day} has the group {excerpt(group)} and {excerpt(request_count)} requests")
+    return UsageRow(day, group, None if credits is None else exact_credits(credits), request_count)
 
 
 def number_text(credits: Decimal | None, *, missing: str) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from reducto_provider.export import focus
-from reducto_provider.export.formats.base import CREDITS_TYPE, Format, number_text
-from reducto_provider.export.formats.csv import quoted
-from reducto_provider.export.formats.parquet import parquet_bytes
-from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, format_decimal
+from reducto_provider.export.formats.base import CREDITS_TYPE, Format, number_text, usage_row
+from reducto_provider.export.formats.csv import csv_rows, quoted, read_number
+from reducto_provider.export.formats.parquet import parquet_bytes, parquet_rows
+from reducto_provider.usage.report import CREDITS_SCALE, UsageReport, UsageRow, format_decimal
 
 _FOCUS_TYPES = {
     "text": "string",
@@ -23,6 +23,10 @@ _FOCUS_TYPES = {
     "money": f"decimal(38,{focus.COST_SCALE})",
     "count": "bigint",
 }
+
+
+_USAGE_COLUMNS = ("ChargePeriodStart", "x_Group", "PricingQuantity", "x_RequestCount")
+"""The columns that a row of usage became."""
 
 
 class FocusFormat(Format):
@@ -79,6 +83,12 @@ class FocusCsvFormat(FocusFormat):
         lines += [",".join(map(_csv_value, row)) + "\n" for row in rows]
         return "".join(lines).encode()
 
+    def decode(self, content: bytes) -> list[UsageRow]:
+        return [
+            usage_row(date.fromisoformat((day or "")[:10]), group, read_number(credits), int(requests or ""))
+            for day, group, credits, requests in csv_rows(content, *_USAGE_COLUMNS)
+        ]
+
 
 class FocusParquetFormat(FocusFormat):
     """
@@ -105,6 +115,12 @@ class FocusParquetFormat(FocusFormat):
             column = pa.array(values, types[kind])
             columns[name] = column.cast(pa.timestamp("us", tz="UTC")) if kind == "moment" else column
         return parquet_bytes(pa.table(columns))
+
+    def decode(self, content: bytes) -> list[UsageRow]:
+        return [
+            usage_row(moment.date(), group, credits, requests)
+            for moment, group, credits, requests in parquet_rows(content, *_USAGE_COLUMNS)
+        ]
 
 
 def _csv_value(value: focus.Value) -> str:

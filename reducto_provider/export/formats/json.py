@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from reducto_provider.export.formats.base import Format
-from reducto_provider.usage.report import UsageReport
-from reducto_provider.usage.wire import sent_rows
+from reducto_provider.usage.report import UsageReport, UsageRow
+from reducto_provider.usage.wire import decode_rows, sent_rows
 
 SENT_COLUMNS: Final = {"date": "string", "group": "string", "credits": "double", "requestCount": "bigint"}
 """The columns that the service sends, and their types."""
@@ -34,6 +34,9 @@ class JsonFormat(Format):
             msgspec.json.encode(name) + b":" + msgspec.json.encode(value) + b"," for name, value in keys.items()
         )
         return b"[\n" + b",\n".join(prefix + row.removeprefix(b"{") for row in rows) + b"\n]\n"
+
+    def decode(self, content: bytes) -> list[UsageRow]:
+        return decode_rows(content)
 
     def _more_content(self, row: bytes) -> bytes:
         unknown = sorted(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from decimal import Decimal
 from functools import lru_cache, partial
 from io import BytesIO
+from typing import Any
 
 import msgspec
 
-from reducto_provider.export.formats.base import COLUMNS, ROWS_PER_BATCH, Format, number_text
+from reducto_provider.export.formats.base import COLUMNS, ROWS_PER_BATCH, Format, number_text, usage_row
+from reducto_provider.usage.checks import excerpt
 from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.report import UsageRow
 
@@ -34,6 +37,30 @@ class JsonLinesFormat(Format):
             ]
             content.write(_JSON.encode_lines(lines))
         return content.getvalue()
+
+    def decode(self, content: bytes) -> list[UsageRow]:
+        return [
+            usage_row(line.date, line.group, _number(line.credits), line.request_count)
+            for line in _LINES.decode_lines(content)
+        ]
+
+
+class _Line(msgspec.Struct, gc=False):
+    date: date
+    group: str | None
+    credits: Any
+    request_count: int
+
+
+_LINES = msgspec.json.Decoder(_Line, float_hook=Decimal)
+
+
+def _number(value: object) -> Decimal | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Decimal(value)
+    if not isinstance(value, Decimal | None):
+        raise ValueError(f"credits must be a number, not {excerpt(value)}")
+    return value
 
 
 @lru_cache

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import count
 from typing import Any
 
-from reducto_provider.export.formats.base import Format
+from reducto_provider.export.formats.base import COLUMNS, Format, usage_row
 from reducto_provider.usage.report import CREDITS_SCALE, UsageRow
 
 _ROWS_PER_CHUNK = 2**16  # small, so that as many distinct amounts take little memory
@@ -36,6 +36,9 @@ class ParquetFormat(Format):
         }
         return parquet_bytes(pa.table(columns))
 
+    def decode(self, content: bytes) -> list[UsageRow]:
+        return [usage_row(*row) for row in parquet_rows(content, *COLUMNS)]
+
 
 def parquet_bytes(table: Any) -> bytes:
     """Return a ``pyarrow.Table`` as a Parquet file. The same table gives the same bytes."""
@@ -46,6 +49,23 @@ def parquet_bytes(table: Any) -> bytes:
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def parquet_rows(content: bytes, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """
+    Yield the values of these columns, row by row.
+
+    :raises ValueError: if the content is no Parquet file with these columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(content), columns=list(columns), use_threads=False)
+        values = [table.column(name).to_pylist() for name in columns]
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise ValueError(f"it can't be read as Parquet: {error}") from error
+    return zip(*values, strict=True)
 
 
 def _credits_column(rows: Sequence[UsageRow]) -> Any:

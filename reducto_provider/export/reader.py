@@ -1,0 +1,351 @@
+"""Read a partitioned dataset back: its rows, and which of its days were exported."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Final, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from reducto_provider.export.dataset import LAYOUT_VERSION
+from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format
+from reducto_provider.export.formats.compressed import Compressed
+from reducto_provider.export.manifest import (
+    DATASET_FILE,
+    DayManifests,
+    checksum,
+    decode_manifest,
+    metadata_folder,
+    parse_manifest_name,
+)
+from reducto_provider.export.sink import short, storage_errors
+from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.usage.days import DayRange
+from reducto_provider.usage.query import DIMENSIONS, UsageQuery
+from reducto_provider.usage.report import UsageRow
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+MAX_CONCURRENT_READS: Final = 16
+
+_MAX_READS: Final = 10
+_MAX_NAMED: Final = 10
+
+
+class UsageReadError(ValueError):
+    """A dataset can't be read as usage: something in it is missing, damaged or not what an export writes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedDay:
+    """
+    The manifest's account of a day.
+
+    :param row_count: 0 for a day without usage, which has no file.
+    :param credits: None if the service sent none.
+    :param is_final: whether the day was over when it was exported.
+    :param exported_at: when it was last written, in ISO 8601.
+    :param run: the task instance that wrote it.
+    :param sha256: of the file, None without one.
+    """
+
+    day: date
+    row_count: int
+    credits: Decimal | None
+    request_count: int
+    is_final: bool
+    exported_at: str
+    run: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedDays:
+    """
+    The days of an organization by a dimension that a dataset has.
+
+    :param days: in order.
+    :param unreadable: the days whose manifests can't be read as such. They count as neither exported nor missing.
+    :param span: from the first day that has a manifest to the last, whatever days were requested; None without any.
+    """
+
+    days: Mapping[date, ExportedDay]
+    span: DayRange | None
+    unreadable: tuple[date, ...] = ()
+
+    def missing(self, days: DayRange) -> list[DayRange]:
+        """Return the ranges of days that have no manifest."""
+        ranges: list[DayRange] = []
+        for day in days.days():
+            if day in self.days or day in self.unreadable:
+                continue
+            if ranges and (day - ranges[-1].last).days == 1:
+                ranges[-1] = DayRange(ranges[-1].first, day)
+            else:
+                ranges.append(DayRange(day, day))
+        return ranges
+
+
+class RowCache:
+    """
+    The rows of files, by the files' names and digests: those used last, up to a number of rows.
+
+    Every method may be called in several threads at once.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._row_count = 0
+        self._rows: dict[tuple[str, str], list[UsageRow]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, name: str, sha256: str) -> list[UsageRow] | None:
+        """Return the rows of a file, None if they are not cached."""
+        with self._lock:
+            rows = self._rows.pop((name, sha256), None)
+            if rows is not None:
+                self._rows[name, sha256] = rows  # the last to be dropped
+            return rows
+
+    def add(self, name: str, sha256: str, rows: list[UsageRow]) -> None:
+        """Cache the rows of a file, and drop those that have not been used for longest."""
+        with self._lock:
+            self._row_count += len(rows) - len(self._rows.pop((name, sha256), ()))
+            self._rows[name, sha256] = rows
+            while self._row_count > self._max_rows:
+                self._row_count -= len(self._rows.pop(next(iter(self._rows))))
+
+
+class _Identity(msgspec.Struct):
+    layout_version: int
+    format: str
+    compression: str | None
+    filters: dict[str, list[str]]
+
+
+class UsageReader:
+    """
+    A reader of the dataset at one location. Every method may be called in several threads at once.
+
+    Nothing is opened because a manifest names it: names are made from the organization, the dimension and the day.
+
+    :param cache: of rows; None to read every file.
+    :param max_concurrent_reads: from an object store.
+    :raises UsageReadError: if there is no dataset, or it is of another version of this package.
+    :raises OSError: if the store can't be read. Likewise all methods.
+    """
+
+    def __init__(
+        self, storage: Storage, cache: RowCache | None = None, max_concurrent_reads: int = MAX_CONCURRENT_READS
+    ) -> None:
+        self._storage = storage
+        self._cache = cache or RowCache(0)
+        self._max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
+        with storage_errors(f"could not read {storage.location(DATASET_FILE)}"):
+            content = storage.read(DATASET_FILE)
+        if content is None:
+            raise UsageReadError(
+                f"there is no {DATASET_FILE} at {storage.location()}: has an export with this output_path succeeded?"
+            )
+        try:
+            identity = msgspec.json.decode(content, type=_Identity)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise UsageReadError(f"{storage.location(DATASET_FILE)} can't be decoded: {error}") from error
+        self.filters: Mapping[str, Sequence[str]] = identity.filters
+        self._format = self._format_of(identity)
+
+    @property
+    def location(self) -> str:
+        """The URI with nothing encoded, for people."""
+        return self._storage.location()
+
+    def organizations(self) -> dict[str, tuple[str, ...]]:
+        """Return the organizations that have been exported, sorted, and the dimensions of each."""
+        with storage_errors(f"could not list {self.location}"):
+            folders = self._storage.folders("metadata")
+        ids = [org_id for folder in folders if (org_id := _org_id(folder)) is not None]
+        dimensions = self._map(self.dimensions, ids)
+        return {org_id: found for org_id, found in sorted(zip(ids, dimensions, strict=True)) if found}
+
+    def dimensions(self, org_id: str) -> tuple[str, ...]:
+        """Return the dimensions by which an organization has been exported; none for an unknown one."""
+        try:
+            folder = metadata_folder(org_id, "product").rpartition("/")[0]
+        except ValueError:  # no export writes an id that is too long, or not valid text
+            return ()
+        with storage_errors(f"could not list {self._storage.location(folder)}"):
+            found = self._storage.folders(folder)
+        return tuple(dimension for dimension in DIMENSIONS if f"group_by={dimension}" in found)
+
+    def exported_days(self, org_id: str, group_by: str, days: DayRange) -> ExportedDays:
+        """Return what the manifests say of these days."""
+        manifests = DayManifests(self._storage, org_id, group_by)
+        with storage_errors(f"could not list {self._storage.location(manifests.folder)}"):
+            partitions = [parse_manifest_name(name) for name in self._storage.names(manifests.folder)]
+        listed = sorted(each[1] for each in partitions if each and each[0] == manifests.partition)
+        exported = [day for day in listed if days.first <= day <= days.last]
+        found: dict[date, ExportedDay] = {}
+        unreadable = []
+        for day, manifest in zip(
+            exported, self._map(lambda day: self._manifest(manifests, day), exported), strict=True
+        ):
+            if isinstance(manifest, ExportedDay):
+                found[day] = manifest
+            elif isinstance(manifest, UsageReadError):
+                unreadable.append(day)
+        span = DayRange(listed[0], listed[-1]) if listed else None
+        return ExportedDays(days=found, unreadable=tuple(unreadable), span=span)
+
+    def rows(self, org_id: str, group_by: str, exported: Iterable[ExportedDay]) -> list[UsageRow]:
+        """
+        Return the rows of these days, in their order and in that of the files.
+
+        :param exported: days as :meth:`exported_days` returned them. For one that was exported again since, the new
+            rows are returned.
+        :raises UsageReadError: naming the file that is missing or damaged.
+        """
+        per_day = self._map(lambda day: self._rows_of_day(org_id, group_by, day), list(exported))
+        return [row for rows in per_day for row in rows]
+
+    def manifest(self, org_id: str, group_by: str, day: date) -> bytes | None:
+        """Return the content of a day's manifest, None if there is none."""
+        name = DayManifests(self._storage, org_id, group_by).name(day)
+        with storage_errors(f"could not read {self._storage.location(name)}"):
+            return self._storage.read(name)
+
+    def _rows_of_day(self, org_id: str, group_by: str, exported: ExportedDay) -> list[UsageRow]:
+        manifests = DayManifests(self._storage, org_id, group_by)
+        name = f"data/{manifests.partition}/dt={exported.day}/usage.{self._format.extension}"
+        location = self._storage.location(name)
+        for read in range(_MAX_READS):
+            if exported.sha256 is None:
+                return []
+            if (rows := self._cache.find(name, exported.sha256)) is not None:
+                return rows
+            with storage_errors(f"could not read {location}"):
+                content = self._storage.read(name)
+            if content is not None and checksum(content) == exported.sha256:
+                rows = self._decode(content, exported, location)
+                self._cache.add(name, exported.sha256, rows)
+                return rows
+            # An export writes the file and then its manifest.
+            time.sleep(min(0.02 * 2**read, 0.2))
+            again = self._manifest(manifests, exported.day)
+            if isinstance(again, UsageReadError):
+                raise again
+            if again is None:
+                return []
+            exported = again
+        problem = "is missing" if content is None else "is not what its manifest describes"
+        raise UsageReadError(f"{location} {problem}: export the day again")
+
+    def _decode(self, content: bytes, exported: ExportedDay, location: str) -> list[UsageRow]:
+        try:
+            rows = self._format.decode(content)
+        except ValueError as error:
+            raise UsageReadError(f"{location} can't be decoded as {self._format.name}: {error}") from error
+        if len(rows) != exported.row_count or any(row.date != exported.day for row in rows):
+            raise UsageReadError(f"{location} does not have the {exported.row_count} rows of {exported.day} alone")
+        return rows
+
+    def _manifest(self, manifests: DayManifests, day: date) -> ExportedDay | UsageReadError | None:
+        """Return a day's manifest, the error if it can't be decoded, or None if there is none."""
+        name = manifests.name(day)
+        with storage_errors(f"could not read {self._storage.location(name)}"):
+            content = self._storage.read(name)
+        if content is None:  # removed since it was listed
+            return None
+        try:
+            manifest = decode_manifest(content)
+            if manifest.date != day:
+                raise ValueError(f"it is of {manifest.date}")
+        except ValueError as error:
+            return UsageReadError(f"{self._storage.location(name)} can't be decoded: {error}")
+        return ExportedDay(
+            day=day,
+            row_count=manifest.row_count,
+            credits=None if manifest.credits is None else Decimal(manifest.credits),
+            request_count=manifest.request_count,
+            is_final=manifest.is_final,
+            exported_at=manifest.exported_at,
+            run=manifest.run,
+            sha256=manifest.sha256,
+        )
+
+    def _format_of(self, identity: _Identity) -> Format:
+        format = FORMATS.get(identity.format)
+        if identity.layout_version != LAYOUT_VERSION or format is None:
+            raise UsageReadError(
+                f"the dataset at {short(self.location)} has layout {identity.layout_version} and format "
+                f"{short(repr(identity.format))}, which this version of the package can't read"
+            )
+        if identity.compression == format.compression:
+            return format
+        if format.compression or identity.compression not in COMPRESSIONS:
+            raise UsageReadError(
+                f"the dataset at {short(self.location)} has compression {short(repr(identity.compression))}, which "
+                "this version of the package can't read"
+            )
+        return Compressed(format, identity.compression)
+
+    def _map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+        """Return the results for all items, in order. From an object store several are read at a time."""
+        if self._max_concurrent_reads == 1 or len(items) <= 1:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(min(self._max_concurrent_reads, len(items))) as executor:
+            try:
+                return list(executor.map(function, items))
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
+
+
+def _org_id(folder: str) -> str | None:
+    """Return the organization of a folder, None if no export makes a folder of this name."""
+    org_id = unquote(folder.removeprefix("org_id="))
+    with suppress(ValueError):
+        if org_id.strip() and metadata_folder(org_id, "product") == f"metadata/{folder}/group_by=product":
+            return org_id
+    return None
+
+
+def read_usage(
+    output_path: str,
+    *,
+    org_id: str,
+    start: date,
+    end: date,
+    group_by: str = "product",
+    conn_id: str | None = None,
+) -> list[UsageRow]:
+    """
+    Return the rows that were exported of an organization by a dimension, with exact credits, by day.
+
+    :param output_path: that of the export.
+    :param start: first day.
+    :param end: last day, included.
+    :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
+    :raises ValueError: for bad arguments, see :class:`~reducto_provider.usage.query.UsageQuery`.
+    :raises UsageReadError: if a day was never exported, or a file is missing or damaged.
+    :raises OSError: if the store can't be read.
+    """
+    query = UsageQuery(start=start, end=end, org_id=org_id, group_by=group_by)
+    reader, days = UsageReader(open_storage(output_path, conn_id)), DayRange(query.start, query.end)
+    found = reader.exported_days(org_id, group_by, days)
+    if absent := [*found.missing(days), *(DayRange(day, day) for day in found.unreadable)]:
+        named = ", ".join(map(str, absent[:_MAX_NAMED]))
+        more = f" and {len(absent) - _MAX_NAMED} more ranges" if len(absent) > _MAX_NAMED else ""
+        raise UsageReadError(
+            f"{reader.location} has no manifest that can be read of {named}{more}, of {short(org_id)} by {group_by}: "
+            "export these days"
+        )
+    return reader.rows(org_id, group_by, found.days.values())

@@ -1,0 +1,65 @@
+"""Run blocking work for an event loop: in a few threads, and only for so long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class BusyError(RuntimeError):
+    """All threads are in use."""
+
+
+class BoundedThreads:
+    """
+    At most ``count`` threads at a time. They are daemons, so that a store that hangs holds up no exit.
+
+    The event loop's own pool is not used: work that hangs there would hold up other requests of the server.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.BoundedSemaphore(count)
+
+    async def run(self, work: Callable[[], Result], seconds: float) -> Result:
+        """
+        Return the result of ``work``, which goes on in its thread if it takes longer than ``seconds``.
+
+        :raises BusyError: if no thread is free.
+        :raises TimeoutError: if it takes longer.
+        """
+        if not self._free.acquire(blocking=False):
+            raise BusyError("all threads of the usage page are in use")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def settle(result: Result | None, error: Exception | None) -> None:
+            if future.done():  # nobody waits any more
+                return
+            if error is None:
+                future.set_result(result)  # type: ignore[arg-type]  # work may return None
+            else:
+                future.set_exception(error)
+
+        def call() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except Exception as raised:  # noqa: BLE001  # raised where it is awaited
+                error = raised
+            finally:
+                self._free.release()
+            with suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(settle, result, error)
+
+        try:
+            threading.Thread(target=call, name="reducto-usage-page", daemon=True).start()
+        except RuntimeError:  # no more threads can be started
+            self._free.release()
+            raise
+        async with asyncio.timeout(seconds):
+            return await future

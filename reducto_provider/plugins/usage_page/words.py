@@ -1,0 +1,148 @@
+"""Figures, days and charts in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal
+from typing import Final
+
+from reducto_provider.plugins.usage_page.organization import Group, OrganizationUsage
+from reducto_provider.plugins.usage_page.overview import OrganizationSummary
+from reducto_provider.usage.days import DayRange
+
+MISSING: Final = "\N{EN DASH}"
+
+_MONTHS: Final = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
+)
+_ONE_DECIMAL: Final = Decimal("0.1")
+
+
+def number(value: Decimal | int | None) -> str:
+    """Return an exact number with thousands separators."""
+    if value is None:
+        return MISSING
+    text = f"{value:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def rounded(value: Decimal | None) -> str:
+    """Return a number with at most one decimal place."""
+    return number(value if value is None else value.quantize(_ONE_DECIMAL, ROUND_HALF_EVEN))
+
+
+def percent(value: Decimal | None) -> str:
+    """Return a part of 1 in percent. It is rounded down: 99.96 % of a budget is not all of it."""
+    return (
+        MISSING if value is None else f"{number((value * 100).quantize(_ONE_DECIMAL, ROUND_DOWN))}\N{NO-BREAK SPACE}%"
+    )
+
+
+def change(value: Decimal | None) -> str:
+    """Return a relative change in percent, with its sign."""
+    if value is None:
+        return MISSING
+    size = percent(abs(value))
+    sign = "" if size == percent(Decimal(0)) else "+" if value > 0 else "\N{MINUS SIGN}"
+    return f"{sign}{size}"
+
+
+def day(value: date) -> str:
+    """Return a day as people write it."""
+    return f"{value.day} {_MONTHS[value.month - 1]} {value.year}"
+
+
+def month(value: date) -> str:
+    """Return the month of a day."""
+    return f"{_MONTHS[value.month - 1]} {value.year}"
+
+
+def days(value: DayRange) -> str:
+    """Return a range of days."""
+    first, last = value
+    if first == last:
+        return day(first)
+    if (first.year, first.month) == (last.year, last.month):
+        return f"{first.day} to {day(last)}"
+    return f"{day(first)} to {day(last)}"
+
+
+def ranges(values: Sequence[date]) -> list[DayRange]:
+    """Return sorted days as ranges of consecutive ones."""
+    found: list[DayRange] = []
+    for value in values:
+        if found and (value - found[-1].last).days == 1:
+            found[-1] = DayRange(found[-1].first, value)
+        else:
+            found.append(DayRange(value, value))
+    return found
+
+
+def several_days(values: Sequence[DayRange], limit: int = 3) -> str:
+    """Return ranges of days, the latest first, at most ``limit`` of them."""
+    named = [days(each) for each in reversed(values)]
+    more = f" and {len(named) - limit} more" if len(named) > limit else ""
+    return f"{', '.join(named[:limit])}{more}"
+
+
+def group(name: str | None, group_by: str, count: int = 1) -> str:
+    """Return a group's name for people."""
+    if count > 1:
+        return f"{count} other groups"
+    if name is None:
+        return f"no {dimension(group_by)}"
+    return name if name.strip() else '""'
+
+
+def dimension(group_by: str) -> str:
+    """Return the name of a dimension."""
+    return {"api_key": "API key"}.get(group_by, group_by.replace("_", " "))
+
+
+def describe_budget(summary: OrganizationSummary) -> str:
+    """Describe the bar of an organization's month."""
+    if summary.used is None:
+        return "The service sent no credits for some days."
+    used, unit = number(summary.used), summary.metric
+    if summary.budget is None:
+        text = f"{used} {unit} used in {month(summary.month.first)}, no budget."
+    else:
+        text = (
+            f"{used} of {number(summary.budget)} {unit} used in {month(summary.month.first)}: {percent(summary.share)}."
+        )
+    if summary.projection.total is not None:
+        text += f" Projected: {rounded(summary.projection.total)}."
+    return text
+
+
+def describe_sparkline(summary: OrganizationSummary) -> str:
+    """Describe the daily amounts of the last weeks."""
+    found = [(amount, day) for day, amount in summary.daily if amount is not None]
+    if not found:
+        return f"No day of the last {len(summary.daily)} has figures."
+    highest, on = max(found)
+    return (
+        f"{summary.metric} of the last {len(summary.daily)} days: {len(found)} days have figures. "
+        f"Highest: {number(highest)} on {day(on)}; latest: {number(found[-1][0])} on {day(found[-1][1])}."
+    ).capitalize()
+
+
+def describe_chart(usage: OrganizationUsage) -> str:
+    """Describe the daily amounts of an organization's month."""
+    text = f"Daily {usage.metric} of {month(usage.month.first)} by {dimension(usage.group_by)}."
+    if usage.total is None:
+        return f"{text} The service sent no credits for some rows."
+    text += f" Total: {number(usage.total)}."
+    if usage.groups:
+        highest = max(usage.days, key=lambda each: sum(each.amounts))
+        largest: Group = usage.groups[0]
+        name = group(largest.name, usage.group_by, largest.count)
+        text += (
+            f" Highest day: {day(highest.day)} with {number(sum(highest.amounts, Decimal(0)))}."
+            f" Largest group: {name} with {percent(largest.share)}."
+        )
+    if absent := sum(each.status in ("never exported", "unreadable") for each in usage.days):
+        text += f" Days without figures: {absent}."
+    return text

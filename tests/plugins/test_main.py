@@ -1,0 +1,36 @@
+"""The page as a file, from the command line."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+import time_machine
+
+from reducto_provider.plugins.usage_page.__main__ import main
+from tests.plugins.html import Page
+
+
+class TestMain:
+    def test_it_writes_a_file(self, publish, tmp_path, capsys):
+        location = publish({date(2026, 11, 3): {"a": 1}})
+        with time_machine.travel("2026-11-21T12:00:00Z", tick=False):
+            assert main([location, "-o", str(tmp_path / "usage.html"), "--budget", "org_acme=0.5"]) == 0
+        page = Page((tmp_path / "usage.html").read_text())
+        assert "Budget exceeded" in page.text
+        assert capsys.readouterr().out == f"{tmp_path}/usage.html\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["/nowhere"], "error: there is no metadata/dataset.json at"),
+            (["nowhere"], "error: output_path must be a URL"),
+            (["/nowhere", "--budget", "7"], "error: --budget must be like org_acme=30000, not '7'"),
+            (["/nowhere", "--budget", "a=x"], "error: --budget must be a number above 0, not 'x'"),
+        ],
+    )
+    def test_errors_are_one_line(self, tmp_path, capsys, arguments, said):
+        assert main([*arguments, "-o", str(tmp_path / "usage.html")]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(said)
+        assert not (tmp_path / "usage.html").exists()

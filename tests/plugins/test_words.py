@@ -1,0 +1,61 @@
+"""Figures in words."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+import pytest
+
+from reducto_provider.plugins.usage_page import words
+from reducto_provider.usage.days import DayRange
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Decimal("1234567.890000000"), "1,234,567.89"),
+        (Decimal("1E+3"), "1,000"),
+        (Decimal("0.000000001"), "0.000000001"),
+        (Decimal("0E-9"), "0"),
+        (75, "75"),
+        (1000, "1,000"),
+        (None, "\N{EN DASH}"),
+    ],
+)
+def test_numbers_are_exact(value, text):
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("0.9999", "99.9 %"), ("1", "100 %"), ("4.832", "483.2 %"), ("0", "0 %"), ("0.0005", "0 %")]
+)
+def test_percentages_are_rounded_down(value, text):
+    assert words.percent(Decimal(value)) == text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("0.5", "+50 %"), ("-0.051", "\N{MINUS SIGN}5.1 %"), ("0.0001", "0 %"), ("-0.0001", "0 %")]
+)
+def test_changes_have_a_sign(value, text):
+    assert words.change(Decimal(value)) == text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def test_days():
+    assert words.days(DayRange(date(2026, 11, 3), date(2026, 11, 3))) == "3 November 2026"
+    assert words.days(DayRange(date(2026, 11, 3), date(2026, 11, 9))) == "3 to 9 November 2026"
+    assert words.days(DayRange(date(2025, 11, 3), date(2026, 11, 9))) == "3 November 2025 to 9 November 2026"
+    single = [DayRange(date(2026, 11, day), date(2026, 11, day)) for day in (1, 3, 5, 7)]
+    assert words.several_days(single[:2]) == "3 November 2026, 1 November 2026"
+    assert words.several_days(single).endswith("3 November 2026 and 1 more")
+    assert words.ranges([date(2026, 11, 1), date(2026, 11, 2), date(2026, 11, 4)]) == [
+        DayRange(date(2026, 11, 1), date(2026, 11, 2)),
+        DayRange(date(2026, 11, 4), date(2026, 11, 4)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "text"), [(None, 1, "no API key"), ("", 1, '""'), (None, 4, "4 other groups"), ("a", 1, "a")]
+)
+def test_groups(name, count, text):
+    assert words.group(name, "api_key", count) == text
