@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from reducto_provider.export.delta.commits import Days, ExportRecord
 from reducto_provider.export.delta.journal import Day, DayAttempt, Journal, Year
-from reducto_provider.export.delta.table import Days, ExportRecord
 from reducto_provider.export.formats import Format
 from reducto_provider.export.reported import new_change
 from reducto_provider.export.sink import Attempt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
@@ -12,10 +11,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, Self
 
 from reducto_provider.export import reported
+from reducto_provider.export.delta.commits import OtherCommits
 from reducto_provider.export.delta.journal import Day, Journal
 from reducto_provider.export.delta.location import Options, check_table_location, table_location
 from reducto_provider.export.delta.publication import Publication
-from reducto_provider.export.delta.table import TABLE_COLUMNS, Commit, ConflictError, UsageDeltaTable
+from reducto_provider.export.delta.table import TABLE_COLUMNS, ConflictError, UsageDeltaTable
 from reducto_provider.export.formats import Format
 from reducto_provider.export.manifest import DATASET_FILE
 from reducto_provider.export.sink import (
@@ -67,7 +67,7 @@ class UsageTable(Sink):
         self._table: UsageDeltaTable | None = None
         self._used_options: Mapping[str, str] = {}
         self._last_final_day = date.min
-        self._commits = _Commits()
+        self._commits = OtherCommits(storage)
 
     @classmethod
     def check_location(cls, output_path: object) -> str:
@@ -89,7 +89,8 @@ class UsageTable(Sink):
     def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
         with self._lock:
             self._last_final_day = today() - timedelta(days=1)
-            self._commits = _Commits(self._newest())
+            table = self._newest()
+            self._commits = OtherCommits(self._storage, -1 if table is None else table.version)
 
     def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
         journal = Journal(self._storage, str(query.org_id), query.group_by)
@@ -221,9 +222,9 @@ class UsageTable(Sink):
             table = self._table = UsageDeltaTable.create(
                 self._table_uri, self._used_options, self.location, self._filters
             )
-        self._commits.read(table)
+        self._commits.read_up_to(table.version)
         for publication in batch:
-            if outdated_by := self._commits.find_newer(publication):
+            if outdated_by := self._commits.find_newer(publication.days):
                 publication.error = OutdatedReportError(
                     f"usage of {publication.report.org_id} is outdated: version {outdated_by.version} of "
                     f"{self.location} has replaced some of its days since it was requested. Run the export again"
@@ -240,33 +241,3 @@ class UsageTable(Sink):
                 {counter: count for publication in changed for counter, count in publication.new_counts.items()},
             )
             self._commits.own.add(table.version)
-
-
-class _Commits:
-    """
-    The commits of others since reports were requested.
-
-    :param table: as it is before the requests; None if there is none.
-    """
-
-    def __init__(self, table: UsageDeltaTable | None = None) -> None:
-        self.own: set[int] = set()
-        first = -1 if table is None else table.version
-        self._read_up_to = first
-        self._replaced: list[Commit] = []
-        self._requested_at: defaultdict[tuple[str, str], int] = defaultdict(lambda: first)
-
-    def read(self, table: UsageDeltaTable) -> None:
-        """Read the commits up to the table's version."""
-        new = [each for each in table.commits_since(self._read_up_to) if each.version not in self.own]
-        self._replaced += [each for each in new if each.replaced != ()]
-        self._read_up_to = table.version
-
-    def find_newer(self, publication: Publication) -> Commit | None:
-        """Return a commit that has replaced days of the report since its request, which is then to be repeated."""
-        requested_at = self._requested_at[publication.partition]
-        for commit in self._replaced:
-            if commit.version > requested_at and commit.may_overlap(publication.days):
-                self._requested_at[publication.partition] = self._read_up_to
-                return commit
-        return None

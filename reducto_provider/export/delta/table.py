@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from datetime import date
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from reducto_provider import __version__
+from reducto_provider.export.delta.commits import CommitRecord, Days, ExportRecord
 from reducto_provider.export.formats import COLUMNS
 from reducto_provider.export.sink import DatasetMismatchError, Filters, short
 from reducto_provider.usage.report import CREDITS_SCALE, UsageRow
@@ -40,84 +39,9 @@ _WRITER_FEATURES = {
     *("timestampNtz", "v2Checkpoint"),
 }
 
-# What others may commit without a change of any row.
-_KEEPS_ROWS = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT"}
-
 
 class ConflictError(Exception):
     """Another commit was faster, and may have changed what this one read: read again and rerun it."""
-
-
-@dataclass(frozen=True)
-class Days:
-    """Some days of an organization by a dimension."""
-
-    org_id: str
-    group_by: str
-    ranges: tuple[tuple[date, date], ...]
-    """First and last day of each, both included."""
-
-    @classmethod
-    def of(cls, org_id: str, group_by: str, days: Sequence[date]) -> Days:
-        """Return sorted days as ranges."""
-        ranges: list[tuple[date, date]] = []
-        for day in days:
-            if ranges and day - ranges[-1][1] == timedelta(days=1):
-                ranges[-1] = (ranges[-1][0], day)
-            else:
-                ranges.append((day, day))
-        return cls(org_id, group_by, tuple(ranges))
-
-    def overlap(self, other: Days) -> bool:
-        """Return whether both have a day in common."""
-        return (self.org_id, self.group_by) == (other.org_id, other.group_by) and any(
-            first <= other_last and other_first <= last
-            for first, last in self.ranges
-            for other_first, other_last in other.ranges
-        )
-
-    def predicate(self) -> str:
-        """Return the SQL condition for the rows of these days."""
-        of_days = " OR ".join(f"(date >= '{first}' AND date <= '{last}')" for first, last in self.ranges)
-        return f"(group_by = {_literal(self.group_by)} AND org_id = {_literal(self.org_id)} AND ({of_days}))"
-
-
-class ExportRecord(msgspec.Struct, frozen=True):
-    """
-    What a commit says of an export in it.
-
-    :param run: identifies the exporting task instance: DAG, run, task and map index.
-    :param replaced: first and last day of each range whose rows it replaced.
-    """
-
-    org_id: str
-    group_by: str
-    run: str | None
-    query: list[tuple[str, str]]
-    replaced: list[tuple[date, date]]
-
-    @property
-    def days(self) -> Days:
-        return Days(self.org_id, self.group_by, tuple(self.replaced))
-
-
-class CommitRecord(msgspec.Struct, frozen=True):
-    """What a commit says of itself in ``userMetadata``, which ``DESCRIBE HISTORY`` shows."""
-
-    exports: list[ExportRecord]
-    package_version: str = __version__
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A commit of a table's history. ``replaced`` is None if it may have changed any row."""
-
-    version: int
-    replaced: tuple[Days, ...] | None
-
-    def may_overlap(self, days: Days) -> bool:
-        """Return whether it may have changed rows of these days."""
-        return self.replaced is None or any(each.overlap(days) for each in self.replaced)
 
 
 class UsageDeltaTable:
@@ -170,7 +94,7 @@ class UsageDeltaTable:
                 name="reducto_usage",
                 configuration={**_RETENTIONS, **_pins(filters)},
                 raise_if_key_not_exists=False,  # the pinned settings are not Delta's own
-                commit_properties=CommitProperties({"userMetadata": _user_metadata([])}),
+                commit_properties=CommitProperties({"userMetadata": CommitRecord([]).as_text()}),
                 storage_options=dict(options),
             )
         except DeltaError as error:
@@ -242,13 +166,6 @@ class UsageDeltaTable:
                 rows.sort(key=row_order)
         return found
 
-    def commits_since(self, version: int) -> Iterator[Commit]:
-        """Yield the commits after a version, the newest first."""
-        if self.version <= version:
-            return
-        for entry in self._table.history(self.version - version):
-            yield Commit(entry["version"], _replaced_by(entry))
-
     def replace(self, rows: Sequence[pa.Table], exports: Sequence[ExportRecord], counts: Mapping[str, int]) -> None:
         """
         Commit: replace exactly the rows of the exports' days.
@@ -268,7 +185,7 @@ class UsageDeltaTable:
                 predicate=_any_of([export.days for export in exports]),
                 writer_properties=WriterProperties(compression="ZSTD"),
                 commit_properties=CommitProperties(
-                    custom_metadata={"userMetadata": _user_metadata(exports)},
+                    custom_metadata={"userMetadata": CommitRecord(list(exports)).as_text()},
                     # Two commits that count themselves under the same id conflict.
                     app_transactions=[Transaction(counter, count) for counter, count in sorted(counts.items())],
                 ),
@@ -301,20 +218,6 @@ def _decoded(pin: str | None) -> str:
     return repr(pin)
 
 
-def _user_metadata(exports: Sequence[ExportRecord]) -> str:
-    return msgspec.json.encode(CommitRecord(list(exports))).decode()
-
-
-def _replaced_by(entry: Mapping[str, Any]) -> tuple[Days, ...] | None:
-    if entry.get("operation") in _KEEPS_ROWS:
-        return ()
-    try:
-        record = msgspec.json.decode(entry.get("userMetadata") or "", type=CommitRecord)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    return tuple(export.days for export in record.exports)
-
-
 def _any_of(days: Sequence[Days]) -> str:
     return " OR ".join(each.predicate() for each in days)
 
@@ -322,8 +225,3 @@ def _any_of(days: Sequence[Days]) -> str:
 def _first_line(error: Exception) -> str:
     """Return the message of an error of deltalake without the help and the backtrace below it."""
     return str(error).partition("\n")[0]
-
-
-def _literal(text: str) -> str:
-    """Return foreign text as an SQL literal. Only the quote has a meaning in it."""
-    return "'" + text.replace("'", "''") + "'"
