@@ -56,6 +56,8 @@ class TestS3:
         table = DeltaTable(f"s3://{bucket}/deep/50% ä", storage_options=options(s3))
         assert rows(table) == expected()
         assert table.version() == 1
+        names = {key.removeprefix("deep/50% ä/").split("/")[0] for key in s3.objects(bucket)}
+        assert names == {"_delta_log", "_reducto", "group_by=product"}
         assert [file["changed"] for file in first.xcom("days")["files"]] == [True] * 3
         assert [file["changed"] for file in first.xcom("days_again")["files"]] == [False] * 3
         assert "lake@" not in repr(first.xcoms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -26,6 +27,9 @@ _CONNECTION_STRING_OPTIONS = {
     "azure_storage_endpoint": "BlobEndpoint",
 }
 
+# What deltalake takes for something else: it decodes paths once too often, and fails for some characters.
+_UNSAFE = re.compile(r"[\[\]\\^|\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+
 Options = Callable[[], Mapping[str, str]]
 """Return the options for the store's client, with credentials that have not expired."""
 
@@ -43,6 +47,8 @@ def check_table_location(output_path: object) -> str:
             f"output_path must be a local path or one of {', '.join(DELTA_STORES)} for output_format='delta', "
             f"not {path!r}"
         )
+    if found := _UNSAFE.search(path):
+        raise ValueError(f"output_path must not contain {found[0]!r} for output_format='delta': {path!r}")
     return path
 
 
