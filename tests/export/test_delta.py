@@ -15,9 +15,11 @@ from deltalake import DeltaTable, write_deltalake
 
 from reducto_provider import __version__
 from reducto_provider.export.delta.journal import Day, Journal
+from reducto_provider.export.delta.verify import verify_table
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.sink import DatasetMismatchError, OutdatedReportError, PublishError, open_sink
 from reducto_provider.export.storage import LocalStorage
+from reducto_provider.export.verify import main
 from tests.export.test_dataset import THREE_DAYS
 from tests.export.test_sink import JUNE_16, JUNE_17, JUNE_18, JUNE_19, RESTATED, RUN, changed, changes_of
 
@@ -434,6 +436,77 @@ class TestHistory:
         assert rows(root, version=1) == rows_of(make_export(*THREE_DAYS))
         assert table.vacuum(dry_run=True) == []
         assert len(table.history()) == 7
+
+
+class TestVerify:
+    @pytest.fixture
+    def published(self, root, make_export, publish):
+        publish(make_export(*THREE_DAYS, end="2026-06-19"))
+        publish(make_export(*THREE_DAYS, org_id="x' / %", group_by="api_key"))
+        return root
+
+    def problems(self, root):
+        return [(each.kind, each.name) for each in verify_table(str(root)).problems]
+
+    def test_a_table_as_it_was_published(self, published, capsys):
+        found = verify_table(str(published))
+
+        assert (found.days, found.files, found.problems) == (7, 2, ())
+        assert main([str(published)]) == 0
+        assert capsys.readouterr().out == "7 days, 2 files, 0 problems\n"
+
+    def test_compaction_and_restatements_are_no_problem(self, published, make_export, publish):
+        publish(make_export(*RESTATED))
+        DeltaTable(published).optimize.compact()
+        assert self.problems(published) == []
+
+    def test_rows_that_were_altered_or_removed(self, published, capsys):
+        DeltaTable(published).delete("org_id = 'org_abc123' AND date = '2026-06-17'")
+        DeltaTable(published).update({"credits": "1"}, predicate="org_id <> 'org_abc123' AND date = '2026-06-18'")
+
+        assert self.problems(published) == [
+            ("missing", "org_abc123 by product on 2026-06-17"),
+            ("altered", "x' / % by api_key on 2026-06-18"),
+        ]
+        assert main([str(published)]) == 1
+        assert "missing: org_abc123 by product on 2026-06-17: 0 rows, not the 1 published" in capsys.readouterr().out
+
+    def test_rows_that_were_doubled_or_added(self, published):
+        table = pa.table(DeltaTable(published).scan())
+        column = table.column_names.index("org_id")
+        row = table["org_id"].to_pylist().index("org_abc123")
+        doubled = table.slice(row, 1)
+        write_deltalake(published, doubled, mode="append")
+        write_deltalake(published, doubled.set_column(column, "org_id", [["org_z"]]), mode="append")
+
+        day = doubled["date"][0].as_py()
+        assert self.problems(published) == [
+            ("unknown", f"org_z by product on {day}"),
+            ("altered", f"org_abc123 by product on {day}"),
+        ]
+
+    def test_a_file_that_was_lost(self, published):
+        [path] = published.glob("group_by=product/*.parquet")
+        path.unlink()
+        assert self.problems(published) == [("missing", f"group_by=product/{path.name}")]
+
+    def test_days_that_were_never_exported(self, published, make_export, publish):
+        publish(make_export(("2026-06-22", "parse", "1", 1)))
+        assert self.problems(published) == [("missing", "org_abc123 by product on 2026-06-20")]
+
+    def test_what_is_no_journal(self, published):
+        [journal] = published.glob("_reducto/*/group_by=product/2026.json")
+        journal.write_text("{")
+        (published / "_reducto" / "notes.txt").write_text("mine")
+        assert self.problems(published) == [
+            ("unknown", "_reducto/notes.txt"),
+            ("unreadable", "_reducto/org_id=org_abc123/group_by=product/2026.json"),
+            *(("unknown", f"org_abc123 by product on {day}") for day in (JUNE_16, JUNE_17, JUNE_18)),
+        ]
+
+    def test_where_no_table_is(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="there is no Delta table at"):
+            verify_table(str(tmp_path))
 
 
 def age(root, by):

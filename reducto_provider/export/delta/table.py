@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -165,6 +166,20 @@ class UsageDeltaTable:
             for rows in by_day.values():
                 rows.sort(key=row_order)
         return found
+
+    def days_with_rows(self) -> set[tuple[tuple[str, str], date]]:
+        """Return which days of which organizations and dimensions have rows."""
+        import pyarrow as pa
+
+        found = pa.table(self._table.scan(columns=["org_id", "group_by", "date"]))
+        columns = (found[name].to_pylist() for name in ("org_id", "group_by", "date"))
+        return {((org_id, group_by), day) for org_id, group_by, day in zip(*columns, strict=True)}
+
+    def file_names(self) -> list[str]:
+        """Return the names of the table's data files, relative to its location."""
+        import pyarrow as pa
+
+        return [unquote(path) for path in pa.table(self._table.get_add_actions())["path"].to_pylist()]
 
     def replace(self, rows: Sequence[pa.Table], exports: Sequence[ExportRecord], counts: Mapping[str, int]) -> None:
         """
