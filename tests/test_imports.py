@@ -236,7 +236,8 @@ HEAVY = {
     *("deltalake", "numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
 }
 FOR_DAG_FILES = (
-    *("operators.export", "operators.fleet", "operators.reconciliation", "sensors.threshold", "triggers.threshold"),
+    *("operators.export", "operators.fleet", "operators.reconciliation", "operators.upkeep", "sensors.threshold"),
+    "triggers.threshold",
     *("triggers.levels", "links.studio", "provider_info"),
 )
 DAGS = [path.stem for path in SOURCES if path.name.startswith("reducto_usage_")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from reducto_provider import __version__
+from reducto_provider.export.delta import upkeep
 from reducto_provider.export.delta.journal import Day, Journal
+from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.delta.verify import verify_table
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.sink import DatasetMismatchError, OutdatedReportError, PublishError, open_sink
 from reducto_provider.export.storage import LocalStorage
 from reducto_provider.export.verify import main
+from reducto_provider.usage.days import DayRange
 from tests.export.test_dataset import THREE_DAYS
 from tests.export.test_sink import JUNE_16, JUNE_17, JUNE_18, JUNE_19, RESTATED, RUN, changed, changes_of
 
@@ -190,6 +194,27 @@ class TestCommits:
 
         with pytest.raises(OutdatedReportError):
             late.publish(mine.report, mine.query, RUN)
+
+    def test_what_threads_publish_at_the_same_time_shares_commits(self, root, make_export, open_table):
+        exports = [make_export(*THREE_DAYS, org_id=f"org_{number}") for number in range(16)]
+        again = [make_export(*RESTATED, org_id="org_0")] * 2
+        sink = open_table()
+        with ThreadPoolExecutor(18) as threads:
+            list(threads.map(lambda each: sink.publish(each.report, each.query, RUN), [*exports, *again]))
+
+        assert DeltaTable(root).version() < 9
+        assert Counter(row[0] for row in rows(root)) == dict.fromkeys((e.report.org_id for e in exports), 4)
+        assert verify_table(str(root)).problems == ()
+
+    def test_an_outdated_report_fails_alone(self, root, make_export, open_table, publish):
+        late, old = open_table(), make_export(*THREE_DAYS)
+        publish(make_export(*RESTATED))
+        others = [make_export(*THREE_DAYS, org_id=f"org_{number}") for number in range(4)]
+        with ThreadPoolExecutor(5) as threads:
+            published = [threads.submit(late.publish, each.report, each.query, RUN) for each in (old, *others)]
+
+        assert [type(each.exception()) for each in published] == [OutdatedReportError, *[type(None)] * 4]
+        assert rows(root) == rows_of(make_export(*RESTATED), *others)
 
     def test_conflicts_without_end_are_a_clear_error(self, make_export, open_table, publish, mocker):
         publish(make_export(*THREE_DAYS))
@@ -509,6 +534,107 @@ class TestVerify:
             verify_table(str(tmp_path))
 
 
+class TestUpkeep:
+    @pytest.fixture(autouse=True)
+    def on(self, mocker):
+        """Upkeep on another day; by default on one on which nothing is old enough."""
+        today = mocker.patch.object(upkeep, "today", return_value=date(2026, 1, 1))
+        return lambda *day: setattr(today, "return_value", date(*day))
+
+    def fill(self, publish, make_export, days, organizations):
+        """A commit for each day and organization, as daily exports make them."""
+        exports = []
+        for number in range(days):
+            day = str(date(2026, 1, 1) + timedelta(days=number))
+            for org_id in organizations:
+                exports.append(make_export((day, "parse", f"{number}.5", 1), (day, "b", "2", 2), org_id=org_id))
+                publish(exports[-1], succeeds=False)
+        return exports
+
+    def files(self, root):
+        return Counter(file.first.strftime("%Y-%m") for file in UsageDeltaTable(DeltaTable(root), "").data_files())
+
+    def test_by_itself_old_months_are_few_files_and_the_newest_days_are_left_alone(
+        self, root, make_export, publish, on
+    ):
+        on(2026, 5, 1)
+        exports = self.fill(publish, make_export, 120, ["org_a", "org_b"])
+
+        assert rows(root) == rows_of(*exports)
+        found = self.files(root)
+        assert found["2026-01"] <= upkeep.MAX_FILES
+        assert found["2026-02"] <= upkeep.MAX_FILES
+        assert found["2026-03"] == 62, "March is not over for forty days"
+        assert found["2026-04"] == 60
+        assert verify_table(str(root)).problems == ()
+
+    def test_on_request_and_again(self, root, make_export, publish, on):
+        exports = self.fill(publish, make_export, 70, ["org_a"])
+        on(2026, 12, 1)
+        before = len(DeltaTable(root).file_uris())
+
+        assert upkeep.compact_table(str(root)) == before - 3
+        assert rows(root) == rows_of(*exports)
+        assert self.files(root) == {"2026-01": 1, "2026-02": 1, "2026-03": 1}
+        version = DeltaTable(root).version()
+        assert upkeep.compact_table(str(root)) == 0
+        assert DeltaTable(root).version() == version
+        assert rows(root, version=30)
+
+    def test_many_files_are_compacted_in_parts(self, root, make_export, publish, on, mocker):
+        exports = self.fill(publish, make_export, 31, ["org_a", "org_b"])
+        mocker.patch.object(upkeep, "_MAX_FILES_AT_ONCE", 10)
+        on(2026, 12, 1)
+        upkeep.compact_table(str(root))
+
+        assert rows(root) == rows_of(*exports)
+        assert self.files(root)["2026-01"] <= upkeep.MAX_FILES + 2
+
+    def test_it_yields_to_an_export(self, root, make_export, publish):
+        self.fill(publish, make_export, 31, ["org_a"])
+        table = UsageDeltaTable(DeltaTable(root), "")
+        restated = make_export(("2026-01-05", "parse", "77", 1), org_id="org_a")
+        publish(restated)
+        version = DeltaTable(root).version()
+
+        assert upkeep.compact(table, "product", DayRange(date(2026, 1, 1), date(2026, 1, 31))) == 0
+        assert DeltaTable(root).version() == version
+        assert rows_of(restated)[0] in rows(root)
+
+    def test_it_makes_no_report_outdated(self, root, make_export, publish, open_table, on):
+        self.fill(publish, make_export, 31, ["org_a"])
+        late = open_table()
+        on(2026, 12, 1)
+        assert upkeep.compact_table(str(root)) > 0
+        restated = make_export(("2026-01-05", "parse", "77", 1), org_id="org_a")
+        late.publish(restated.report, restated.query, RUN)
+
+        assert rows_of(restated)[0] in rows(root)
+
+    def test_an_error_does_not_fail_the_export(self, root, make_export, publish, mocker, caplog):
+        mocker.patch.object(upkeep, "find_due", side_effect=OSError("no space left"))
+        self.fill(publish, make_export, 20, ["org_a"])
+
+        assert "Could not compact the Delta table: no space left. The next try is after 20 commits" in caplog.text
+
+    def test_vacuum_keeps_what_history_needs(self, root, make_export, publish):
+        publish(make_export(*THREE_DAYS))
+        publish(make_export(*RESTATED))
+        age(root, timedelta(days=800))
+        publish(make_export(*THREE_DAYS))
+
+        assert upkeep.vacuum_table(str(root)) == []
+        assert rows(root, version=1) == rows_of(make_export(*THREE_DAYS))
+        with pytest.raises(ValueError, match="keep_days must be at least 1"):
+            upkeep.vacuum_table(str(root), keep_days=0)
+        assert upkeep.vacuum_table(str(root), keep_days=365) != []
+        assert rows(root) == rows_of(make_export(*THREE_DAYS))
+        assert verify_table(str(root)).problems == ()
+
+
+AGES = (("commitInfo", "timestamp"), ("add", "modificationTime"), ("remove", "deletionTimestamp"))
+
+
 def age(root, by):
     """Let everything that is there be older."""
     for path in root.rglob("*"):
@@ -516,7 +642,7 @@ def age(root, by):
             if path.parent.name == "_delta_log" and path.suffix == ".json":
                 actions = [json.loads(line) for line in path.read_text().splitlines()]
                 for action in actions:
-                    for name, key in (("commitInfo", "timestamp"), ("add", "modificationTime")):
+                    for name, key in AGES:
                         if name in action:
                             action[name][key] -= int(by.total_seconds() * 1000)
                 path.write_text("".join(json.dumps(action) + "\n" for action in actions))

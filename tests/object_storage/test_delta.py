@@ -93,9 +93,9 @@ def place(request, tmp_path):
 def together(started):
     """Start writers, let them go at once, and wait for them."""
 
-    def run(function, *each, environment):
+    def run(*each, environment):
         waiting = []
-        for arguments in each:
+        for function, *arguments in each:
             ours, theirs = Pipe()
             waiting.append((started(function, *arguments, theirs, environment=environment), ours))
         for _, ours in waiting:
@@ -153,8 +153,8 @@ class TestEightWriters:
         mine = [(f"org_{number}", self.days(0, 2)) for number in range(8)]
         if is_compacted:
             self.compacted(place, clock, *mine)
-        arguments = [(url, org_id, days, clock, 2) for org_id, days in mine]
-        together(writers.export_current_usage, *arguments, environment=env)
+        calls = [(writers.export_current_usage, url, org_id, days, clock, 2) for org_id, days in mine]
+        together(*calls, environment=env)
 
         self.check(read, {f"org_{number}": 3 for number in range(8)})
 
@@ -163,10 +163,24 @@ class TestEightWriters:
         url, env, read = place
         if is_compacted:
             self.compacted(place, clock, ("org_acme", self.days(0, 9)))
-        arguments = [(url, "org_acme", self.days(number, number + 2), clock, 1) for number in range(8)]
-        together(writers.export_current_usage, *arguments, environment=env)
+        each = [self.days(number, number + 2) for number in range(8)]
+        together(*[(writers.export_current_usage, url, "org_acme", days, clock, 1) for days in each], environment=env)
 
         self.check(read, {"org_acme": 10})
+
+    @pytest.mark.parametrize("place", ["local"], indirect=True)
+    def test_while_the_same_days_are_compacted(self, place, clock, together):
+        url, env, read = place
+        self.compacted(place, clock, ("org_acme", self.days(0, 9)), ("org_globex", self.days(0, 9)))
+        each = [("org_acme", self.days(number, number + 2)) for number in range(4)]
+        each += [("org_globex", self.days(3 * number, 3 * number)) for number in range(4)]
+        together(
+            *[(writers.export_current_usage, url, org_id, days, clock, 3) for org_id, days in each],
+            *[(writers.compact_again_and_again, url, self.days(0, 9), 20)] * 2,
+            environment=env,
+        )
+
+        self.check(read, {"org_acme": 10, "org_globex": 10})
 
 
 class TestKilled:

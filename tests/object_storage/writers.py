@@ -22,6 +22,8 @@ import deltalake  # noqa: F401
 import s3fs  # noqa: F401
 
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.delta.table import UsageDeltaTable
+from reducto_provider.export.delta.upkeep import compact
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.sink import OutdatedReportError, open_sink
 from reducto_provider.export.storage import open_storage
@@ -110,6 +112,16 @@ def current_answer(query: UsageQuery, clock: str) -> UsageReport:
         for group in range(3)
     ]
     return decoded(query, rows)[0]
+
+
+def compact_again_and_again(url: str, days: tuple[date, date], times: int, ready: Connection) -> None:
+    """Compact the same days of a Delta table, while others may replace them."""
+    ready.send("ready")
+    ready.recv()
+    for _ in range(times):
+        table = UsageDeltaTable.open(url, {}, url)
+        assert table is not None
+        compact(table, "product", DayRange(*days))
 
 
 def export_table_when_told(url: str, answers: Answers, ready: Connection) -> None:

@@ -48,7 +48,7 @@ class Days:
     def predicate(self) -> str:
         """Return the SQL condition for the rows of these days."""
         of_days = " OR ".join(f"(date >= '{first}' AND date <= '{last}')" for first, last in self.ranges)
-        return f"(group_by = {_sql_literal(self.group_by)} AND org_id = {_sql_literal(self.org_id)} AND ({of_days}))"
+        return f"(group_by = {sql_literal(self.group_by)} AND org_id = {sql_literal(self.org_id)} AND ({of_days}))"
 
 
 class ExportRecord(msgspec.Struct, frozen=True):
@@ -157,6 +157,6 @@ def _replaced_by(entry: Mapping[str, Any]) -> tuple[Days, ...] | None:
     return tuple(export.days for export in record.exports)
 
 
-def _sql_literal(text: str) -> str:
+def sql_literal(text: str) -> str:
     """Return foreign text as an SQL literal. Only the quote has a meaning in it."""
     return "'" + text.replace("'", "''") + "'"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
-from threading import Lock
+from threading import Condition, Lock
 from typing import TYPE_CHECKING, Final, Self
 
 from reducto_provider.export import reported
@@ -16,6 +16,7 @@ from reducto_provider.export.delta.journal import Day, Journal
 from reducto_provider.export.delta.location import Options, check_table_location, table_location
 from reducto_provider.export.delta.publication import Publication
 from reducto_provider.export.delta.table import TABLE_COLUMNS, ConflictError, UsageDeltaTable
+from reducto_provider.export.delta.upkeep import COMMITS_BETWEEN, compact_oldest
 from reducto_provider.export.formats import Format
 from reducto_provider.export.manifest import DATASET_FILE
 from reducto_provider.export.sink import (
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _MAX_COMMITS: Final = 30
 _MAX_PAUSE: Final = 2.0
 
+_BATCH_SECONDS: Final = 0.25
+"""How long a commit waits for more reports, if several threads publish: fewer commits are fewer files and requests."""
+
 
 class UsageTable(Sink):
     """
@@ -63,11 +67,15 @@ class UsageTable(Sink):
         self._format = format
         self._filters = filters
         self._waiting: list[Publication] = []
+        self._turn = Condition()
+        self._is_committing = False
+        self._is_shared = False
         self._lock = Lock()  # of the table and all that follows
         self._table: UsageDeltaTable | None = None
         self._used_options: Mapping[str, str] = {}
         self._last_final_day = date.min
         self._commits = OtherCommits(storage)
+        self._is_upkeep_due = False
 
     @classmethod
     def check_location(cls, output_path: object) -> str:
@@ -127,16 +135,14 @@ class UsageTable(Sink):
         what = f"could not publish usage of {report.org_id} at {self.location}; the export can be run again"
         with storage_errors(what):
             publication.load()
-        self._waiting.append(publication)
-        with self._lock:
-            if not publication.is_done:  # else the thread that had the lock has published it
-                self._publish(self._next_batch())
+        self._publish_with_others(publication)
         with storage_errors(what):
             if publication.error:
                 raise publication.error
             recorded = publication.record()
             # Read last: what another run published and reported meanwhile may just have been replaced.
             reported_changes = reported.ReportedChanges(self._storage, publication.journal.folder).read(recorded)
+        self._compact_if_due()
         return [
             PublishedFile(
                 uri=self.uri if known.row_count else None,
@@ -167,6 +173,13 @@ class UsageTable(Sink):
             f", {empty} of them without usage" if empty else ""
         )
 
+    def _compact_if_due(self) -> None:
+        """Compact a part of the table if this sink has made the commit after which that is due."""
+        with self._lock:
+            is_due, self._is_upkeep_due = self._is_upkeep_due, False
+        if is_due:  # with a table of its own, so that the other threads go on
+            compact_oldest(lambda: UsageDeltaTable.open(self._table_uri, self._options(), self.location))
+
     def _newest(self) -> UsageDeltaTable | None:
         """Return the newest version of the table, checked. None if there is none, and an export may create it."""
         options = self._options()
@@ -185,12 +198,34 @@ class UsageTable(Sink):
             self._table.check(self._filters)
         return self._table
 
+    def _publish_with_others(self, publication: Publication) -> None:
+        """Publish what is waiting in one thread, and wait for it in the others."""
+        with self._turn:
+            self._waiting.append(publication)
+            while self._is_committing and not publication.is_done:
+                self._is_shared = True
+                self._turn.wait()
+            if publication.is_done:
+                return
+            self._is_committing = True
+        try:
+            while not publication.is_done:
+                time.sleep(_BATCH_SECONDS * self._is_shared)
+                with self._turn:
+                    batch = self._next_batch()
+                with self._lock:
+                    self._publish(batch)
+        finally:
+            with self._turn:
+                self._is_committing = False
+                self._turn.notify_all()
+
     def _next_batch(self) -> list[Publication]:
         """Return what is waiting, at most one publication of each organization and dimension."""
         batch: dict[tuple[str, str], Publication] = {}
-        for publication in tuple(self._waiting):
-            if batch.setdefault(publication.partition, publication) is publication:
-                self._waiting.remove(publication)
+        for publication in self._waiting:
+            batch.setdefault(publication.partition, publication)
+        self._waiting = [each for each in self._waiting if batch[each.partition] is not each]
         return list(batch.values())
 
     def _publish(self, batch: Sequence[Publication]) -> None:
@@ -241,3 +276,4 @@ class UsageTable(Sink):
                 {counter: count for publication in changed for counter, count in publication.new_counts.items()},
             )
             self._commits.own.add(table.version)
+            self._is_upkeep_due = table.version % COMMITS_BETWEEN == 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import msgspec
 
-from reducto_provider.export.delta.commits import CommitRecord, Days, ExportRecord
+from reducto_provider.export.delta.commits import CommitRecord, Days, ExportRecord, sql_literal
 from reducto_provider.export.formats import COLUMNS
 from reducto_provider.export.sink import DatasetMismatchError, Filters, short
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import CREDITS_SCALE, UsageRow
 from reducto_provider.usage.wire import row_order
 
@@ -43,6 +45,20 @@ _WRITER_FEATURES = {
 
 class ConflictError(Exception):
     """Another commit was faster, and may have changed what this one read: read again and rerun it."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of the table, and the first and last day of its rows."""
+
+    group_by: str
+    first: date
+    last: date
+    size: int
+
+    def overlaps(self, days: DayRange) -> bool:
+        """Return whether it may have rows of these days."""
+        return self.first <= days.last and days.first <= self.last
 
 
 class UsageDeltaTable:
@@ -181,6 +197,31 @@ class UsageDeltaTable:
 
         return [unquote(path) for path in pa.table(self._table.get_add_actions())["path"].to_pylist()]
 
+    def data_files(self) -> list[DataFile]:
+        """Return the table's files."""
+        import pyarrow as pa
+
+        found = pa.table(self._table.get_add_actions(flatten=True))
+        names = ("partition.group_by", "min.date", "max.date", "size_bytes")
+        return [DataFile(*values) for values in zip(*(found[name].to_pylist() for name in names), strict=True)]
+
+    def compact(self, group_by: str, first: date, last: date) -> None:
+        """
+        Commit: write the rows of a dimension's days as one file, sorted by organization and day.
+
+        :raises ConflictError: nothing has been committed.
+        """
+        import pyarrow as pa
+
+        condition = f"group_by = {sql_literal(group_by)} AND date >= '{first}' AND date <= '{last}'"
+        rows = pa.table(self._table.scan(predicate=condition)).select(list(TABLE_COLUMNS)).cast(arrow_schema())
+        self._commit(rows.sort_by([("org_id", "ascending"), ("date", "ascending")]), condition, CommitRecord([]), {})
+
+    def vacuum(self, keep_days: int | None) -> list[str]:
+        """Remove files that no version of the last days needs; None for as long as the table's history is kept."""
+        hours = None if keep_days is None else keep_days * 24
+        return self._table.vacuum(hours, dry_run=False, enforce_retention_duration=keep_days is None)
+
     def replace(self, rows: Sequence[pa.Table], exports: Sequence[ExportRecord], counts: Mapping[str, int]) -> None:
         """
         Commit: replace exactly the rows of the exports' days.
@@ -189,18 +230,23 @@ class UsageDeltaTable:
         :raises ConflictError: nothing has been committed.
         """
         import pyarrow as pa
+
+        condition = _any_of([export.days for export in exports])
+        self._commit(pa.concat_tables(rows), condition, CommitRecord(list(exports)), counts)
+
+    def _commit(self, rows: pa.Table, condition: str, record: CommitRecord, counts: Mapping[str, int]) -> None:
         from deltalake import CommitProperties, Transaction, WriterProperties, write_deltalake
         from deltalake.exceptions import CommitFailedError
 
         try:
             write_deltalake(
                 self._table,
-                pa.concat_tables(rows).select(list(TABLE_COLUMNS)),
+                rows.select(list(TABLE_COLUMNS)),
                 mode="overwrite",
-                predicate=_any_of([export.days for export in exports]),
+                predicate=condition,
                 writer_properties=WriterProperties(compression="ZSTD"),
                 commit_properties=CommitProperties(
-                    custom_metadata={"userMetadata": CommitRecord(list(exports)).as_text()},
+                    custom_metadata={"userMetadata": record.as_text()},
                     # Two commits that count themselves under the same id conflict.
                     app_transactions=[Transaction(counter, count) for counter, count in sorted(counts.items())],
                 ),
