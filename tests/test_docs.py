@@ -66,7 +66,10 @@ def test_every_message_is_one_that_the_code_has():
 PAGES = (
     "README.md",
     pytest.param("docs/days.md", marks=PARTITIONS),
-    *(f"docs/{name}.md" for name in ("cost", "dataset", "export", "focus", "object-storage", "reference", "sensor")),
+    *(
+        f"docs/{name}.md"
+        for name in ("cost", "dataset", "delta", "export", "focus", "object-storage", "reference", "sensor")
+    ),
 )
 
 

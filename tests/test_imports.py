@@ -214,6 +214,7 @@ OF_OTHERS = {
     },
     "app.py": {"airflow.api_fastapi.auth.managers.models.resource_details", "airflow.api_fastapi.core_api.security"},
     "lineage.py": {"airflow.providers.openlineage.extractors"},
+    "location.py": {"airflow.providers.amazon.aws.hooks.s3"},
     "base.py": {"airflow.providers.openlineage.extractors"},
     "reducto_usage_budget_gate.py": {"airflow.providers.standard.operators.hitl"},
     "reducto_usage_budget_mail.py": {"airflow.providers.smtp.notifications.smtp"},
@@ -238,11 +239,11 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
 
 HEAVY = {
     *("aiohttp", "requests", "urllib3", "tenacity", "fsspec", "upath", "boto3", "botocore", "pyarrow", "pandas"),
-    *("numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
+    *("deltalake", "numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
 }
 FOR_DAG_FILES = (
-    *("operators.export", "operators.fleet", "operators.reconciliation", "sensors.threshold", "triggers.threshold"),
-    *("triggers.levels", "links.studio", "provider_info", "plugins.usage_page.plugin"),
+    *("operators.export", "operators.fleet", "operators.reconciliation", "operators.upkeep", "sensors.threshold"),
+    *("triggers.threshold", "triggers.levels", "links.studio", "provider_info", "plugins.usage_page.plugin"),
 )
 DAGS = [path.stem for path in SOURCES if path.name.startswith("reducto_usage_")]
 

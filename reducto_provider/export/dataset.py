@@ -17,6 +17,7 @@ from reducto_provider.export import reported
 from reducto_provider.export.formats import Format
 from reducto_provider.export.manifest import (
     DATASET_FILE,
+    FIRST_VERSION,
     DayManifests,
     Manifest,
     ManifestAttempt,
@@ -84,6 +85,12 @@ class UsageDataset(Sink):
     def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
         with storage_errors(f"could not read {self._storage.location(DATASET_FILE)}"):
             content = self._storage.read(DATASET_FILE)
+            is_table = content is None and self._storage.read(FIRST_VERSION) is not None
+        if is_table:
+            raise DatasetMismatchError(
+                f"the dataset at {self._storage.location()} is a Delta table. Use output_format='delta', or export to "
+                "another output_path"
+            )
         if content is None:
             return
         try:

@@ -25,6 +25,9 @@ from reducto_provider.usage.report import CREDITS_SCALE
 DATASET_FILE: Final = "metadata/dataset.json"
 """The name of a dataset's description."""
 
+FIRST_VERSION: Final = "_delta_log/00000000000000000000.json"
+"""The name of the first version of a Delta table."""
+
 _MAX_NAME_BYTES = 255  # the limit of common file systems
 _MAX_WRITES = 10
 _PLAIN_NUMBER = re.compile(rf"\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?", re.ASCII)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from reducto_provider.export.storage import check_output_path
 
@@ -34,13 +34,23 @@ class PublishError(OSError):
     """A destination could not be written or read. Each file is complete: the previous version or the new one."""
 
 
+class OutdatedReportError(PublishError):
+    """Another export has replaced some of the same days since the report was requested. Request it again."""
+
+
+MAX_REQUESTS: Final = 5
+"""How often an export requests a report whose days others keep replacing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
     """
     The published state of one day, or of the object of an unpartitioned export.
 
-    :param uri: None if there is no file: a day without usage, or an empty object in a format that allows none.
+    :param uri: None if there is no file: a day without usage, or an empty object in a format that allows none. The
+        days of a table have the URI of the table.
     :param day: None for an unpartitioned export.
+    :param size: in bytes; None for the days of a table.
     :param changed: whether the rows differ from those last reported by a successful run; True if none reported any.
     :param change: the id of the change that produced these rows.
     """
@@ -48,7 +58,7 @@ class PublishedFile:
     uri: str | None
     day: date | None
     row_count: int
-    size: int
+    size: int | None
     changed: bool
     change: str
 
@@ -155,6 +165,8 @@ class Sink(ABC):
             report that is not final.
         :return: a file per day, or one for all of them.
         :raises DatasetMismatchError: see :meth:`check`.
+        :raises OutdatedReportError: nothing has been published; request the report again, at most
+            :data:`MAX_REQUESTS` times.
         :raises PublishError: the export can be run again.
         """
 
@@ -188,22 +200,31 @@ class Sink(ABC):
         """Describe what was published, for a log line."""
         empty = sum(file.uri is None for file in files)
         empty_days = sum(file.uri is None and file.day is not None for file in files)
-        return (
-            f"Published {len(files) - empty} files with {sum(file.size for file in files)} bytes at {self.location}"
-            + (f", and {empty_days} days without usage" if empty_days else "")
+        size = sum(file.size or 0 for file in files)
+        return f"Published {len(files) - empty} files with {size} bytes at {self.location}" + (
+            f", and {empty_days} days without usage" if empty_days else ""
         )
 
 
-def choose_sink(*, partitioned: bool = True) -> type[Sink]:
+def choose_sink(output_format: str | None = None, *, partitioned: bool = True) -> type[Sink]:
     """
     Return the kind of destination for an export's arguments.
 
+    :param output_format: ``delta`` for a table, any other or None for files.
     :param partitioned: True for a dataset with a file per day, False for one object.
     :raises ValueError: naming the value and what is allowed.
     """
     if not isinstance(partitioned, bool):  # not a template field: any text would count as True
         raise ValueError(f"partitioned must be True or False, not {partitioned!r}")
     # Imported here, since these modules need this one.
+    from reducto_provider.export.formats import TABLE_FORMAT
+
+    if output_format == TABLE_FORMAT:
+        if not partitioned:
+            raise ValueError(f"partitioned must be True for output_format={TABLE_FORMAT!r}, which is one table")
+        from reducto_provider.export.delta.sink import UsageTable
+
+        return UsageTable
     if partitioned:
         from reducto_provider.export.dataset import UsageDataset
 
@@ -227,7 +248,7 @@ def open_sink(
     :raises ImportError: naming the extra to install, if a package for the format or the store is missing.
     """
     format.check_installed()
-    sink = choose_sink(partitioned=partitioned)
+    sink = choose_sink(format.name, partitioned=partitioned)
     return sink.open(sink.check_location(output_path), conn_id, format, filters)
 
 
@@ -236,7 +257,7 @@ def storage_errors(what: str | Callable[[], str]) -> Iterator[None]:
     """Translate any error of a store into a :class:`PublishError` that begins with ``what``."""
     try:
         yield
-    except DatasetMismatchError:
+    except (DatasetMismatchError, PublishError):
         raise
     except Exception as error:
         message = what if isinstance(what, str) else what()

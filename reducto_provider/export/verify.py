@@ -1,5 +1,5 @@
 """
-Verify a dataset against its manifests: that every day is there, as it was published.
+Verify a dataset of files or a Delta table: that every day is there, as it was published.
 
 From the command line, with a location as the operators accept it::
 
@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from reducto_provider.export.manifest import DATASET_FILE, parse_manifest_name
+from reducto_provider.export.manifest import DATASET_FILE, FIRST_VERSION, parse_manifest_name
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
@@ -34,7 +34,7 @@ class Problem:
     ``missing``: a manifest lists the file but it is not there, or days between two exported ones have no manifest.
     ``altered``: its content is not what was published. ``unknown``: no manifest lists it, and yet engines would read
     it; or a manifest that belongs to no day. ``unreadable``: a manifest that can't be decoded or names another day's
-    file.
+    file. In a table, the same of a day's rows and of the record of exported days.
     """
 
     kind: Literal["missing", "altered", "unknown", "unreadable"]
@@ -116,11 +116,16 @@ def verify_dataset(storage: Storage) -> Verification:
 def _gaps(manifests: Mapping[str, list[date]]) -> Iterator[Problem]:
     """Yield the days without a manifest between the first and the last of an organization's dimension."""
     for folder, days in sorted(manifests.items()):
-        for before, after in pairwise(sorted(days)):
-            if after - before > timedelta(days=1):
-                gap = DayRange(before + timedelta(days=1), after - timedelta(days=1))
-                detail = "the day was never exported" if gap.length == 1 else f"{gap} were never exported"
-                yield Problem("missing", f"metadata/{folder}/dt={gap.first}.json", detail)
+        for gap in gaps(days):
+            detail = "the day was never exported" if gap.length == 1 else f"{gap} were never exported"
+            yield Problem("missing", f"metadata/{folder}/dt={gap.first}.json", detail)
+
+
+def gaps(days: Iterable[date]) -> Iterator[DayRange]:
+    """Yield the ranges between the first and the last of ``days`` that are not among them."""
+    for before, after in pairwise(sorted(days)):
+        if after - before > timedelta(days=1):
+            yield DayRange(before + timedelta(days=1), after - timedelta(days=1))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +134,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("location", help="the dataset's output_path")
     parser.add_argument("--conn-id", help="the Airflow connection for the object store")
     options = parser.parse_args(arguments)
-    found = verify_dataset(open_storage(options.location, options.conn_id))
+    storage = open_storage(options.location, options.conn_id)
+    if storage.read(FIRST_VERSION) is None:
+        found = verify_dataset(storage)
+    else:
+        from reducto_provider.export.delta.verify import verify_table
+
+        found = verify_table(options.location, options.conn_id)
     for problem in found.problems:
         print(problem)
     print(f"{found.days} days, {found.files} files, {len(found.problems)} problems")

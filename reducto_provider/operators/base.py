@@ -18,7 +18,7 @@ from reducto_provider.airflow_compat import (
 from reducto_provider.airflow_compat.success import call_after_success
 from reducto_provider.exceptions import ReductoDayNotOverError
 from reducto_provider.export.focus import PRICE_OPTIONS, parse_literal_terms, parse_terms
-from reducto_provider.export.formats import check_format
+from reducto_provider.export.formats import TABLE_FORMAT, check_format
 from reducto_provider.export.sink import choose_sink, open_sink
 from reducto_provider.hooks import event_loop
 from reducto_provider.links.studio import ReductoStudioLink
@@ -241,7 +241,7 @@ class BaseUsageExportOperator(BaseUsageOperator):
         terms = parse_literal_terms(self.output_format, self._price_options())
         if is_literal(self.output_format) and is_literal(self.compression):
             self._check_format(terms)
-        sink = choose_sink(partitioned=self.partitioned)
+        sink = choose_sink(self.output_format if is_literal(self.output_format) else None, partitioned=self.partitioned)
         if self.output_path is not None and is_literal(self.output_path):
             sink.check_location(self.output_path)
         check_whole_number("max_xcom_bytes", self.max_xcom_bytes, 1)
@@ -250,7 +250,7 @@ class BaseUsageExportOperator(BaseUsageOperator):
         return {name: getattr(self, name) for name in PRICE_OPTIONS}
 
     def _check_format(self, terms: BillingTerms | None, group_by: str = "product") -> Format:
-        if terms is not None and self.output_path is None:
+        if self.output_path is None and (terms is not None or self.output_format == TABLE_FORMAT):
             raise ValueError(f"output_path must be given for output_format={self.output_format!r}, which is for files")
         return check_format(self.output_format, self.compression, terms, group_by)
 

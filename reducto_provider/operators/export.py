@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reducto_provider.exceptions import ReductoConfigurationError, translate_errors
+from reducto_provider.export.sink import MAX_REQUESTS, OutdatedReportError
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key, summarize
 from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.query import printable
@@ -61,9 +62,9 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
         ``file_types``.
     :param output_path: the location of the files: a URL or an absolute path.
     :param output_conn_id: the Airflow connection for the object store.
-    :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them), ``parquet``; or FOCUS 1.2, which
-        FinOps tools ingest: ``focus_csv`` or ``focus_parquet``.
-    :param compression: of the text formats: ``gzip`` or ``zstd``. Parquet always has zstd.
+    :param output_format: ``jsonl``, ``csv``, ``json`` (rows as the service sent them), ``parquet``; ``delta`` for one
+        Delta table; or FOCUS 1.2, which FinOps tools ingest: ``focus_csv`` or ``focus_parquet``.
+    :param compression: of the text formats: ``gzip`` or ``zstd``. Parquet and Delta always have zstd.
     :param partitioned: True for a dataset below ``output_path`` with a file per day; False for one object at exactly
         ``output_path``, with ``org_id`` and ``group_by`` as columns.
     :param price_per_credit: required for FOCUS, and only allowed there: the list price of one credit, as text,
@@ -161,8 +162,8 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
         run = run_key(context)
         # Before a request is spent.
         sink.check(replace(query, org_id=query.org_id or self.hook.settings.org_id), run)
-        report = self._ask(query)
-        self._files = files = sink.publish(report, query, run)
+        report, files = self._ask_and_publish(query, sink, run)
+        self._files = files
         self.log.info("%s; %s", sink.describe(files), _describe_changes(files))
         event = {
             **summarize(report),
@@ -175,6 +176,16 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
         if changes := [(file.day, file.change) for file in files if file.changed]:
             self._acknowledge_after_success({(report.org_id, report.group_by): changes})
         return {**summarize(report), "files": [file.as_json() for file in files]}
+
+    def _ask_and_publish(self, query: UsageQuery, sink: Sink, run: str) -> tuple[UsageReport, list[PublishedFile]]:
+        for _ in range(MAX_REQUESTS - 1):
+            report = self._ask(query)
+            try:
+                return report, sink.publish(report, query, run)
+            except OutdatedReportError as error:
+                self.log.warning("%s: asking again", error)
+        report = self._ask(query)
+        return report, sink.publish(report, query, run)
 
     def _outputs(self) -> list[OutputDataset]:
         if self._sink is None or not self._reports:

@@ -34,7 +34,7 @@ from reducto_provider.export.fleet import (
     split_query,
 )
 from reducto_provider.export.focus import FOCUS_FORMATS, parse_terms
-from reducto_provider.export.sink import Attempt, PublishedDays
+from reducto_provider.export.sink import MAX_REQUESTS, Attempt, OutdatedReportError, PublishedDays
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key
@@ -343,9 +343,17 @@ class FleetExport:
                     if outcome.status != "exported":
                         await stack.enter_async_context(hook)
                         outcome.status = "exported"
-                    days = await self._ask_and_publish(hook, part, attempt)
+                    days = await self._ask_until_published(hook, part, attempt)
                     self.sources.append((settings.base_url, entry.org_id, entry.group_by))
                 outcome.add(days)
+
+    async def _ask_until_published(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
+        for _ in range(MAX_REQUESTS - 1):
+            try:
+                return await self._ask_and_publish(hook, query, attempt)
+            except OutdatedReportError as error:
+                await event_loop.run_aside(self._log, logging.WARNING, "%s: asking again", error)
+        return await self._ask_and_publish(hook, query, attempt)
 
     async def _ask_and_publish(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
         if auth_error := self._auth_errors.get(hook.reducto_conn_id):

@@ -53,7 +53,7 @@ def decode_report(body: bytes, query: UsageQuery) -> UsageReport:
         groups = {row.group for row in day}
         if len(groups) < len(day):
             raise _row_error(rows, query)
-        day.sort(key=_row_order if None in groups else attrgetter("group"))
+        day.sort(key=row_order if None in groups else attrgetter("group"))
     return UsageReport(
         org_id=answer.org_id,
         start=query.start,
@@ -67,7 +67,7 @@ def decode_report(body: bytes, query: UsageQuery) -> UsageReport:
 def sent_rows(report: UsageReport) -> list[bytes]:
     """Return each row of a report, in its order, as the JSON text that the service sent, including unknown keys."""
     sent = [bytes(text) for text in _SENT_DECODER.decode(report.body).data]
-    return sorted(sent, key=lambda text: _row_order(_KEY_DECODER.decode(text)))
+    return sorted(sent, key=lambda text: row_order(_KEY_DECODER.decode(text)))
 
 
 def decode_rows(content: bytes) -> list[UsageRow]:
@@ -314,7 +314,7 @@ def _row_error(rows: list[UsageRow], query: UsageQuery) -> UsageContractError:
     raise AssertionError
 
 
-def _row_order(row: UsageRow | _RowKey) -> tuple[date, bool, str]:
+def row_order(row: UsageRow | _RowKey) -> tuple[date, bool, str]:
     return row.date, row.group is not None, row.group or ""
 
 

@@ -22,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from reducto_provider import __version__
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.focus import FOCUS_FORMATS
-from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
 from reducto_provider.export.manifest import metadata_folder
 from reducto_provider.export.reported import acknowledge
 from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
@@ -30,7 +30,7 @@ from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.airflow_sdk import ObjectStoragePath
 from tests.export.conftest import Place
 
-PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]
+PLAIN_FORMATS = [name for name in FORMATS if name not in (*FOCUS_FORMATS, TABLE_FORMAT)]
 
 ROOT = "org_id=org_abc123/group_by=product"
 THREE_DAYS = [

@@ -325,7 +325,7 @@ TestReports = Reports.TestCase
 TestReports.settings = settings(max_examples=max(40, settings.default.max_examples // 4), stateful_step_count=15)
 
 
-@pytest.mark.parametrize("format", [name for name in FORMATS if not name.startswith("focus")])
+@pytest.mark.parametrize("format", [name for name in FORMATS if not name.startswith(("focus", "delta"))])
 @given(
     org_id=ORGANIZATIONS,
     group_by=st.sampled_from(DIMENSIONS),

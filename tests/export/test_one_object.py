@@ -9,13 +9,13 @@ from threading import Barrier, Thread
 import pytest
 
 from reducto_provider.export.focus import FOCUS_FORMATS
-from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
 from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from tests.airflow_sdk import ObjectStoragePath
 from tests.export.test_dataset import HOSTILE_ORGS, THREE_DAYS
 
-PLAIN_FORMATS = [name for name in FORMATS if name not in FOCUS_FORMATS]
+PLAIN_FORMATS = [name for name in FORMATS if name not in (*FOCUS_FORMATS, TABLE_FORMAT)]
 
 NAME = "usage.jsonl"
 RUN = "dag/run/task/-1"

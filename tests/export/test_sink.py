@@ -10,10 +10,13 @@ from decimal import Decimal
 from typing import ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from reducto_provider.export.dataset import UsageDataset
-from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.delta.sink import UsageTable
+from reducto_provider.export.formats import FORMATS, base, delta
 from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.sink import (
     Attempt,
@@ -36,6 +39,7 @@ class Dataset:
     """A partitioned dataset, read as an engine does: the keys from the names of its folders."""
 
     kind = UsageDataset
+    format = "jsonl"
     options: ClassVar = {"partitioned": True}
     description = "metadata/dataset.json"
     days: ClassVar = [JUNE_16, JUNE_17, JUNE_18, JUNE_19]
@@ -47,6 +51,10 @@ class Dataset:
     def __init__(self, place):
         self.place = place
         self.output_path = place.url
+
+    @staticmethod
+    def contents(files):
+        return [ObjectStoragePath(unquote(file.uri)).read_bytes() for file in files if file.uri]
 
     def read(self):
         found = []
@@ -63,6 +71,7 @@ class OneObject:
     """One object at exactly the output path."""
 
     kind = UsageObject
+    format = "jsonl"
     options: ClassVar = {"partitioned": False}
     description = ".usage.jsonl.reducto"
     days: ClassVar = [None]
@@ -74,13 +83,43 @@ class OneObject:
         self.place = place
         self.output_path = f"{place.url}/usage.jsonl"
 
+    contents = staticmethod(Dataset.contents)
+
     def read(self):
         content = self.place.files().get("usage.jsonl", b"")
         return [json.loads(line, parse_float=Decimal) for line in content.splitlines()]
 
 
-@pytest.fixture(params=[Dataset, OneObject], ids=lambda kind: kind.__name__)
+class Table:
+    """One Delta table, read by the library's own engine."""
+
+    kind = UsageTable
+    format = "delta"
+    options: ClassVar = {"partitioned": True}
+    description = "_delta_log/00000000000000000000.json"
+    days = Dataset.days
+    restated = Dataset.restated
+    records_tries = True
+    holds_many = True
+
+    def __init__(self, place):
+        self.place = place
+        self.output_path = place.url
+
+    def contents(self, files):
+        """The whole table, which an unchanged answer leaves as it is."""
+        return {name: content for name, content in self.place.files().items() if not name.startswith("_reducto/")}
+
+    def read(self):
+        path = self.output_path.removeprefix("file://")
+        rows = pa.table(DeltaTable(path).scan()).to_pylist() if DeltaTable.is_deltatable(path) else []
+        return [{**row, "date": str(row["date"])} for row in rows]
+
+
+@pytest.fixture(params=[Dataset, OneObject, Table], ids=lambda kind: kind.__name__)
 def destination(request, place):
+    if request.param is Table and not place.url.startswith("file:"):
+        pytest.skip("a Delta table is never in fsspec's memory")
     return request.param(place)
 
 
@@ -90,7 +129,7 @@ def open_for(destination):
 
     def open_for(export):
         filters = export.query.filters()
-        return open_sink(destination.output_path, None, FORMATS["jsonl"], filters, **destination.options)
+        return open_sink(destination.output_path, None, FORMATS[destination.format], filters, **destination.options)
 
     return open_for
 
@@ -165,18 +204,21 @@ class TestPublish:
 
         assert [file.day for file in files] == destination.days
         assert sum(file.row_count for file in files) == len(THREE_DAYS)
-        written = [file for file in files if file.uri]
-        assert [file.size for file in written] == [
-            len(ObjectStoragePath(unquote(file.uri)).read_bytes()) for file in written
-        ]
-        assert all(file.size == 0 == file.row_count for file in files if not file.uri)
+        assert all(file.row_count == 0 for file in files if not file.uri)
+        if destination.kind is UsageTable:
+            assert {file.uri for file in files if file.row_count} == {destination.output_path}
+            assert {file.size for file in files} == {None}, "the days have no files of their own"
+        else:
+            written = [file.size for file in files if file.uri]
+            assert written == [len(content) for content in destination.contents(files)]
+            assert all(file.size == 0 for file in files if not file.uri)
 
     def test_the_same_answer_gives_the_same_bytes(self, destination, make_export, publish):
         files = publish(make_export(*THREE_DAYS))
-        before = [ObjectStoragePath(unquote(file.uri)).read_bytes() for file in files]
+        before = destination.contents(files)
         again = publish(make_export(*reversed(THREE_DAYS)))
 
-        assert [ObjectStoragePath(unquote(file.uri)).read_bytes() for file in again] == before
+        assert destination.contents(again) == before
 
     def test_several_organizations_at_the_same_time(self, destination, make_export, open_for):
         exports = [make_export(*THREE_DAYS, org_id=f"org {number}/%") for number in range(12)]
@@ -269,7 +311,10 @@ class TestCheck:
     @pytest.mark.parametrize("place", ["file"], indirect=True)
     def test_a_place_that_can_not_be_read_is_named(self, destination, make_export, open_for, tmp_path):
         export = make_export(*THREE_DAYS)
-        (tmp_path / "usage" / destination.description).mkdir(parents=True)
+        if destination.kind is UsageTable:
+            destination.place.put("_delta_log", b"no folder")
+        else:
+            (tmp_path / "usage" / destination.description).mkdir(parents=True)
 
         with pytest.raises(PublishError, match=f"could not read .*{urlsplit(destination.output_path).path}"):
             open_for(export).check(export.query, RUN)
@@ -322,12 +367,14 @@ class TestDescription:
     def test_a_log_line(self, destination, make_export, publish, open_for):
         export = make_export(*THREE_DAYS, end="2026-06-19")
         files = publish(export)
-        size = sum(file.size for file in files)
+        size = sum(file.size or 0 for file in files)
 
-        expected = f"Published 3 files with {size} bytes at {destination.output_path}, and 1 days without usage"
-        if destination.days == [None]:
-            expected = f"Published 1 files with {size} bytes at {destination.output_path}"
-        assert open_for(export).describe(files) == expected
+        expected = {
+            UsageDataset: f"Published 3 files with {size} bytes at {destination.output_path}, and 1 days without usage",
+            UsageObject: f"Published 1 files with {size} bytes at {destination.output_path}",
+            UsageTable: f"Published 4 days with 4 rows at {destination.output_path}, 1 of them without usage",
+        }
+        assert open_for(export).describe(files) == expected[destination.kind]
 
     def test_lineage_names_what_a_reader_finds(self, destination, make_export, publish, open_for):
         export = make_export(*THREE_DAYS)
@@ -342,7 +389,7 @@ class TestDescription:
         assert all(set(columns) <= row.keys() for row in destination.read())
         statistics = output.outputFacets["outputStatistics"]
         assert statistics.rowCount == len(destination.read())
-        assert statistics.fileCount == len(files)
+        assert statistics.fileCount == (None if destination.kind is UsageTable else len(files))
 
     def test_lineage_of_what_failed_on_the_way_has_no_figures(self, make_export, open_for):
         output = open_for(make_export(*THREE_DAYS)).output("org_abc123", "product", None)
@@ -352,7 +399,7 @@ class TestDescription:
 
 class TestOpen:
     def test_which_destination_an_export_has(self, destination, make_export, open_for):
-        assert choose_sink(**destination.options) is destination.kind
+        assert choose_sink(destination.format, **destination.options) is destination.kind
         assert type(open_for(make_export(*THREE_DAYS))) is destination.kind
         assert destination.place.files() == {}, "nothing is written yet"
 
@@ -369,7 +416,7 @@ class TestOpen:
     def test_no_location(self, destination, output_path):
         for refused in (
             lambda: destination.kind.check_location(output_path),
-            lambda: open_sink(output_path, None, FORMATS["jsonl"], {}, **destination.options),
+            lambda: open_sink(output_path, None, FORMATS[destination.format], {}, **destination.options),
         ):
             with pytest.raises(ValueError, match="output_path must be"):
                 refused()
@@ -384,9 +431,21 @@ class TestOpen:
             with pytest.raises(ValueError, match="must name a file when partitioned=False"):
                 open_folder()
 
-    def test_a_package_that_is_missing_is_named_at_once(self, destination, monkeypatch):
-        monkeypatch.setattr("reducto_provider.export.formats.base.find_spec", lambda name: None)
+    def test_a_table_is_never_one_object(self, place):
+        with pytest.raises(ValueError, match="partitioned must be True for output_format='delta'"):
+            open_sink(place.url, None, FORMATS["delta"], {}, partitioned=False)
 
-        with pytest.raises(ImportError, match=r"airflow-provider-reducto\[parquet\]"):
-            open_sink(destination.output_path, None, FORMATS["parquet"], {}, **destination.options)
+    def test_a_table_is_only_where_commits_are_atomic(self):
+        assert UsageTable.check_location("s3://lake/usage") == "s3://lake/usage"
+        for location in ("gs://lake/usage", "memory://lake/usage"):
+            with pytest.raises(ValueError, match=f"output_path must be a local path or .*not '{location}'"):
+                UsageTable.check_location(location)
+
+    def test_a_package_that_is_missing_is_named_at_once(self, destination, monkeypatch):
+        for module in (base, delta):
+            monkeypatch.setattr(module, "find_spec", lambda name: None)
+        name = "delta" if destination.kind is UsageTable else "parquet"
+
+        with pytest.raises(ImportError, match=rf"airflow-provider-reducto\[{name}\]"):
+            open_sink(destination.output_path, None, FORMATS[name], {}, **destination.options)
         assert destination.place.files() == {}

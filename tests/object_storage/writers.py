@@ -10,20 +10,28 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
+from datetime import date
+from fcntl import LOCK_EX, flock
+from itertools import count, cycle, islice
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-import airflow.providers.amazon.aws.fs.s3  # noqa: F401
+import deltalake  # noqa: F401
 import s3fs  # noqa: F401
 
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.delta.table import UsageDeltaTable
+from reducto_provider.export.delta.upkeep import compact
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.sink import OutdatedReportError, open_sink
 from reducto_provider.export.storage import open_storage
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
 from tests.airflows import has_file_system
+from tests.object_storage.answers import decoded
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__])
@@ -67,6 +75,63 @@ def export_and_die(url: str, format: str, answers: Answers, step: int) -> None:
 
     sys.addaudithook(hook)
     export(url, format, answers, len(answers))
+
+
+def export_current_usage(
+    url: str, org_id: str, days: tuple[date, date], clock: str, times: int, ready: Connection
+) -> None:
+    """
+    Export the current usage ``times`` times into a Delta table, as a task does: ask again if others were faster.
+
+    The service is the file ``clock``: each answer's credits are the number of the request.
+    """
+    query = UsageQuery(start=days[0], end=days[1], org_id=org_id)
+    ready.send("ready")
+    ready.recv()
+    for _ in range(times):
+        sink = open_sink(url, None, check_format("delta"), {})
+        sink.check(query)
+        for request in count():
+            try:
+                sink.publish(current_answer(query, clock), query, f"run-of-{os.getpid()}")
+                break
+            except OutdatedReportError:
+                assert request < 50
+
+
+def current_answer(query: UsageQuery, clock: str) -> UsageReport:
+    """Return the answer to the next request, which is newer than all others."""
+    with Path(clock).open("r+") as file:
+        flock(file, LOCK_EX)
+        number = int(file.read()) + 1
+        file.seek(0)
+        file.write(str(number))
+    rows = [
+        {"date": str(day), "group": f"group-{group}", "credits": number, "requestCount": number}
+        for day in DayRange(query.start, query.end).days()
+        for group in range(3)
+    ]
+    return decoded(query, rows)[0]
+
+
+def compact_again_and_again(url: str, days: tuple[date, date], times: int, ready: Connection) -> None:
+    """Compact the same days of a Delta table, while others may replace them."""
+    ready.send("ready")
+    ready.recv()
+    for _ in range(times):
+        table = UsageDeltaTable.open(url, {}, url)
+        assert table is not None
+        compact(table, "product", DayRange(*days))
+
+
+def export_table_when_told(url: str, answers: Answers, ready: Connection) -> None:
+    """Prepare, signal readiness, and export one answer after the other into a Delta table on command."""
+    ready.send("ready")
+    ready.recv()
+    for report, query in answers:
+        sink = open_sink(url, None, check_format("delta"), {})
+        sink.check(query)
+        sink.publish(report, query)
 
 
 def _run(environment: dict[str, str], function: Any, arguments: tuple[Any, ...]) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
+from reducto_provider.operators.export import ReductoUsageExportOperator
 from simulator import Altered, Organization, Record, Row, many_keys, status
 from tests.real_airflow.dagtest import DagTestError
 
@@ -691,3 +693,80 @@ def test_an_event_of_one_object_says_whether_it_changed(run_dag, tmp_path):
         [event] = run_dag(source).expect().asset_events
         assert event["extra"]["changed"] is changed
         assert event["extra"]["uri"] == f"file://{tmp_path}/all%20usage.csv"
+
+
+class TestDelta:
+    @staticmethod
+    def rows(folder: Path):
+        rows = pyarrow.table(DeltaTable(folder).scan()).to_pylist()
+        assert {(row["org_id"], row["group_by"]) for row in rows} <= {("org_acme", "product")}
+        return sorted((str(row["date"]), row["group"], row["credits"], row["request_count"]) for row in rows)
+
+    def test_a_range_again_and_restated(self, export, simulator, tmp_path):
+        arguments = {"org_id": "org_acme", "output_path": str(tmp_path / "table"), "output_format": "delta", **RANGE}
+
+        def exported():
+            found = export(**arguments).expect().xcom("export")
+            truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+            assert self.rows(tmp_path / "table") == sorted(figures(truth))
+            assert found["row_count"] == len(truth)
+            return [file["date"] for file in found["files"] if file["changed"]], found["files"]
+
+        changed, files = exported()
+        assert changed == [f"2026-05-{day:02}" for day in range(1, 32)]
+        assert {(file["uri"], file["bytes"]) for file in files if file["row_count"]} == {
+            (f"file://{tmp_path}/table", None)
+        }
+        assert exported()[0] == []
+        simulator.usage.restate("org_acme", date(2026, 5, 10), factor=2)
+        simulator.usage.restate("org_acme", date(2026, 5, 20), factor=0)
+        assert exported()[0] == ["2026-05-10", "2026-05-20"]
+        assert DeltaTable(tmp_path / "table").version() == 2, "creation, first export and restatement"
+
+    def test_files_and_a_table_do_not_share_a_place(self, export, tmp_path, simulator):
+        arguments = {"org_id": "org_acme", "output_path": str(tmp_path), **RANGE}
+        export(**arguments, output_format="delta").expect()
+        asked = len(simulator.requests)
+        [error] = export(**arguments).expect("failed").errors
+
+        assert error.type == "ReductoConfigurationError"
+        assert "is a Delta table. Use output_format='delta'" in error.message
+        assert len(simulator.requests) == asked
+
+    def test_what_others_exported_meanwhile_is_asked_for_again(self, export, simulator, tmp_path):
+        arguments = {"org_id": "org_acme", "output_path": str(tmp_path), "output_format": "delta", **RANGE}
+        imports = """
+import sys
+if not hasattr(sys, "patched"):
+    sys.patched = True
+    from copy import copy
+    from reducto_provider.export.delta.sink import UsageTable
+    publish = UsageTable.publish
+    def publish_late(self, report, query, run=None, attempt=None):
+        UsageTable.publish = publish
+        other = UsageTable.open(self.location, None, self._format, {})
+        import dataclasses
+        other.publish(dataclasses.replace(report, rows=report.rows[1:]), query)
+        return publish(self, report, query, run, attempt)
+    UsageTable.publish = publish_late
+"""
+        result = export(imports=imports, **arguments).expect()
+
+        assert "is outdated: version 1 of" in result.log
+        assert len(simulator.requests) == 2
+        truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
+        assert self.rows(tmp_path) == sorted(figures(truth))
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            ({"partitioned": False, "output_path": "/tmp/x"}, "partitioned must be True for output_format='delta'"),
+            ({"compression": "gzip", "output_path": "/tmp/x"}, "compression must be left out for delta"),
+            ({"price_per_credit": 1, "output_path": "/tmp/x"}, "price_per_credit"),
+            ({}, "output_path must be given for output_format='delta'"),
+            ({"output_path": "gs://lake/usage"}, "output_path must be a local path or one of"),
+        ],
+    )
+    def test_what_does_not_go_with_it_is_refused_at_once(self, arguments, reason):
+        with pytest.raises(ValueError, match=reason):
+            ReductoUsageExportOperator(task_id="export", output_format="delta", **arguments)

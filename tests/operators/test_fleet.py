@@ -9,7 +9,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from textwrap import indent
 
+import pyarrow
 import pytest
+from deltalake import DeltaTable
 
 from simulator import Altered, Organization, Record, Stall, status
 from tests.airflows import new_in
@@ -549,3 +551,39 @@ def test_the_event_of_an_asset_carries_the_result(fleet, tmp_path):
 
     [event] = result.asset_events
     assert event["extra"] == {**result.xcom("export"), "uri": f"file://{Path(tmp_path)}"}
+
+
+class TestDelta:
+    def rows(self, folder):
+        return Counter((row["org_id"], row["group_by"]) for row in pyarrow.table(DeltaTable(folder).scan()).to_pylist())
+
+    def test_organizations_and_dimensions_in_one_table(self, fleet, simulator, tmp_path):
+        arguments = {"output_format": "delta", "group_by": ["product", "api_key"], "days_per_request": 10}
+        result = fleet(**arguments).expect().xcom("export")
+
+        assert (result["exported"], result["failed"]) == (6, 0)
+        listed = {(each["org_id"], each["group_by"]): each["row_count"] for each in result["organizations"]}
+        assert self.rows(tmp_path) == listed
+        truth = {org_id: len(simulator.truth(org_id, date(2026, 5, 1), date(2026, 5, 31))) for org_id in SMALL}
+        assert {org_id: listed[org_id, "product"] for org_id in SMALL} == truth
+        commits = DeltaTable(tmp_path).version()
+        assert commits < 24, "parts that were ready at the same time share a commit"
+
+        again = fleet(**arguments).expect().xcom("export")
+        assert DeltaTable(tmp_path).version() == commits
+        assert {each["changed_day_count"] for each in again["organizations"]} == {0}
+
+    def test_a_retry_asks_only_for_what_failed(self, fleet, simulator, tmp_path):
+        simulator.faults.add(status(500), times=2, org="org_globex")
+        run = {"connection": {"extra": {"max_attempts": 2}}}
+        result = fleet(output_format="delta", retries=1, group_by=["product"], run=run).expect()
+
+        assert asked_of(simulator) == {"org_acme": 1, "org_globex": 3, "org_initech": 1}
+        listed = {each["org_id"]: each for each in result.xcom("export")["organizations"]}
+        assert {org_id: each["status"] for org_id, each in listed.items()} == {
+            "org_acme": "already_exported",
+            "org_globex": "exported",
+            "org_initech": "already_exported",
+        }
+        assert {each["changed_day_count"] for each in listed.values()} == {31}
+        assert self.rows(tmp_path) == {(org_id, "product"): each["row_count"] for org_id, each in listed.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from reducto_provider.export.formats.base import COLUMNS, Format
 from reducto_provider.export.formats.compressed import COMPRESSIONS, Compressed
 from reducto_provider.export.formats.csv import CsvFormat
+from reducto_provider.export.formats.delta import DeltaFormat
 from reducto_provider.export.formats.focus import FocusCsvFormat, FocusParquetFormat
 from reducto_provider.export.formats.json import SENT_COLUMNS, JsonFormat
 from reducto_provider.export.formats.jsonl import JsonLinesFormat
@@ -17,7 +18,7 @@ from reducto_provider.usage.checks import check_choice
 if TYPE_CHECKING:
     from reducto_provider.export.focus import BillingTerms
 
-__all__ = ["COLUMNS", "COMPRESSIONS", "FORMATS", "SENT_COLUMNS", "Format", "check_format"]
+__all__ = ["COLUMNS", "COMPRESSIONS", "FORMATS", "SENT_COLUMNS", "TABLE_FORMAT", "Format", "check_format"]
 
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each
@@ -28,9 +29,13 @@ FORMATS: Final[Mapping[str, Format]] = {
         ParquetFormat(),
         FocusCsvFormat(),
         FocusParquetFormat(),
+        DeltaFormat(),
     )
 }
 """The formats by name. Those of FOCUS are used :meth:`Format.with_terms`."""
+
+TABLE_FORMAT: Final = DeltaFormat.name
+"""The format that is a table."""
 
 
 def check_format(

@@ -25,19 +25,24 @@ class ParquetFormat(Format):
     compression = "zstd"
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
-        import pyarrow as pa
-
-        columns = {name: pa.array([value] * len(rows), pa.string()) for name, value in keys.items()}
-        columns |= {
-            "date": pa.array([row.date for row in rows], pa.date32()),
-            "group": pa.array([row.group for row in rows], pa.string()),
-            "credits": _credits_column(rows),
-            "request_count": pa.array([row.request_count for row in rows], pa.int64()),
-        }
-        return parquet_bytes(pa.table(columns))
+        return parquet_bytes(arrow_table(rows, keys))
 
     def decode(self, content: bytes) -> list[UsageRow]:
         return [usage_row(*row) for row in parquet_rows(content, *COLUMNS)]
+
+
+def arrow_table(rows: Sequence[UsageRow], keys: Mapping[str, str]) -> Any:
+    """Return rows as a ``pyarrow.Table``, with a column for each of ``keys`` first."""
+    import pyarrow as pa
+
+    columns = {name: pa.array([value] * len(rows), pa.string()) for name, value in keys.items()}
+    columns |= {
+        "date": pa.array([row.date for row in rows], pa.date32()),
+        "group": pa.array([row.group for row in rows], pa.string()),
+        "credits": _credits_column(rows),
+        "request_count": pa.array([row.request_count for row in rows], pa.int64()),
+    }
+    return pa.table(columns)
 
 
 def parquet_bytes(table: Any) -> bytes:

@@ -1,0 +1,139 @@
+"""The days that were exported to a Delta table: a file per organization, dimension and year, under ``_reducto/``."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import date
+from typing import Annotated, Final, Self
+
+import msgspec
+from msgspec import structs
+
+from reducto_provider.export.manifest import Count, partition_of
+from reducto_provider.export.reported import Change, new_change
+from reducto_provider.export.sink import Attempt
+from reducto_provider.export.storage import Storage
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import CREDITS_SCALE
+
+FOLDER: Final = "_reducto"
+"""Hidden by its name: engines skip it, and vacuum leaves it alone."""
+
+_MAX_WRITES = 10
+
+# Printing some of the numbers that no export writes would exhaust memory.
+PlainNumber = Annotated[str, msgspec.Meta(pattern=rf"(?a)^\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?\Z")]
+
+
+class DayAttempt(msgspec.Struct, frozen=True):
+    """The try that published a day, see :class:`~reducto_provider.export.sink.Attempt`."""
+
+    id: str
+    number: int
+
+    @classmethod
+    def of(cls, query: UsageQuery, run: str | None, attempt: Attempt) -> Self:
+        identity = msgspec.json.encode([run, attempt.fingerprint, query.params()])
+        return cls(hashlib.sha256(identity).hexdigest()[:16], attempt.number)
+
+
+class Day(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What is known of an exported day.
+
+    :param rows_sha256: of its rows, None without usage.
+    :param final: whether the day was over when it was requested.
+    """
+
+    rows_sha256: str | None
+    change: Change
+    row_count: Count
+    credits: PlainNumber | None
+    request_count: Count
+    final: bool
+    attempt: DayAttempt | msgspec.UnsetType = msgspec.UNSET
+
+    def is_of(self, query: UsageQuery, run: str, attempt: Attempt) -> bool:
+        """Return whether an earlier try of ``run`` published it for ``query``."""
+        return (
+            self.attempt is not msgspec.UNSET
+            and self.attempt.id == DayAttempt.of(query, run, attempt).id
+            and attempt.first <= self.attempt.number < attempt.number
+        )
+
+
+class Year(msgspec.Struct, frozen=True):
+    """
+    The exported days of a year, and the number of the last commit that replaced any of them.
+
+    The table itself counts these commits. If its count differs, a writer was killed after its commit, or others have
+    committed since: the change ids are then not known to be those of the rows.
+
+    :param table: the id of the table. One that was made anew counts from the start.
+    """
+
+    table: str
+    commit: int
+    days: dict[date, Day]
+
+    def known_at(self, table: str, commit: int) -> Mapping[date, Day]:
+        """Return the days if this is what was recorded after that commit, else none."""
+        return self.days if (self.table, self.commit) == (table, commit) else {}
+
+
+NOTHING_RECORDED: Final = Year("", 0, {})
+
+
+class Journal:
+    """The exported days of an organization by a dimension."""
+
+    def __init__(self, storage: Storage, org_id: str, group_by: str) -> None:
+        self.folder = f"{FOLDER}/{partition_of(org_id, group_by)}"
+        self._storage = storage
+
+    def counter(self, year: int) -> str:
+        """Return the id under which the table counts the commits of a year, as Delta's transactions of applications."""
+        return f"{self.folder}/{year:04}"
+
+    def read(self, year: int) -> Year:
+        """Return what is known of a year. A file that can't be decoded is ignored, and replaced by the next export."""
+        content = self._storage.read(self._name(year))
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            return NOTHING_RECORDED if content is None else msgspec.json.decode(content, type=Year)
+        return NOTHING_RECORDED
+
+    def record(self, year: int, table: str, commit: int, days: Mapping[date, Day], *, committed: bool) -> None:
+        """
+        Record exported days.
+
+        :param table: the id of the table.
+        :param commit: the number of the year's last commit.
+        :param committed: whether these days were replaced by that commit. If not, they were there as they are.
+        """
+        for write in range(_MAX_WRITES):
+            found = self.read(year)
+            if found.table != table:
+                found = Year(table, 0, {})
+            # Each number is of one commit, so that nobody else has recorded this one.
+            if found.commit in (commit, commit - committed):
+                merged = {**found.days, **days}
+            elif found.commit < commit:  # the writer of a commit between them was killed
+                merged = {
+                    **{day: structs.replace(each, change=new_change()) for day, each in found.days.items()},
+                    **days,
+                }
+            else:  # others have committed since: what they recorded is newer
+                merged = {**days, **found.days}
+            recorded = Year(table, max(found.commit, commit), dict(sorted(merged.items())))
+            if recorded == found:
+                return
+            time.sleep(write and random.uniform(0, 0.02 * 2**write))  # noqa: S311
+            self._storage.replace(self._name(year), msgspec.json.encode(recorded))
+            # Read again: another export may have overwritten it without these days.
+
+    def _name(self, year: int) -> str:
+        return f"{self.folder}/{year:04}.json"

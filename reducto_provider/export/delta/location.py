@@ -1,0 +1,108 @@
+"""Where a Delta table is: its URI and options for the Rust client of ``deltalake``, from Airflow connections."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path
+
+DELTA_STORES: Final = ("s3", "s3a", "abfs", "abfss")
+"""Schemes of object stores that hold Delta tables: each can create an object only if it does not exist."""
+
+_AZURE_OPTIONS = {
+    "azure_storage_account_name": "account_name",
+    "azure_storage_account_key": "account_key",
+    "azure_storage_sas_key": "sas_token",
+    "azure_client_id": "client_id",
+    "azure_client_secret": "client_secret",
+    "azure_tenant_id": "tenant_id",
+}
+_CONNECTION_STRING_OPTIONS = {
+    "azure_storage_account_name": "AccountName",
+    "azure_storage_account_key": "AccountKey",
+    "azure_storage_sas_key": "SharedAccessSignature",
+    "azure_storage_endpoint": "BlobEndpoint",
+}
+
+# What deltalake takes for something else: it decodes paths once too often, and fails for some characters.
+_UNSAFE = re.compile(r"[\[\]\\^|\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+
+Options = Callable[[], Mapping[str, str]]
+"""Return the options for the store's client, with credentials that have not expired."""
+
+
+def check_table_location(output_path: object) -> str:
+    """
+    Return the location if it can hold a Delta table.
+
+    :raises ValueError: naming the value and the remedy.
+    """
+    path = check_output_path(output_path)
+    scheme = path.partition("://")[0] if "://" in path else "file"
+    if scheme not in (*DELTA_STORES, "file", "local"):
+        raise ValueError(
+            f"output_path must be a local path or one of {', '.join(DELTA_STORES)} for output_format='delta', "
+            f"not {path!r}"
+        )
+    if found := _UNSAFE.search(path):
+        raise ValueError(f"output_path must not contain {found[0]!r} for output_format='delta': {path!r}")
+    return path
+
+
+def table_location(storage: Storage, output_path: str, conn_id: str | None) -> tuple[str, Options]:
+    """
+    Return the table's URI and its options.
+
+    Connections are looked up now, in the thread of the caller.
+
+    :param storage: the same location.
+    :raises ImportError: naming the extra to install, if the store's package is missing.
+    """
+    location = storage.location()
+    if not isinstance(storage, ObjectStorage):
+        return location.removeprefix("file://"), dict
+    parts = urlsplit(output_path)
+    conn_id = parts.netloc.rpartition("@")[0] or conn_id
+    _, _, path = location.partition("://")
+    if parts.scheme.startswith("s3"):
+        return f"s3://{path}", _s3_options(conn_id)
+    return f"abfs://{path}", _azure_options(storage)
+
+
+def _s3_options(conn_id: str | None) -> Options:
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    hook = S3Hook(aws_conn_id=conn_id)
+    # One session: credentials of a role are renewed in it, without another look at the connection.
+    credentials = hook.get_session().get_credentials()
+    fixed: dict[str, str] = {}
+    if region := hook.region_name:
+        fixed["AWS_REGION"] = region
+    if endpoint := hook.conn_config.get_service_endpoint_url("s3"):
+        fixed["AWS_ENDPOINT_URL"] = endpoint
+        fixed["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
+    if hook.verify is False:
+        fixed["AWS_ALLOW_INVALID_CERTIFICATES"] = "true"
+
+    def options() -> Mapping[str, str]:
+        if credentials is None:
+            return {**fixed, "AWS_SKIP_SIGNATURE": "true"}
+        key = credentials.get_frozen_credentials()
+        token = {"AWS_SESSION_TOKEN": key.token} if key.token else {}
+        return {**fixed, "AWS_ACCESS_KEY_ID": key.access_key, "AWS_SECRET_ACCESS_KEY": key.secret_key, **token}
+
+    return options
+
+
+def _azure_options(storage: ObjectStorage) -> Options:
+    """Return the options of the client that Airflow's file system has made from the connection."""
+    settings = storage.client_settings(*_AZURE_OPTIONS.values(), "connection_string")
+    in_text = dict(part.partition("=")[::2] for part in settings.pop("connection_string", "").split(";"))
+    options = {option: settings[name] for option, name in _AZURE_OPTIONS.items() if name in settings}
+    options |= {option: in_text[name] for option, name in _CONNECTION_STRING_OPTIONS.items() if name in in_text}
+    if options.get("azure_storage_endpoint", "").startswith("http://"):
+        options["azure_storage_allow_http"] = "true"
+    return lambda: options

@@ -1,0 +1,145 @@
+"""A report on its way into a Delta table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reducto_provider.export.delta.commits import Days, ExportRecord
+from reducto_provider.export.delta.journal import Day, DayAttempt, Journal, Year
+from reducto_provider.export.formats import Format
+from reducto_provider.export.reported import new_change
+from reducto_provider.export.sink import Attempt
+from reducto_provider.export.storage import Storage
+from reducto_provider.usage.days import DayRange, today
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport, UsageRow, format_decimal, sum_credits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from reducto_provider.export.delta.table import UsageDeltaTable
+
+
+class Publication:
+    """
+    A report to publish, compared with what the table holds of its days.
+
+    :param last_final_day: the last day that was over when the report was requested.
+    """
+
+    def __init__(
+        self,
+        report: UsageReport,
+        query: UsageQuery,
+        run: str | None,
+        attempt: Attempt | None,
+        *,
+        format: Format,
+        storage: Storage,
+    ) -> None:
+        self.report = report
+        self.journal = Journal(storage, report.org_id, report.group_by)
+        self.is_done = False
+        self.error: BaseException | None = None
+        self._query = query
+        self._run = run
+        self._attempt = DayAttempt.of(query, run, attempt) if attempt else msgspec.UNSET
+        self._format = format
+        self._rows = {day: tuple(rows) for day, rows in groupby(report.rows, key=lambda row: row.date)}
+        # A future day has no usage yet: publishing it as a day without usage would be wrong.
+        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in self._rows]
+        self.days = Days.of(report.org_id, report.group_by, days)
+        self._digests = {day: self._digest(self._rows.get(day, ())) for day in days}
+        self._years: dict[int, Year] = {}
+        self._recorded: dict[date, Day] = {}
+        self._changed: list[date] = []
+        self._counts: dict[int, int] = {}
+        self._table_id = ""
+
+    @property
+    def partition(self) -> tuple[str, str]:
+        return self.report.org_id, self.report.group_by
+
+    def load(self) -> None:
+        """Read what is known of the days."""
+        self._years = {year: self.journal.read(year) for year in sorted({day.year for day in self._digests})}
+
+    def compare(self, table: UsageDeltaTable, rows: Mapping[date, Sequence[UsageRow]], last_final_day: date) -> None:
+        """
+        Find out which days have changed.
+
+        :param rows: those in the table, by day.
+        :param last_final_day: the last day that was over when the report was requested.
+        """
+        self._table_id = table.id
+        self._counts = {year: table.commit_count(self.journal.counter(year)) for year in self._years}
+        known = {
+            day: each
+            for year, recorded in self._years.items()
+            for day, each in recorded.known_at(table.id, self._counts[year]).items()
+        }
+        self._changed = []
+        for day, digest in self._digests.items():
+            if self._digest(rows.get(day, ())) != digest:
+                self._changed.append(day)
+                change = new_change()
+            elif day in known and known[day].rows_sha256 == digest:
+                change = known[day].change
+            else:
+                change = new_change()
+            self._recorded[day] = self._day(day, change, final=day <= last_final_day)
+
+    @property
+    def export_record(self) -> ExportRecord | None:
+        """What the commit says of it, None if no day has changed."""
+        if not self._changed:
+            return None
+        ranges = Days.of(*self.partition, self._changed).ranges
+        return ExportRecord(*self.partition, self._run, self._query.params(), list(ranges))
+
+    @property
+    def new_counts(self) -> Mapping[str, int]:
+        """The counts of the years with changed days, once they are committed."""
+        return {self.journal.counter(year): self._counts[year] + 1 for year in {day.year for day in self._changed}}
+
+    def arrow_table(self) -> pa.Table:
+        """Return the rows of the changed days."""
+        from reducto_provider.export.formats.parquet import arrow_table
+
+        keys = {"org_id": self.report.org_id, "group_by": self.report.group_by}
+        return arrow_table([row for day in self._changed for row in self._rows.get(day, ())], keys)
+
+    def record(self) -> Mapping[date, Day]:
+        """Record the exported days, and return them."""
+        changed_years = {day.year for day in self._changed}
+        for year, days in groupby(self._recorded, key=lambda day: day.year):
+            committed = year in changed_years
+            self.journal.record(
+                year,
+                self._table_id,
+                self._counts[year] + committed,
+                {day: self._recorded[day] for day in days},
+                committed=committed,
+            )
+        return self._recorded
+
+    def _day(self, day: date, change: str, *, final: bool) -> Day:
+        rows = self._rows.get(day, ())
+        credits = sum_credits(rows)
+        return Day(
+            rows_sha256=self._digests[day],
+            change=change,
+            row_count=len(rows),
+            credits=None if credits is None else format_decimal(credits),
+            request_count=sum(row.request_count for row in rows),
+            final=final,
+            attempt=self._attempt,
+        )
+
+    def _digest(self, rows: Sequence[UsageRow]) -> str | None:
+        return self._format.digest(rows, rows)

@@ -1,0 +1,285 @@
+"""Delta tables: exported to S3 by real Airflow, and by processes that meet each other or are killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from datetime import date, timedelta
+from itertools import count
+from multiprocessing import Pipe
+from threading import Event, Thread
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.sink import open_sink
+from reducto_provider.usage.query import UsageQuery
+from tests.object_storage import writers
+from tests.object_storage.answers import large_answer
+from tests.object_storage.s3server import BYSTANDER, REGION, refusal
+
+FIRST, LAST = date(2026, 5, 1), date(2026, 5, 3)
+LOST = refusal("500 Internal Server Error", "InternalError", "nobody is there to read this")
+
+
+def options(s3) -> dict[str, str]:
+    """For a reader that the server does not count as an exporter."""
+    return {
+        "AWS_ENDPOINT_URL": s3.url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": BYSTANDER,
+        "AWS_SECRET_ACCESS_KEY": BYSTANDER,
+    }
+
+
+def rows(table):
+    found = pa.table(table.scan()).to_pylist()
+    return sorted((r["org_id"], str(r["date"]), r["group"] or "", r["credits"], r["request_count"]) for r in found)
+
+
+class TestS3:
+    def test_export_again_and_restated(self, export, s3, bucket, simulator):
+        place = {"output_path": f"s3://lake@{bucket}/deep/50% ä", "output_format": "delta"}
+
+        def expected():
+            truth = simulator.truth("org_acme", FIRST, LAST)
+            return sorted(("org_acme", str(r.date), r.group or "", r.credits, r.requests) for r in truth)
+
+        first = export(days=place, days_again=place).expect()
+        table = DeltaTable(f"s3://{bucket}/deep/50% ä", storage_options=options(s3))
+        assert rows(table) == expected()
+        assert table.version() == 1
+        names = {key.removeprefix("deep/50% ä/").split("/")[0] for key in s3.objects(bucket)}
+        assert names == {"_delta_log", "_reducto", "group_by=product"}
+        assert [file["changed"] for file in first.xcom("days")["files"]] == [True] * 3
+        assert [file["changed"] for file in first.xcom("days_again")["files"]] == [False] * 3
+        assert "lake@" not in repr(first.xcoms)
+        assert "a-secret-of-the-tests" not in first.log
+
+        simulator.usage.restate("org_acme", date(2026, 5, 2), factor=2)
+        second = export(days=place).expect()
+        assert [file["changed"] for file in second.xcom("days")["files"]] == [False, True, False]
+        table.update_incremental()
+        assert rows(table) == expected()
+
+    def test_a_key_that_is_refused_is_a_clear_error(self, export, s3, bucket):
+        place = {"output_path": f"s3://lake@{bucket}/table", "output_format": "delta"}
+        with s3.authorizing():
+            [error] = export(days=place).expect("failed").errors
+
+        assert error.type == "ReductoExportError"
+        assert f"could not read s3://{bucket}/table" in error.message
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """Where a table is for its writers, what they need for it, and how a reader opens it."""
+    if request.param == "local":
+        return f"{tmp_path}/table", {}, lambda **version: DeltaTable(f"{tmp_path}/table", **version)
+    s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+    uri = f"s3://{bucket}/table"
+    env = {"AIRFLOW_CONN_LAKE": s3.connection()}
+    return f"s3://lake@{bucket}/table", env, lambda **version: DeltaTable(uri, storage_options=options(s3), **version)
+
+
+@pytest.fixture
+def together(started):
+    """Start writers, let them go at once, and wait for them."""
+
+    def run(*each, environment):
+        waiting = []
+        for function, *arguments in each:
+            ours, theirs = Pipe()
+            waiting.append((started(function, *arguments, theirs, environment=environment), ours))
+        for _, ours in waiting:
+            ours.recv()
+        for _, ours in waiting:
+            ours.send("go")
+        for writer, _ in waiting:
+            writer.join()
+        assert [writer.exitcode for writer, _ in waiting] == [0] * len(waiting)
+
+    return run
+
+
+class TestEightWriters:
+    JUNE = date(2026, 6, 1)
+
+    @pytest.fixture
+    def clock(self, tmp_path):
+        path = tmp_path / "clock"
+        path.write_text("0")
+        return str(path)
+
+    def days(self, first, last):
+        return self.JUNE + timedelta(days=first), self.JUNE + timedelta(days=last)
+
+    def compacted(self, place, clock, *partitions):
+        """Fill the table with what will be replaced, in one file."""
+        url, _, read = place
+        for org_id, days in partitions:
+            query = UsageQuery(start=days[0], end=days[1], org_id=org_id)
+            sink = open_sink(url, None, check_format("delta"), {})
+            sink.publish(writers.current_answer(query, clock), query)
+        read().optimize.compact()
+        assert len(read().file_uris()) == 1
+
+    def check(self, read, expected_days):
+        """No row is lost, doubled or mixed, in any version; and no day ever goes back to an older answer."""
+        newest = defaultdict(int)
+        for version in range(read().version() + 1):
+            found = pa.table(read(version=version).scan()).to_pylist()
+            by_day = defaultdict(list)
+            for row in found:
+                by_day[row["org_id"], row["date"]].append((row["group"], int(row["credits"]), row["request_count"]))
+            for day, rows in by_day.items():
+                [number] = {credits for _, credits, _ in rows}
+                assert sorted(rows) == [(f"group-{group}", number, number) for group in range(3)]
+                assert number >= newest[day]
+                newest[day] = number
+            assert set(newest) == set(by_day), "no day has disappeared"
+        assert Counter(org_id for org_id, _ in newest) == expected_days
+
+    @pytest.mark.parametrize("is_compacted", [False, True], ids=["fresh", "compacted"])
+    def test_of_different_organizations(self, place, clock, together, is_compacted):
+        url, env, read = place
+        mine = [(f"org_{number}", self.days(0, 2)) for number in range(8)]
+        if is_compacted:
+            self.compacted(place, clock, *mine)
+        calls = [(writers.export_current_usage, url, org_id, days, clock, 2) for org_id, days in mine]
+        together(*calls, environment=env)
+
+        self.check(read, {f"org_{number}": 3 for number in range(8)})
+
+    @pytest.mark.parametrize("is_compacted", [False, True], ids=["fresh", "compacted"])
+    def test_of_overlapping_days(self, place, clock, together, is_compacted):
+        url, env, read = place
+        if is_compacted:
+            self.compacted(place, clock, ("org_acme", self.days(0, 9)))
+        each = [self.days(number, number + 2) for number in range(8)]
+        together(*[(writers.export_current_usage, url, "org_acme", days, clock, 1) for days in each], environment=env)
+
+        self.check(read, {"org_acme": 10})
+
+    @pytest.mark.parametrize("place", ["local"], indirect=True)
+    def test_while_the_same_days_are_compacted(self, place, clock, together):
+        url, env, read = place
+        self.compacted(place, clock, ("org_acme", self.days(0, 9)), ("org_globex", self.days(0, 9)))
+        each = [("org_acme", self.days(number, number + 2)) for number in range(4)]
+        each += [("org_globex", self.days(3 * number, 3 * number)) for number in range(4)]
+        together(
+            *[(writers.export_current_usage, url, org_id, days, clock, 3) for org_id, days in each],
+            *[(writers.compact_again_and_again, url, self.days(0, 9), 20)] * 2,
+            environment=env,
+        )
+
+        self.check(read, {"org_acme": 10, "org_globex": 10})
+
+
+class TestKilled:
+    ANSWERS = tuple(
+        large_answer(FIRST, LAST, credits, *without)
+        for credits, without in (("1.5", ()), ("2.25", ()), ("3.125", (LAST,)))
+    )
+
+    @contextmanager
+    def reading(self, read):
+        """Read the whole table again and again beside it. What is seen must be exactly one of the answers."""
+        over, seen, wrong = Event(), set(), []
+
+        def run():
+            while not over.wait(0.001):
+                seen.add(self.seen(read, wrong))
+
+        thread = Thread(target=run)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            thread.join()
+        assert wrong == []
+
+    def seen(self, read, wrong):
+        table = pa.table(read().scan())
+        found = Counter((row["date"], row["group"], row["credits"]) for row in table.to_pylist())
+        for number, (report, _) in enumerate(self.ANSWERS):
+            if found == Counter((row.date, row.group, row.credits) for row in report.rows):
+                return number
+        wrong.append(len(found))
+        return None
+
+    def test_at_any_moment_in_a_local_folder(self, tmp_path, started):
+        url, read = f"{tmp_path}/table", lambda: DeltaTable(f"{tmp_path}/table")
+        self.export(url, 0)
+        chance, outcomes, wrong = random.Random(19), Counter(), []
+        with self.reading(read) as seen:
+            current = 0
+            for number in range(1, 25):
+                ours, theirs = Pipe()
+                writer = started(writers.export_table_when_told, url, [self.ANSWERS[number % 3]], theirs)
+                ours.recv()
+                ours.send("go")
+                time.sleep(chance.uniform(0, 0.25))
+                writer.kill()
+                writer.join()
+                now = self.seen(read, wrong)
+                outcomes["before" if now == current else "after" if now == number % 3 else "wrong"] += 1
+                current = now
+
+        assert (wrong, outcomes["wrong"]) == ([], 0)
+        assert outcomes["before"]
+        assert outcomes["after"]
+        assert len(seen) == 3
+        self.export(url, 1)
+        assert self.seen(read, []) == 1
+
+    def test_at_every_request_to_s3(self, s3, bucket, started):
+        url, env = f"s3://lake@{bucket}/table", {"AIRFLOW_CONN_LAKE": s3.connection()}
+
+        def read():
+            return DeltaTable(f"s3://{bucket}/table", storage_options=options(s3))
+
+        self.export(url, 0)
+        s3.calls.clear()
+        self.export(url, 1)
+        steps = len(s3.calls)
+        assert steps > 10
+        wrong, outcomes, current = [], Counter(), 1
+        for step in range(steps):
+            ours, theirs = Pipe()
+            writer = started(writers.export_table_when_told, url, [self.ANSWERS[step % 3]], theirs, environment=env)
+            ours.recv()
+            requests = count()
+
+            def kill(call, serve, step=step, pid=writer.pid, requests=requests):
+                number = next(requests)
+                if number == step:
+                    os.kill(pid, signal.SIGKILL)
+                return serve() if number < step else LOST
+
+            with s3.answering(kill):
+                ours.send("go")
+                writer.join()
+            now = self.seen(read, wrong)
+            outcomes["before" if now == current else "after" if now == step % 3 else "wrong"] += 1
+            current = now
+
+        assert (wrong, outcomes["wrong"]) == ([], 0)
+        assert outcomes["before"]
+        assert outcomes["after"]
+        self.export(url, 1)
+        assert self.seen(read, []) == 1
+
+    def export(self, url, number):
+        report, query = self.ANSWERS[number]
+        sink = open_sink(url, None, check_format("delta"), {})
+        sink.check(query)
+        sink.publish(report, query)
