@@ -230,7 +230,9 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         try:
             match event:
                 case {"status": "within", "reading": dict(reading), "reserve": int() | float() as reserve}:
-                    message = f"{Reading.from_json(reading)}: within the budget, as the triggerer saw"
+                    # The triggerer decided on all digits; JSON numbers do not have them all.
+                    read = Reading.from_json(reading).with_reserve(Decimal(str(reserve)))
+                    message = f"{read}: within the budget, as the triggerer saw"
                     self._passes(context, _Decision("within", message, reserve, reading))
                     return
                 case {
@@ -243,7 +245,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
                     return
                 case {"status": "error", "error": str(name), "message": str(message)}:
                     raise error_by_name(name, message)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
         raise ReductoTriggerEventError(f"the trigger's event is invalid: {event!r:.200}")
 
@@ -302,9 +304,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         from reducto_provider.triggers.budget import turn_of_window
 
         if decision.error is not None:
-            return time.time() + max(
-                check_seconds("poke_interval", self.poke_interval, positive=True), retry_after_of(decision.error)
-            )
+            return time.time() + max(self._seconds, retry_after_of(decision.error))
         return turn_of_window(self.reducto_conn_id, condition)
 
     def _defer(self, condition: UsageThreshold, reserve: Decimal, next_poll: float, moment: datetime) -> NoReturn:

@@ -65,8 +65,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe_room(self, reserve: Decimal) -> str:
         """Return the reading, ``reserve`` and whether they are within the budget, in one line for the log."""
-        reserved = f", and {format_decimal(reserve)} in reserve" if reserve else ""
-        return f"{self}{reserved}: {'within' if self.has_room_for(reserve) else 'over'} the budget"
+        return f"{self.with_reserve(reserve)}: {'within' if self.has_room_for(reserve) else 'over'} the budget"
+
+    def with_reserve(self, reserve: Decimal) -> str:
+        """Return the reading and ``reserve``, as they are in the log."""
+        return f"{self}, and {format_decimal(reserve)} in reserve" if reserve else str(self)
 
     def as_json(self) -> dict[str, Any]:
         """Return the reading as JSON values, for XCom and events: numbers as numbers, days as yyyy-mm-dd."""

@@ -379,7 +379,7 @@ class TestResume:
             "reading": self.READING,
             "error": None,
         }
-        assert "within the budget, as the triggerer saw; continue" in log.text
+        assert "(1.0%), and 5 in reserve: within the budget, as the triggerer saw; continue" in log.text
 
     def test_unknown(self, gate):
         ti = Pushed()
@@ -412,6 +412,7 @@ class TestResume:
             {"status": "within", "reading": {}, "reserve": 0},
             {"status": "within", "reading": {**READING, "value": "much"}, "reserve": 0},
             {"status": "within", "reading": READING, "reserve": None},
+            {"status": "within", "reading": READING, "reserve": True},
             {"status": "unknown", "error": "ReductoServerError", "message": "500", "reserve": 0},
         ],
         ids=str,
