@@ -119,6 +119,14 @@ class TestRunFromContext:
     def test_what_has_no_schedule(self):
         assert make_run(object(), None).schedule == Schedule(timetable="object")
 
+    @pytest.mark.parametrize(
+        "own", [{"expression": ["0 0 * * *"]}, {"timetables": 2}, {"timetables": {"summer": "0 0 * * *"}}]
+    )
+    def test_attributes_of_an_authors_own_timetable_that_mean_something_else(self, own):
+        run = make_run(SimpleNamespace(**own), utc("2026-06-18"), utc("2026-06-19"))
+
+        assert run.schedule == Schedule(timetable="SimpleNamespace")
+
     def test_a_preset_that_croniter_does_not_know(self):
         timetable = SimpleNamespace(expression="@quarterly", timezone="UTC")
 

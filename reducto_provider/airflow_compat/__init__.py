@@ -15,7 +15,6 @@ from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from airflow import __version__
-from asgiref.sync import sync_to_async
 
 from reducto_provider.usage.fields import GIVEN, REMEDIES, check_given, check_not_empty, outline, restore_literals
 from reducto_provider.usage.run import Run
@@ -151,21 +150,25 @@ def _schedule_of(timetable: Any) -> Schedule:
     Read a timetable's schedule from its attributes: Airflow's timetables have no common method for it.
 
     They are private in Airflow before 3.2, and from then on in the timetables that the scheduler and the triggerer use.
+    An author's own timetable may have attributes of the same names and of other types: they are ignored.
     """
 
     def attribute(name: str) -> Any:
         return getattr(timetable, name, getattr(timetable, f"_{name}", None))
 
     expression = attribute("expression")
+    parts = attribute("timetables")
     by_time = attribute("timetable")  # of AssetOrTimeSchedule
+    if by_time is not None:
+        parts = [by_time]
     return Schedule(
         timetable=type(timetable).__name__,
-        expression=_PRESETS.get(expression, expression),
+        expression=_PRESETS.get(expression, expression) if isinstance(expression, str) else None,
         timezone=attribute("timezone"),
         delta=attribute("delta"),
         key_format=attribute("key_format"),
         run_offset=attribute("run_offset") or 0,
-        parts=tuple(map(_schedule_of, attribute("timetables") or () if by_time is None else (by_time,))),
+        parts=tuple(map(_schedule_of, parts)) if isinstance(parts, list | tuple) else (),
     )
 
 
@@ -348,6 +351,8 @@ async def get_async_connection(hook: BaseHook, conn_id: str) -> Connection:
     if _has_async_masking():
         connection: Connection = await hook.aget_connection(conn_id)
         return connection
+    from asgiref.sync import sync_to_async
+
     return await sync_to_async(hook.get_connection)(conn_id)
 
 
@@ -356,6 +361,8 @@ async def get_async_extra_dejson(connection: Connection) -> dict[str, Any]:
     if _has_async_masking():
         extra: dict[str, Any] = await connection.aextra_dejson()
         return extra
+    from asgiref.sync import sync_to_async
+
     return await sync_to_async(lambda: connection.extra_dejson)()
 
 

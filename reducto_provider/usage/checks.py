@@ -1,7 +1,7 @@
 """
 Checks of texts and numbers. Each raises a ``ValueError`` that names the field, the value and the remedy.
 
-And :data:`INVALID_JSON`, for those who decode what another program wrote.
+:data:`INVALID_JSON` has the errors of decoding JSON that another program wrote.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ def check_choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is an ``int`` or ``float``, and not True or False."""
+    """Return whether a value is an ``int`` or ``float``, and not True or False."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_whole_number(value: object, minimum: int, maximum: int | None = None) -> TypeGuard[int]:
-    """Whether a value is an ``int`` in this range, and not True or False."""
+    """Return whether a value is an ``int`` in this range, and not True or False."""
     return (
         isinstance(value, int)
         and not isinstance(value, bool)

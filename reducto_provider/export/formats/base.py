@@ -56,7 +56,7 @@ class Format(ABC):
 
     def check_installed(self) -> None:
         """
-        See that what the format needs is there, before a request is spent on it.
+        Check, before a request is spent, that the package which the format needs is installed.
 
         :raises ImportError: naming the extra to install.
         """
