@@ -104,5 +104,5 @@ def _azure_options(storage: ObjectStorage) -> Options:
     options = {option: settings[name] for option, name in _AZURE_OPTIONS.items() if name in settings}
     options |= {option: in_text[name] for option, name in _CONNECTION_STRING_OPTIONS.items() if name in in_text}
     if options.get("azure_storage_endpoint", "").startswith("http://"):
-        options["azure_storage_allow_http"] = "true"
+        options["allow_http"] = "true"
     return lambda: options
