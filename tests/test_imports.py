@@ -239,7 +239,7 @@ def test_airflows_names_come_from_where_every_airflow_has_them(path):
 
 HEAVY = {
     *("aiohttp", "requests", "urllib3", "tenacity", "fsspec", "upath", "boto3", "botocore", "pyarrow", "pandas"),
-    *("deltalake", "numpy", "duckdb", "asgiref", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
+    *("deltalake", "numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
 }
 FOR_DAG_FILES = (
     *("operators.export", "operators.fleet", "operators.reconciliation", "operators.upkeep", "sensors.threshold"),
