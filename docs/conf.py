@@ -27,12 +27,16 @@ nitpicky = True
 nitpick_ignore = [  # type variables
     ("py:class", "reducto_provider.hooks.event_loop.Result"),
     ("py:class", "reducto_provider.plugins.usage_page.threads.Result"),
+    ("py:class", "reducto_provider.triggers.polls.Result"),
     ("py:class", "reducto_provider.triggers.single_flight.Result"),
     ("py:class", "reducto_provider.usage.memo.K"),
     ("py:class", "reducto_provider.usage.memo.V"),
     ("py:class", "reducto_provider.usage.report.Computed"),
 ]
-nitpick_ignore_regex = [("py:.*", r"(?!reducto_provider).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!reducto_provider).*"),
+    ("py:class", r"reducto_provider\.plugins\.usage_page\.app\.(Annotated|_\w+)"),  # FastAPI's dependencies
+]
 # DuckDB's and Snowflake's SQL has more than Pygments knows.
 suppress_warnings = ["misc.highlighting_failure"]
 
