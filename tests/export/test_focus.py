@@ -657,5 +657,5 @@ def test_focus_formats_need_terms():
     for name in FOCUS_FORMATS:
         with pytest.raises(ValueError, match="price_per_credit must be given"):
             check_format(name)
-    with pytest.raises(ValueError, match="focus_csv, focus_parquet, not 'focus'"):
+    with pytest.raises(ValueError, match="focus_csv, focus_parquet, delta, not 'focus'"):
         check_format("focus")

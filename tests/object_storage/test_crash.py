@@ -267,6 +267,9 @@ class StepwiseStorage(Storage):
     def names(self, folder: str) -> Iterator[str]:
         yield from ()
 
+    def folders(self, folder: str) -> list[str]:
+        return []
+
     def _wait(self, name: str) -> None:
         if "dt=" in name:
             self._turns.wait(self._writer)
