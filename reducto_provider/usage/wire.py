@@ -76,7 +76,11 @@ def decode_rows(content: bytes) -> list[UsageRow]:
 
     :raises ValueError: naming the first violation.
     """
-    return _with_exact_credits(_ROWS_DECODER.decode(content))
+    try:
+        rows = _ROWS_DECODER.decode(content)
+    except INVALID_JSON as error:
+        raise ValueError(f"it can't be read as rows in JSON: {error}") from error
+    return _with_exact_credits(rows)
 
 
 class _Answer(msgspec.Struct, rename="camel", forbid_unknown_fields=True):

@@ -214,7 +214,8 @@ class UsageDeltaTable:
         import pyarrow as pa
 
         condition = f"group_by = {sql_literal(group_by)} AND date >= '{first}' AND date <= '{last}'"
-        rows = pa.table(self._table.scan(predicate=condition)).select(list(TABLE_COLUMNS)).cast(arrow_schema())
+        found = pa.table(self._table.scan(predicate=condition))
+        rows = pa.table([_cast(found[field.name], field.type) for field in arrow_schema()], schema=arrow_schema())
         self._commit(rows.sort_by([("org_id", "ascending"), ("date", "ascending")]), condition, CommitRecord([]), {})
 
     def vacuum(self, keep_days: int | None) -> list[str]:
@@ -265,6 +266,16 @@ def arrow_schema() -> pa.Schema:
         COLUMNS["credits"]: pa.decimal128(38, CREDITS_SCALE),
     }
     return pa.schema([(name, kinds[kind]) for name, kind in TABLE_COLUMNS.items()])
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column with the values as this type."""
+    import pyarrow as pa
+
+    try:
+        return column.cast(kind)
+    except pa.ArrowNotImplementedError:  # pyarrow 16 can't cast views of strings, as deltalake returns them
+        return pa.chunked_array([pa.array(column.to_pylist(), kind)])
 
 
 def _pins(filters: Filters) -> dict[str, str]:

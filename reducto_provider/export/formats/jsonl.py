@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from reducto_provider.export.formats.base import COLUMNS, ROWS_PER_BATCH, Format, number_text, usage_row
-from reducto_provider.usage.checks import excerpt
+from reducto_provider.usage.checks import INVALID_JSON, excerpt
 from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.report import UsageRow
 
@@ -39,10 +39,11 @@ class JsonLinesFormat(Format):
         return content.getvalue()
 
     def decode(self, content: bytes) -> list[UsageRow]:
-        return [
-            usage_row(line.date, line.group, _number(line.credits), line.request_count)
-            for line in _LINES.decode_lines(content)
-        ]
+        try:
+            lines = _LINES.decode_lines(content)
+        except INVALID_JSON as error:
+            raise ValueError(f"it can't be read as JSON lines: {error}") from error
+        return [usage_row(line.date, line.group, _number(line.credits), line.request_count) for line in lines]
 
 
 class _Line(msgspec.Struct, gc=False):
