@@ -99,7 +99,7 @@ class Faults:
         """Whether a process of a worker talks to the storage, and requests are held there."""
         port = int(self._story.s3.url.rpartition(":")[2])
         for process in processes_in(self._story.airflow.home / "run" / worker):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
                 for connection in process.net_connections(kind="tcp"):
                     if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port == port:
                         return any(call.method == "PUT" and call.status is None for call in self._story.s3.calls)

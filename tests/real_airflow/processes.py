@@ -26,7 +26,8 @@ def processes_in(home: Path) -> list[psutil.Process]:
         try:
             if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(home):
                 found.append(process)
-        except psutil.Error:  # it has just ended, is a zombie, or belongs to somebody else
+        # It has just ended (psutil may pass the OSError on), is a zombie, or belongs to somebody else.
+        except (psutil.Error, OSError):
             continue
     return found
 
@@ -35,7 +36,7 @@ def kill_processes_in(home: Path) -> None:
     """Kill all processes of the folder, until those that were just starting are gone as well."""
     while processes := processes_in(home):
         for process in processes:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess, FileNotFoundError):
                 process.kill()
         time.sleep(0.01)
 
