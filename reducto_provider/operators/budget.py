@@ -113,9 +113,9 @@ class BaseBudgetOperator(BaseQueryOperator):
             **self._query_fields(),
         )
 
-    def _decide(self, condition: UsageThreshold, reserve: Decimal, moment: datetime) -> _Decision:
+    def _decide(self, context: Context, condition: UsageThreshold, reserve: Decimal, moment: datetime) -> _Decision:
         """
-        Ask, and compare the usage with the budget.
+        Query the usage, and compare it with the budget.
 
         :raises ReductoError: unless it is transient.
         :raises ValueError: if the window has not begun.
@@ -123,14 +123,17 @@ class BaseBudgetOperator(BaseQueryOperator):
         if (query := condition.query_at(moment)) is None:
             raise ValueError(f"{condition.window} has not begun: give the days of a window that holds today")
         try:
-            report = self.hook.get_usage(query)
+            with translate_errors(self.task_id):
+                report = self.hook.get_usage(query)
+                reading = condition.read(report, moment)
         except ReductoError as error:
+            decision = _Decision.unknown(error, json_number(reserve))
             if not error.transient:
+                self._publish(context, decision, "fail", warn=True)
                 raise
-            return _Decision.unknown(error, json_number(reserve))
+            return decision
         self._reports = [report]
         self._warn_if_unmatched(query, len(report.rows))
-        reading = condition.read(report, moment)
         return _Decision(
             "within" if reading.has_room_for(reserve) else "exceeded",
             reading.describe_room(reserve),
@@ -220,7 +223,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
             condition = self._condition(context, moment)
             self._check_turn()
             self._check_room(reserve, condition.threshold)
-            decision = self._decide(condition, reserve, moment)
+            decision = self._decide(context, condition, reserve, moment)
             if self._passes(context, decision):
                 return
         self._defer(condition, reserve, self._next_poll(condition, decision), moment)
@@ -244,7 +247,10 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
                     self._passes(context, _Decision.unknown(error_by_name(name, message), reserve))
                     return
                 case {"status": "error", "error": str(name), "message": str(message)}:
-                    raise error_by_name(name, message)
+                    failure = error_by_name(name, message)
+                    reserve = json_number(parse_threshold(self.reserve, "reserve"))
+                    self._publish(context, _Decision.unknown(failure, reserve), "fail", warn=True)
+                    raise failure
         except (ValueError, ArithmeticError) as error:
             raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
         raise ReductoTriggerEventError(f"the trigger's event is invalid: {event!r:.200}")
@@ -365,7 +371,7 @@ class ReductoBudgetBranchOperator(BaseBudgetOperator, SkippingBranchMixIn):
             if_exceeded = self._followed("follow_task_ids_if_exceeded")
             moment = datetime.now(UTC)
             reserve = parse_threshold(self.reserve, "reserve")
-            decision = self._decide(self._condition(context, moment), reserve, moment)
+            decision = self._decide(context, self._condition(context, moment), reserve, moment)
             if decision.error is not None and self.on_unknown == "fail":
                 self._publish(context, decision, "fail", warn=True)
                 raise decision.error

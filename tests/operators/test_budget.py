@@ -86,9 +86,9 @@ def gate():
     return make
 
 
-def execute(operator, run=OCTOBER_S, **context):
+def execute(operator, run=OCTOBER_S, ti=None, **context):
     """Render and execute, and return what was pushed."""
-    ti = Pushed()
+    ti = Pushed() if ti is None else ti
     context = {"ti": ti, "dag_run": run, "dag": operator.dag, "params": {}, **context}
     operator.render_template_fields(context)
     operator.execute(context)
@@ -320,15 +320,25 @@ class TestUnknown:
     )
     def test_a_permanent_error_fails_the_task(self, service, gate, on_unknown, code, error):
         service.faults.add(status(code), times=None)
+        ti = Pushed()
 
-        with pytest.raises(error):
-            execute(gate(on_unknown=on_unknown))
+        with pytest.raises(error) as raised:
+            execute(gate(on_unknown=on_unknown, reserve=2), ti=ti)
+        assert ti.decision == {
+            "decision": "unknown",
+            "action": "fail",
+            "reserve": 2,
+            "reading": None,
+            "error": str(raised.value),
+        }
 
     def test_so_does_an_account_without_credits(self, service, gate):
         service.usage.set_credits("org_acme", "null")
+        ti = Pushed()
 
-        with pytest.raises(exceptions.ReductoCreditsUnavailableError, match="metric='requests'"):
-            execute(gate(on_unknown="allow"))
+        with pytest.raises(exceptions.ReductoCreditsUnavailableError, match="metric='requests'") as raised:
+            execute(gate(on_unknown="allow"), ti=ti)
+        assert (ti.decision["action"], ti.decision["error"]) == ("fail", str(raised.value))
 
     def test_so_does_a_connection_that_is_wrong(self, service, gate, connect):
         connect(host=service.url, extra={"timeout": "soon"})
@@ -398,10 +408,13 @@ class TestResume:
         assert "usage unknown: 500; fail" in log.text
 
     def test_an_error(self, gate):
+        """The XCom of before the wait said that it waits."""
+        ti, event = Pushed(), {"status": "error", "error": "ReductoAuthenticationError", "message": "refused"}
         with pytest.raises(exceptions.ReductoAuthenticationError, match="refused"):
-            gate(on_exceeded="wait").execute_complete(
-                {"ti": Pushed()}, {"status": "error", "error": "ReductoAuthenticationError", "message": "refused"}
-            )
+            gate(on_exceeded="wait", reserve=2).execute_complete({"ti": ti}, event)
+
+        expected = {"decision": "unknown", "action": "fail", "reserve": 2, "reading": None, "error": "refused"}
+        assert ti.decision == expected
 
     @pytest.mark.parametrize(
         "event",
