@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
@@ -20,6 +21,7 @@ OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
 """Schemes of stores that publish an object only when it is complete."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
+_MD5_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _LOCAL_SCHEMES = ("file", "local")
 _ABANDONED_AFTER = 3600.0
 _MAX_TIDIED_FOLDERS = 256  # more than are written in turns, and bounded for any number of organizations
@@ -137,6 +139,18 @@ class Storage(ABC):
     @abstractmethod
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names of all files below a folder, sorted and relative to the location."""
+
+    def md5s(self, folder: str, prefix: str) -> dict[str, str] | None:
+        """
+        Return the MD5s that a fresh listing has of the files below a folder, by name relative to the location.
+
+        An MD5 that is as expected proves the content. Any other says nothing: some objects of these stores have a
+        version in its place.
+
+        :param prefix: what names begin with below the folder.
+        :return: None for a store that lists no MD5s.
+        """
+        return None
 
 
 class LocalStorage(Storage):
@@ -295,6 +309,14 @@ class ObjectStorage(Storage):
         for path in sorted(found):
             yield str(path).removeprefix(f"{self._root}/")
 
+    def md5s(self, folder: str, prefix: str) -> dict[str, str] | None:
+        if self._scheme not in _MD5_SCHEMES:
+            return None
+        self._fs.invalidate_cache()
+        with _advice():
+            found = self._fs.find(self._path(folder), prefix=prefix, detail=True)
+        return {str(path).removeprefix(f"{self._root}/"): _listed_md5(info) for path, info in found.items()}
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -312,6 +334,13 @@ def _advice() -> Iterator[None]:
         advice = "the bucket or container must exist, an export does not create it"
         error.args = (f"{str(error).rstrip('.')}; {advice}",)
         raise
+
+
+def _listed_md5(info: Mapping[str, Any]) -> str:
+    """Return the MD5 in a listing of S3, or of Google Cloud Storage in base64. It can be empty or something else."""
+    if md5 := info.get("md5Hash"):
+        return b64decode(md5).hex()
+    return str(info.get("ETag", "")).strip('"')
 
 
 def _encoded(path: str) -> str:

@@ -11,6 +11,7 @@ import msgspec
 
 from reducto_provider.exceptions import ReductoConfigurationError, translate_errors
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key, summarize
+from reducto_provider.usage.days import today
 from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.query import printable
 from reducto_provider.usage.report import format_decimal, json_number
@@ -161,8 +162,9 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
         run = run_key(context)
         # Before a request is spent.
         sink.check(replace(query, org_id=query.org_id or self.hook.settings.org_id), run)
+        asked_on = today()  # before the request: the day may end meanwhile
         report = self._ask(query)
-        self._files = files = sink.publish(report, query, run)
+        self._files = files = sink.publish(report, query, run, asked_on)
         self.log.info("%s; %s", sink.describe(files), _describe_changes(files))
         event = {
             **summarize(report),
