@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
@@ -273,8 +274,13 @@ class _Export:
 
 
 def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequence[UsageRow], Sequence[Any]]]:
-    pairs = zip(report.rows, format.rows(report), strict=True)
-    return {
-        day: tuple(zip(*group, strict=True))  # type: ignore[misc]  # the rows, and their encodable form
-        for day, group in groupby(pairs, key=lambda pair: pair[0].date)
-    }
+    """Return the rows of each day, and their encodable form. Reports are sorted by day."""
+    rows, encodable = report.rows, format.rows(report)
+    found: dict[date, tuple[Sequence[UsageRow], Sequence[Any]]] = {}
+    start = 0
+    while start < len(rows):
+        day = rows[start].date
+        end = bisect_right(rows, day, start, key=attrgetter("date"))
+        found[day] = rows[start:end], encodable[start:end]
+        start = end
+    return found

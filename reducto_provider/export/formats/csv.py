@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from decimal import Decimal
+from functools import lru_cache
 from io import BytesIO
 from itertools import groupby
 from operator import attrgetter
 
-from reducto_provider.export.formats.base import COLUMNS, Format, number_text
-from reducto_provider.usage.memo import Memo
+from reducto_provider.export.formats.base import COLUMNS, MAX_NUMBERS, Format, number_text
 from reducto_provider.usage.report import UsageRow
 
 
@@ -24,15 +24,18 @@ class CsvFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         prefix = "".join(f"{quoted(value)}," for value in keys.values())
-        numbers = Memo(partial(number_text, missing=""))
         content = BytesIO()
         content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
         for day, day_rows in groupby(rows, attrgetter("date")):
             start = f"{prefix}{day},"
-            number = numbers.function()
-            lines = [f"{start}{quoted(row.group)},{number(row.credits)},{row.request_count}\n" for row in day_rows]
+            lines = [f"{start}{quoted(row.group)},{_number(row.credits)},{row.request_count}\n" for row in day_rows]
             content.write("".join(lines).encode())
         return content.getvalue()
+
+
+@lru_cache(MAX_NUMBERS)
+def _number(credits: Decimal | None) -> str:
+    return number_text(credits, missing="")
 
 
 def quoted(text: str | None) -> str:
