@@ -110,6 +110,13 @@ class TestStories:
 
         assert logged(run_dag(WAIT).expect()) == told("a wait")
 
+    def test_a_wait_in_which_nothing_happens_for_a_while(self, run_dag: Run, simulator: Simulator) -> None:
+        simulator.faults.add(lower_usage(), times=4)
+
+        found = run_dag(WAIT).expect()
+        assert logged(found) == told("a wait in which nothing happens for a while")
+        assert len(simulator.requests) == 5
+
     def test_a_wait_while_the_service_fails(self, run_dag: Run, simulator: Simulator) -> None:
         simulator.faults.add(lower_usage())
         simulator.faults.add(status(503), times=2)

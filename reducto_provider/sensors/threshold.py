@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from reducto_provider.airflow_compat import (
@@ -35,7 +36,10 @@ from reducto_provider.triggers.polls import (
     MAX_FAILURE_TIME,
     MIN_INTERVAL,
     FailedPolls,
+    LineThrottle,
     as_reducto_error,
+    error_text,
+    figures_of,
     retry_after_of,
     utc_minute,
 )
@@ -180,6 +184,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         self.deferrable = deferrable or start_from_trigger
         self.max_failure_time = check_seconds("max_failure_time", max_failure_time)
         self._failed_polls = FailedPolls(self.max_failure_time, silent_fail=self.silent_fail)
+        self._throttle = LineThrottle()
         self._retry_after = 0.0
         self._started_at = 0.0
         self._warned = False
@@ -197,6 +202,7 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait, and return the reading."""
         self._failed_polls.reset()
+        self._throttle = LineThrottle()
         self._failure_store = None
         if self.mode == "reschedule" and not self.deferrable and "task_state_store" in context:  # from Airflow 3.3 on
             self._failure_store = FailureStore(context)
@@ -305,7 +311,8 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
                     return PokeReturnValue(is_done=True, xcom_value=reading.as_json())
                 case "closed" if self.on_closed_window != "wait":
                     self._give_up(reading)
-        self.log.info("%s; %s", condition.describe_wait(reading), self._next_poll)
+        log = self.log.info if self._has_news(figures_of(reading)) else self.log.debug
+        log("%s; %s", condition.describe_wait(reading), self._next_poll)
         return False
 
     def _warn_if_unmatched(self, query: UsageQuery, row_count: int) -> None:
@@ -322,7 +329,8 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
             self._failure_store.save(self._failed_polls)
         vars(self).pop("hook", None)  # as in the triggerer, the next poll reads the connection again
         self._retry_after = retry_after_of(error)
-        self.log.warning("Poll of %s failed (%s): %s; %s", query, self._failed_polls, error, self._next_poll)
+        log = self.log.warning if self._has_news(error_text(error)) else self.log.debug
+        log("Poll of %s failed (%s): %s; %s", query, self._failed_polls, error, self._next_poll)
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Raise an error, or skip if the sensor has ``soft_fail`` or ``never_fail``."""
@@ -353,11 +361,19 @@ class ReductoUsageThresholdSensor(DropsRunState, GivenArguments, BaseSensorOpera
         """Return when the wait times out, in seconds since the epoch. A rescheduled sensor counts from each visit."""
         return self._started_at + self._limit
 
+    def _has_news(self, content: Hashable) -> bool:
+        # The first poll of a process has: a rescheduled sensor, which is a process for each poll, logs them all.
+        return self._throttle.has_news(content, inf if self.exponential_backoff else self._interval)
+
+    @property
+    def _interval(self) -> float:
+        return max(self.poke_interval, self._retry_after, MIN_INTERVAL)
+
     @property
     def _next_poll(self) -> str:
         if self.exponential_backoff:
             return "next poll after a growing interval"
-        interval = f"next poll in {max(self.poke_interval, self._retry_after, MIN_INTERVAL):g} s"
+        interval = f"next poll in {self._interval:g} s"
         if self.mode == "reschedule" and not self.deferrable:
             return interval  # only Airflow knows when the wait began
         return f"{interval}, until {utc_minute(self._ends_at)}"

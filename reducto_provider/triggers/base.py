@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import time
 from abc import abstractmethod
@@ -22,6 +23,7 @@ from reducto_provider.airflow_compat import BaseEventTrigger
 from reducto_provider.triggers.polls import (
     MAX_RETRY_AFTER,
     MIN_INTERVAL,
+    LineThrottle,
     Poll,
     Poller,
     retry_after_of,
@@ -59,6 +61,10 @@ class BaseUsageTrigger(BaseTrigger):
     _retry_not_before: ClassVar[dict[Hashable, float]] = {}
     """By stream key: the loop time before which ``Retry-After`` forbids the next poll."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._throttle = LineThrottle()
+
     @property
     def log(self) -> Any:
         """Return one logger for all triggers of a class: Airflow makes one for each of thousands."""
@@ -73,6 +79,16 @@ class BaseUsageTrigger(BaseTrigger):
         """
         line = partial(copy_context().run, getattr(self.log, level), text, *args, **options)
         await asyncio.get_running_loop().run_in_executor(_log_thread(), line)
+
+    def _level_of(self, poll: Poll, level: str, content: Hashable) -> str | None:
+        """
+        Return the level at which to log a poll: ``level`` if there is news, else ``debug``, or None if that is off.
+
+        :param content: what can change in the line from poll to poll.
+        """
+        if self._throttle.has_news(content, poll.next_in, poll.query):
+            return level
+        return "debug" if self.log.isEnabledFor(logging.DEBUG) else None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments, as plain JSON values. Airflow stores the queue in a column of its own."""

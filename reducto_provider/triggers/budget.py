@@ -6,6 +6,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import AsyncIterator, Hashable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -15,7 +16,7 @@ from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.triggers.base import BaseUsageTrigger, make_event
-from reducto_provider.triggers.polls import Poll, as_reducto_error, retry_after_of, utc_minute
+from reducto_provider.triggers.polls import Poll, as_reducto_error, error_text, retry_after_of, utc_minute
 from reducto_provider.triggers.threshold import error_event
 from reducto_provider.usage.fields import parse_query
 from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
@@ -68,7 +69,7 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
         on_unknown: str = "fail",
         poke_interval: float = 300.0,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.reducto_conn_id = reducto_conn_id
         self.budget = budget
         self.next_poll = next_poll
@@ -164,7 +165,8 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
         if self.on_unknown != "block":
             return {**error_event(error), "status": "unknown", "reserve": json_number(Decimal(self.reserve))}
         seconds = max(self.poke_interval, retry_after_of(error))
-        await self._alog("warning", "Query of %s failed: %s; next query in %g s", poll.query, error, seconds)
+        if level := self._level_of(replace(poll, next_in=seconds), "warning", error_text(error)):
+            await self._alog(level, "Query of %s failed: %s; next query in %g s", poll.query, error, seconds)
         return time.time() + seconds
 
 

@@ -16,7 +16,7 @@ from reducto_provider.airflow_compat import AIRFLOW_VERSION
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.triggers.base import BaseStreamTrigger, make_event
 from reducto_provider.triggers.fired_levels import MAX_GROUPS, FiredLevels
-from reducto_provider.triggers.polls import Poll
+from reducto_provider.triggers.polls import Poll, error_text, figures_of
 from reducto_provider.usage.checks import (
     check_bool,
     check_choice,
@@ -101,7 +101,7 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         poke_interval: float | timedelta = 300.0,
         queue: str | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.queue = _parse_queue(queue)
         filters = {"products": products, "features": features, "api_keys": api_keys, "file_types": file_types}
         _check_literals({"group_by": group_by, "org_id": org_id, **filters, "reducto_conn_id": reducto_conn_id})
@@ -193,10 +193,11 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
                 await self._warn_of_groups(level, readings[0])
             if room > 0:
                 exceeded[level] = each[:room]
-        exceeded_text = (
-            f"; exceeded {', '.join(self._describe(*each) for each in exceeded.items())}" if exceeded else ""
-        )
-        await self._alog("info", "%s%s; next poll in %g s", readings[0], exceeded_text, poll.next_in)
+        if log_level := self._level_of(poll, "info", (figures_of(readings[0]), *exceeded)):
+            exceeded_text = (
+                f"; exceeded {', '.join(self._describe(*each) for each in exceeded.items())}" if exceeded else ""
+            )
+            await self._alog(log_level, "%s%s; next poll in %g s", readings[0], exceeded_text, poll.next_in)
         return exceeded
 
     def _payload(self, level: float, readings: list[Reading]) -> dict[str, Any]:
@@ -224,12 +225,16 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         )
 
     async def _log_failure(self, error: Exception, poll: Poll) -> None:
-        if isinstance(error, ReductoError) and error.transient:
-            await self._alog("warning", "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
+        transient = isinstance(error, ReductoError) and error.transient
+        level = self._level_of(poll, "warning" if transient else "error", error_text(error))
+        if level is None:
+            return
+        if transient:
+            await self._alog(level, "Poll of %s failed: %s; next poll in %g s", poll.query, error, poll.next_in)
         else:
             unforeseen = None if isinstance(error, ReductoError) else error
             await self._alog(
-                "error",
+                level,
                 "Poll of %s failed, and will until the cause is fixed: %s; next poll in %g s",
                 poll.query,
                 error,

@@ -1,10 +1,10 @@
-"""Poll the service: the result of a poll, and how many polls may fail."""
+"""Poll the service: the result of a poll, how many polls may fail, and which are logged."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -35,6 +35,9 @@ count."""
 
 MAX_FAILURE_TIME: Final = timedelta(hours=6)
 """How long transient failures must have lasted before they end a wait, by default."""
+
+MAX_SILENCE: Final = 3600.0
+"""Maximum seconds between two lines of a wait whose polls are no further apart."""
 
 Result = TypeVar("Result")
 
@@ -167,9 +170,46 @@ class FailedPolls:
         return f"failure {self.count}, for {lasted}; {MIN_FAILED_POLLS} failures over {limit} end the wait"
 
 
+class LineThrottle:
+    """
+    Decide which polls of a wait have a line at the usual level; the lines of the others are for debugging.
+
+    A thousand sensors that wait for a night would otherwise log half a million lines, nearly all of which repeat the
+    one before. The memory is that of the process: after a restart the first poll has its line.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[Hashable, tuple[Hashable, float]] = {}
+
+    def has_news(self, content: Hashable, next_in: float, subject: Hashable = None) -> bool:
+        """
+        Return whether to log a poll: the first of its subject, one whose content differs from that of the poll before,
+        and one after which the next would come more than :data:`MAX_SILENCE` seconds after the last line.
+
+        :param next_in: seconds until the next poll, 0 if there is none.
+        """
+        content, now = (content, bool(next_in)), time.time()
+        last, at = self._lines.get(subject, (None, 0.0))
+        if content == last and at <= now <= at + MAX_SILENCE - next_in:  # clocks are set
+            return False
+        self._lines = {each: line for each, line in self._lines.items() if line[1] > now - MAX_SILENCE}
+        self._lines[subject] = content, now
+        return True
+
+
 def as_reducto_error(error: Exception) -> ReductoError:
     """Return the error that ends a wait, the same in every mode: a foreign class does not cross the database."""
     return error if isinstance(error, ReductoError) else ReductoPollError(f"{type(error).__name__}: {error}")
+
+
+def figures_of(reading: Reading | None) -> Hashable:
+    """Return what can change from poll to poll in the line of a reading."""
+    return reading and (reading.value, reading.used, reading.projected, reading.group)
+
+
+def error_text(error: Exception) -> Hashable:
+    """Return what can change from poll to poll in the line of an error."""
+    return type(error).__name__, str(error)
 
 
 def utc_minute(seconds: float) -> str:

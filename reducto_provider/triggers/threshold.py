@@ -21,6 +21,8 @@ from reducto_provider.triggers.polls import (
     FailedPolls,
     Poll,
     as_reducto_error,
+    error_text,
+    figures_of,
     utc_minute,
 )
 from reducto_provider.usage.days import NoDayEndedError
@@ -109,7 +111,7 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
         window: str | int | None = None,
         grace: float | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.reducto_conn_id = reducto_conn_id
         self.threshold = threshold
         self.usage_start_date = usage_start_date
@@ -261,16 +263,16 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
                     "error", "Poll of %s failed, and ends the wait: %s", poll.query, error, exc_info=unforeseen
                 )
                 return error_event(as_reducto_error(error))
-            next_poll = self._next_poll(poll)
-            await self._alog(
-                "warning",
-                "Poll of %s failed (%s): %s; %s",
-                poll.query,
-                failed_polls,
-                error,
-                next_poll,
-                exc_info=unforeseen,
-            )
+            if level := self._level_of(poll, "warning", error_text(error)):
+                await self._alog(
+                    level,
+                    "Poll of %s failed (%s): %s; %s",
+                    poll.query,
+                    failed_polls,
+                    error,
+                    self._next_poll(poll),
+                    exc_info=unforeseen,
+                )
             return None
         failed_polls.reset()
         await self._warn_if_unmatched(poll)
@@ -279,7 +281,8 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
             if outcome == "exceeded" or (outcome == "closed" and not self.wait_when_closed):
                 await self._alog("info", "%s: %s", reading, outcome)
                 return {"status": outcome, "reading": reading.as_json()}
-        await self._alog("info", "%s; %s", condition.describe_wait(reading), self._next_poll(poll))
+        if level := self._level_of(poll, "info", figures_of(reading)):
+            await self._alog(level, "%s; %s", condition.describe_wait(reading), self._next_poll(poll))
         return None
 
     def _next_poll(self, poll: Poll) -> str:

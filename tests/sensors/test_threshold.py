@@ -13,9 +13,11 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import time_machine
 
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from simulator import Simulator, Stall, status
@@ -114,19 +116,19 @@ def test_exceeded_while_waiting(wait, simulator, after_requests):
 
 
 @pytest.mark.parametrize(
-    "visits",
+    ("visits", "logged"),
     [
-        pytest.param(4, marks=new_in(3, 3, "a task's own state, which it has again when it is rescheduled")),
-        pytest.param(1, marks=gone_in(3, 3, "a rescheduled task that is told of no failures before")),
+        pytest.param(4, 3, marks=new_in(3, 3, "a task's own state, which it has again when it is rescheduled")),
+        pytest.param(1, 1, marks=gone_in(3, 3, "a rescheduled task that is told of no failures before")),
     ],
 )
-def test_a_rescheduled_sensor_leaves_its_worker_while_the_service_fails(run_dag, simulator, visits):
-    """Where it can't remember since when, it stays. Either way the failures are counted."""
+def test_a_rescheduled_sensor_leaves_its_worker_while_the_service_fails(run_dag, simulator, visits, logged):
+    """Where it can't remember since when, it stays. The first poll of each visit is logged."""
     simulator.faults.add(status(500), times=3)
     arguments = f"org_id='org_acme', threshold=100, mode='reschedule', poke_interval=1, **{MAY!r}"
     result = run_dag(DAG.format(params={}, arguments=arguments), connection={"extra": {"max_attempts": 1}}).expect()
 
-    assert list(dict.fromkeys(re.findall(r"failed \(failure (\d+)", result.log))) == ["1", "2", "3"]
+    assert list(dict.fromkeys(re.findall(r"failed \(failure (\d+)", result.log))) == ["1", "2", "3"][:logged]
     assert result.log.count("marking task as UP_FOR_RESCHEDULE") == visits - 1
 
 
@@ -257,6 +259,51 @@ def test_a_kill_cancels_the_request(simulator, connect):
         thread.join()
         signal.signal(signal.SIGTERM, before)
     assert len(simulator.requests) == 1
+
+
+@pytest.fixture
+def polls_of(monkeypatch):
+    """Let sensors poll one after the other, every five minutes, and return the level and text of what they log."""
+
+    def polls(*sensors):
+        lines = []
+        log = SimpleNamespace(
+            info=lambda text, *args: lines.append(("info", text % args)),
+            warning=lambda text, *args: lines.append(("warning", text % args)),
+            debug=lambda text, *args: lines.append(("debug", text % args)),
+        )
+        monkeypatch.setattr(ReductoUsageThresholdSensor, "log", log)
+        with time_machine.travel(datetime(2026, 6, 2, tzinfo=UTC), tick=False) as clock:
+            for each in sensors:
+                assert each.poke({}) is False
+                clock.shift(300)
+        return lines
+
+    return polls
+
+
+def test_a_sensor_that_stays_on_its_worker_logs_what_changed(sensor, simulator, polls_of):
+    waiting = sensor(poke_interval=300)
+
+    assert [level for level, _ in polls_of(*[waiting] * 36)] == (["info"] + ["debug"] * 11) * 3
+    simulator.faults.add(status(503), times=2)
+    assert [level for level, _ in polls_of(*[waiting] * 4)] == ["warning", "debug", "info", "debug"]
+    simulator.usage.add("org_acme", date(2026, 5, 31), credits=1, requests=1)
+    assert [level for level, _ in polls_of(*[waiting] * 2)] == ["info", "debug"]
+
+
+def test_a_rescheduled_sensor_logs_each_poll(sensor, polls_of):
+    """Each is the first of a process."""
+    lines = polls_of(*(sensor(mode="reschedule", poke_interval=300) for _ in range(12)))
+
+    assert {level for level, _ in lines} == {"info"}
+    assert lines[0][1].endswith("; next poll in 300 s")
+
+
+def test_growing_intervals_are_logged(sensor, polls_of):
+    waiting = sensor(poke_interval=300, exponential_backoff=True)
+
+    assert [level for level, _ in polls_of(*[waiting] * 3)] == ["info"] * 3
 
 
 AT_MOMENTS = """

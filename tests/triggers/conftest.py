@@ -34,6 +34,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
 
     class Log:
+        def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # Airflow's name
+            return level >= logging.INFO
+
         def __getattr__(self, level: str) -> Callable[..., None]:
             return lambda text, *args, **kwargs: lines.append(f"{level}: {text % args if args else text}")
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import time_machine
@@ -255,6 +257,23 @@ class TestTransientErrors:
 
         assert event["status"] == "within"
         assert len(service.requests) == 3
+
+
+def test_an_outage_of_hours_is_a_line_an_hour(service, clock, monkeypatch):
+    service.faults.add(status(503), times=36)
+    clock.move_to(TURN + timedelta(minutes=1))
+    lines = []
+    monkeypatch.setattr(ReductoBudgetTrigger, "log", Mock(warning=lambda text, *args: lines.append(text % args)))
+    ReductoBudgetTrigger.log.isEnabledFor.return_value = False
+
+    def next_poll(number):
+        clock.shift(timedelta(seconds=300 if number else 0))
+        return until(lambda: len(service.requests) == number + 1)
+
+    play(waiting(on_unknown="block"), *(partial(next_poll, number) for number in range(37)))
+
+    assert len(lines) == 3, "in three hours"
+    assert all("next query in 300 s" in line for line in lines)
 
 
 @pytest.mark.parametrize("on_unknown", ["fail", "allow", "block"])

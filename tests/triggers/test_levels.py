@@ -337,7 +337,21 @@ class TestFailures:
             50, 80
         )
         kind = "warning" if isinstance(error, ReductoServerError) else "error"
-        assert sum(line.startswith(kind) for line in logged) == 80 / 2
+        assert sum(line.startswith(kind) for line in logged) == 2, "those that fail alike have a line in common"
+
+    def test_two_windows_of_a_night_in_which_nothing_happens(self, logged):
+        """Their polls alternate, and the reading of one is no news about the other."""
+        trigger, used = manual_trigger(), {date(2026, 6, 30): "40", date(2026, 7, 1): "20"}
+        midnight = datetime(2026, 7, 1, tzinfo=UTC)
+        with time_machine.travel(midnight, tick=False) as clock:
+            for _ in range(100):
+                assert fires(trigger, at(datetime.now(UTC), used)) == []
+                clock.shift(timedelta(minutes=5))
+            assert len(logged) == 2 * 8, "eight hours and a bit"
+            assert fires(trigger, at(datetime.now(UTC), {**used, date(2026, 7, 1): "60"})) == [(50, "2026-07-01")]
+
+        assert ["40 of 100" in line for line in logged[:16]] == [True, False] * 8
+        assert "60 of 100 credits (60.0%); exceeded 50 %" in logged[16]
 
     def test_an_account_without_credits(self, logged):
         none = at(JUNE_18, None, requests=60)

@@ -1,4 +1,4 @@
-"""Polls over a real connection, and how many of them may fail."""
+"""Polls over a real connection, how many of them may fail, and which are logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import time_machine
 
 from reducto_provider.exceptions import ReductoServerError
 from reducto_provider.hooks import transport
-from reducto_provider.triggers.polls import MAX_FAILURE_TIME, MIN_FAILED_POLLS, FailedPolls, Poller
+from reducto_provider.triggers.polls import (
+    MAX_FAILURE_TIME,
+    MAX_SILENCE,
+    MIN_FAILED_POLLS,
+    FailedPolls,
+    LineThrottle,
+    Poller,
+)
 from reducto_provider.usage.query import UsageQuery
 from simulator import Reset, redirect, status
 from tests.triggers.waits import today
@@ -136,3 +143,61 @@ def test_a_clock_that_is_set_back_ends_no_wait():
             assert polls.tolerates(ReductoServerError("Reducto failed (503)"))
             clock.shift(timedelta(hours=-1))
         assert "for 0:00:00;" in str(polls)
+
+
+# -- which polls are logged
+
+
+@pytest.fixture
+def clock():
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False) as clock:
+        yield clock
+
+
+@pytest.mark.parametrize("interval", [1, 60, 300, 1799, 3599])
+def test_a_log_is_silent_while_nothing_happens_but_never_for_more_than_an_hour(clock, interval):
+    throttle, lines, night = LineThrottle(), [], 12 * 3600
+    for second in range(0, night, interval):
+        if throttle.has_news("40 of 100", interval):
+            lines.append(second)
+        clock.shift(timedelta(seconds=interval))
+
+    gaps = [after - before for before, after in zip(lines, [*lines[1:], night], strict=True)]
+    assert lines[0] == 0
+    assert max(gaps) <= MAX_SILENCE
+    assert len(lines) <= 2 * night / MAX_SILENCE or interval > MAX_SILENCE / 2
+
+
+def test_polls_an_hour_apart_are_all_logged(clock):
+    throttle = LineThrottle()
+    for _ in range(5):
+        assert throttle.has_news("40 of 100", 3600)
+        clock.shift(timedelta(hours=1))
+
+
+def test_what_changed_is_logged(clock):
+    throttle = LineThrottle()
+    contents = ["40", "40", "50", "50", "40", None, None, ("Error", "503"), ("Error", "503"), ("Error", "502"), "40"]
+    logged = [throttle.has_news(content, 300) for content in contents]
+    assert logged == [True, False, True, False, True, True, False, True, False, True, True]
+    assert throttle.has_news("40", 0), "there is no further poll"
+
+
+def test_the_first_poll_is_logged_whatever_it_finds(clock):
+    assert LineThrottle().has_news(None, 300)
+
+
+def test_a_clock_that_is_set_back_silences_nothing(clock):
+    throttle = LineThrottle()
+    throttle.has_news("40", 300)
+    clock.shift(timedelta(days=-1))
+    assert throttle.has_news("40", 300)
+    assert not throttle.has_news("40", 300)
+
+
+def test_what_is_no_longer_polled_is_forgotten(clock):
+    throttle = LineThrottle()
+    for day in range(100):
+        assert throttle.has_news("40", 300, subject=day)
+        clock.shift(timedelta(days=1))
+    assert len(throttle._lines) == 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -252,6 +254,68 @@ def test_reading_a_failed_poll_does_not_lengthen_its_traceback():
     except KeyError as error:
         poll = Poll(DURING, error=error)
     assert len({frames(poll) for _ in range(3)}) == 1
+
+
+@pytest.fixture
+def night():
+    """Let a trigger poll for so many hours, every five minutes, and return the lines of its log."""
+
+    def play(waiting, hours, poll, level=logging.INFO):
+        lines = []
+
+        class Log:
+            def isEnabledFor(self, number):  # noqa: N802  # Airflow's name
+                return number >= level
+
+            def __getattr__(self, name):
+                return lambda text, *args, **options: lines.append(f"{name}: {text % args}")
+
+        async def stream(clock):
+            for number in range(hours * 12):
+                yield replace(poll(number), next_in=300.0)
+                clock.shift(300)
+            raise asyncio.CancelledError
+
+        async def scenario():
+            with time_machine.travel(DURING, tick=False) as clock:
+                async for _ in waiting.filter_shared_stream(stream(clock)):
+                    raise AssertionError("the wait has ended")
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(ReductoUsageThresholdTrigger, "log", Log())
+            with pytest.raises(asyncio.CancelledError):
+                asyncio.run(scenario())
+        return lines
+
+    return play
+
+
+def test_a_night_in_which_nothing_happens_is_a_line_an_hour(night):
+    waiting = trigger(poke_interval=300.0)
+    lines = night(waiting, 12, lambda number: used(5))
+    assert 12 <= len(lines) <= 14
+    assert set(lines) == {
+        "info: org_a, api_key 'k', 2026-06-01: 5 of 10.000000001 requests (50.0%); next poll in 300 s"
+    }
+    assert len(night(trigger(), 1, lambda number: used(5))) == 1, "a triggerer that starts logs its first poll"
+
+
+def test_what_happens_in_a_night_is_logged(night):
+    lines = night(trigger(), 1, lambda number: failed() if 4 <= number < 7 else used(5 + number // 8))
+    assert [line.partition(":")[0] for line in lines] == ["info", "warning", "info", "info"]
+    assert "(failure 1, for 0:00:00;" in lines[1]
+    assert [" 5 of" in line or " 6 of" in line for line in lines] == [True, False, True, True]
+
+
+def test_a_night_s_outage_is_a_line_an_hour(night):
+    lines = night(trigger(silent_fail=True), 12, lambda number: failed())
+    assert 12 <= len(lines) <= 14
+    assert all(line.startswith("warning: Poll of") for line in lines)
+
+
+def test_the_others_are_there_for_debugging(night):
+    lines = night(trigger(), 1, lambda number: used(5), logging.DEBUG)
+    assert [line.partition(":")[0] for line in lines] == ["info"] + ["debug"] * 11
 
 
 def waiting_for(window, threshold="100", *, metric="credits", query=None, options=None, **fields):
