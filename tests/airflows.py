@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from reducto_provider.export.formats import delta
 from tests.airflow_sdk import find
 
 AIRFLOW = tuple(int(number) for number in version("apache-airflow").split(".")[:2])
@@ -27,6 +28,13 @@ def gone_in(major: int, minor: int, what: str) -> pytest.MarkDecorator:
     """Mark what only an older Airflow does, which is told in the same way."""
     return pytest.mark.skipif((major, minor) <= AIRFLOW, reason=f"gone in Airflow {major}.{minor}: {what}")
 
+
+_deltalake = next((package.version for package in distributions(name="deltalake")), "of no version")
+DELTA = pytest.mark.skipif(
+    delta.numbers(_deltalake) < delta.numbers(delta.MIN_DELTALAKE),
+    reason=f"deltalake {_deltalake} is installed, Delta tables need {delta.MIN_DELTALAKE} or newer",
+)
+"""Tests that write or read a Delta table."""
 
 PARTITIONS = new_in(3, 2, "runs by partition")
 SHARED_STREAMS = new_in(3, 3, "triggers that share a stream")

@@ -24,6 +24,7 @@ from reducto_provider.export.sink import DatasetMismatchError, OutdatedReportErr
 from reducto_provider.export.storage import LocalStorage
 from reducto_provider.export.verify import main
 from reducto_provider.usage.days import DayRange
+from tests.airflows import DELTA
 from tests.export.test_dataset import THREE_DAYS
 from tests.export.test_sink import JUNE_16, JUNE_17, JUNE_18, JUNE_19, RESTATED, RUN, changed, changes_of
 
@@ -50,6 +51,8 @@ HOSTILE = [
     "?",
     "x" * 200,
 ]
+
+pytestmark = DELTA
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -25,6 +27,7 @@ from reducto_provider.export.sink import (
     open_sink,
 )
 from tests.airflow_sdk import ObjectStoragePath
+from tests.airflows import DELTA
 from tests.export.test_dataset import THREE_DAYS
 
 RUN = "dag/run/task/-1"
@@ -112,7 +115,7 @@ class Table:
         return [{**row, "date": str(row["date"])} for row in rows]
 
 
-@pytest.fixture(params=[Dataset, OneObject, Table], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[Dataset, OneObject, pytest.param(Table, marks=DELTA)], ids=lambda kind: kind.__name__)
 def destination(request, place):
     if request.param is Table and not place.url.startswith("file:"):
         pytest.skip("a Delta table is never in fsspec's memory")
@@ -392,6 +395,7 @@ class TestOpen:
             with pytest.raises(ValueError, match="must name a file when partitioned=False"):
                 open_folder()
 
+    @DELTA
     def test_a_table_is_never_one_object(self, place):
         with pytest.raises(ValueError, match="partitioned must be True for output_format='delta'"):
             open_sink(place.url, None, FORMATS["delta"], {}, partitioned=False)
@@ -410,3 +414,20 @@ class TestOpen:
         with pytest.raises(ImportError, match=rf"airflow-provider-reducto\[{name}\]"):
             open_sink(destination.output_path, None, FORMATS[name], {}, **destination.options)
         assert destination.place.files() == {}
+
+    @pytest.mark.parametrize("installed", ["0.25.5", "1.5.0", "1.6.5"])
+    def test_a_deltalake_that_is_too_old_is_named_at_once(self, tmp_path, monkeypatch, installed):
+        monkeypatch.setattr(delta, "version", {"deltalake": installed}.__getitem__)
+
+        with pytest.raises(ImportError, match=f"needs deltalake 1.6.6 or newer, not {installed}: pip install"):
+            open_sink(str(tmp_path), None, FORMATS["delta"], {})
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("installed", ["1.6.6", "1.10.0", "2.0.0rc1"])
+    def test_a_newer_deltalake_is_used(self, tmp_path, monkeypatch, installed):
+        monkeypatch.setattr(delta, "version", {"deltalake": installed}.__getitem__)
+        open_sink(str(tmp_path), None, FORMATS["delta"], {})
+
+    def test_the_extra_needs_the_same_deltalake(self):
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+        assert f"deltalake>={delta.MIN_DELTALAKE}" in project["optional-dependencies"]["delta"]

@@ -20,12 +20,15 @@ from deltalake import DeltaTable
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.sink import open_sink
 from reducto_provider.usage.query import UsageQuery
+from tests.airflows import DELTA
 from tests.object_storage import writers
 from tests.object_storage.answers import large_answer
 from tests.object_storage.s3server import BYSTANDER, REGION, refusal
 
 FIRST, LAST = date(2026, 5, 1), date(2026, 5, 3)
 LOST = refusal("500 Internal Server Error", "InternalError", "nobody is there to read this")
+
+pytestmark = DELTA
 
 
 def options(s3) -> dict[str, str]:

@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 
 from reducto_provider.operators.export import ReductoUsageExportOperator
 from simulator import Altered, Organization, Record, Row, many_keys, status
+from tests.airflows import DELTA
 from tests.real_airflow.dagtest import DagTestError
 
 RANGE = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
@@ -695,6 +696,7 @@ def test_an_event_of_one_object_says_whether_it_changed(run_dag, tmp_path):
         assert event["extra"]["uri"] == f"file://{tmp_path}/all%20usage.csv"
 
 
+@DELTA
 class TestDelta:
     @staticmethod
     def rows(folder: Path):

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from simulator import Altered, Organization, Record, Stall, status
-from tests.airflows import new_in
+from tests.airflows import DELTA, new_in
 from tests.operators.test_export import RANGE, content_of, days_of
 from tests.real_airflow.dagtest import DagTestError
 
@@ -535,6 +535,7 @@ def test_the_event_of_an_asset_carries_the_result(fleet, tmp_path):
     assert event["extra"] == {**result.xcom("export"), "uri": f"file://{Path(tmp_path)}"}
 
 
+@DELTA
 class TestDelta:
     def rows(self, folder):
         return Counter((row["org_id"], row["group_by"]) for row in pyarrow.table(DeltaTable(folder).scan()).to_pylist())

@@ -11,7 +11,10 @@ from deltalake import DeltaTable
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.sink import open_sink
 from reducto_provider.operators.upkeep import ReductoUsageTableUpkeepOperator
+from tests.airflows import DELTA
 from tests.object_storage.answers import answer, usage
+
+pytestmark = DELTA
 
 DAG = """
 from tests.airflow_sdk import DAG

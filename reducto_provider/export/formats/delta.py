@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from reducto_provider.export.formats.parquet import ParquetFormat
+
+MIN_DELTALAKE = "1.6.6"
+"""Older ones may be installed without the extra: the Amazon provider brings 1.5.0 to an Airflow 3.1.8 of its day."""
 
 
 class DeltaFormat(ParquetFormat):
@@ -17,3 +22,12 @@ class DeltaFormat(ParquetFormat):
             raise ImportError(
                 "output_format='delta' needs deltalake and pyarrow: pip install 'airflow-provider-reducto[delta]'"
             )
+        if numbers(installed := version("deltalake")) < numbers(MIN_DELTALAKE):
+            raise ImportError(
+                f"output_format='delta' needs deltalake {MIN_DELTALAKE} or newer, not {installed}: "
+                "pip install 'airflow-provider-reducto[delta]'"
+            )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
