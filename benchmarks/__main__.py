@@ -71,6 +71,11 @@ def files(size: Size) -> Section:
     inexact_parquet, inexact_decoding = (
         answer_to_file.compare(name, inexact, size.rounds) for name in ("parquet", "decode")
     )
+    days = min(90, size.days)
+    of_days = answers.make_answer(days, 4 * size.groups, answers.DOCUMENTED)
+    by_day = {
+        name: answer_to_file.compare(f"{name} days", of_days, size.rounds) for name in ("parquet", "jsonl", "csv")
+    }
     typed = "each row becomes an object, its date and decimal two more, and each rule of the contract is checked"
     what = f"answer to checked rows to Parquet, {rows}"
     bare, exact = "`requests`, `pandas` `to_parquet`", "the same with decimals and checks"
@@ -117,6 +122,16 @@ def files(size: Size) -> Section:
                 "each line, its text, and putting that on the disk.",
             ),
             faster(f"answer to CSV, {rows}", "`json`, `pandas` `to_csv`", csv, 2, f"As for Parquet, {typed}."),
+            *(
+                faster(
+                    f"a file a day, {len(of_days.rows):,} rows of {days} days: {name}",
+                    "`json`, `pandas` `groupby`, a file a day",
+                    by_day[name],
+                    limit,
+                    f"Here {typed}, and each day has a digest of its rows and a manifest.",
+                )
+                for name, limit in (("parquet", 2.5), ("jsonl", 4), ("csv", 2))
+            ),
             decoded("", decoding, f"The floor has neither types nor checks; here {typed}."),
             decoded(NOISE, inexact_decoding, "Besides that, decimals have to be rounded."),
         ],
@@ -138,7 +153,7 @@ file and replace the old one atomically. Theirs is `pandas.DataFrame(response.js
 Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. *With decimals and checks* it reads
 numbers as `Decimal`, checks the echo, the days, duplicates and signs with pandas, sorts, and writes dates and decimals
 as such. All files are read back and compared with the exact figures: those with decimals with the exact credits, the
-others with the floats that were sent.
+others with the floats that were sent. *A file a day* is the default export into a new dataset.
 """
 
 

@@ -19,7 +19,6 @@ from airflow.sdk import DAG, Asset
 from airflow.timetables.interval import CronDataIntervalTimetable
 from airflow.timetables.trigger import CronTriggerTimetable
 from reducto_provider.operators.export import ReductoUsageExportOperator
-from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 
 FILES = Asset("reducto-usage-files")
@@ -117,17 +116,6 @@ with DAG("wait_together", schedule=None):
         map_index_template="over {{ task.threshold }}",
         **WINDOW,
     ).expand(threshold=[1_000_000 + 5_000 * number for number in range(8)])
-
-with DAG("fleet", schedule=None):
-    ReductoUsageFleetExportOperator(
-        task_id="export",
-        organizations=["org_acme", "org_umbrella"],  # the latter is no other DAG's
-        usage_start_date="2026-05-01",
-        usage_end_date="2026-05-03",
-        output_path={fleet_path!r},
-        retries=1,
-        retry_delay=timedelta(seconds=0),
-    )
 """
 
 PARTITION_EVENT = """
@@ -164,8 +152,7 @@ def airflow(airflow_factory, service, tmp_path_factory):
         for dag_id, (schedule, start, end, _) in SCHEDULES.items()
     )
     (dags / "scheduled.py").write_text(HEADER + scheduled)
-    fleet_path = str(tmp_path_factory.mktemp("fleet"))
-    others = OTHERS.replace("{fleet_path!r}", repr(fleet_path)) + (PARTITION_EVENT if AIRFLOW >= (3, 2) else "")
+    others = OTHERS + (PARTITION_EVENT if AIRFLOW >= (3, 2) else "")
     (dags / "others.py").write_text(HEADER + others)
     connection = {"conn_type": "reducto", "host": service.url, "password": "sim-key-all", "extra": {"max_attempts": 1}}
     airflow = airflow_factory(dags, {"AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(connection)})
@@ -322,26 +309,3 @@ def test_before_streams_are_shared_each_polls_for_itself(airflow, service):
     airflow.wait_for(lambda: len(asked()) >= before + 24, 60, "three polls of each")
     service.usage.add("org_globex", datetime.now(UTC).date(), credits=10_000_000, requests=1)
     airflow.wait_for_run("wait_together", run_id, state="success")
-
-
-def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
-    def asked():
-        return [dict(r.query)["orgId"] for r in service.requests if ("startDate", "2026-05-01") in r.query]
-
-    airflow.unpause("fleet")
-    run_id = None
-    for clears in (0, 1, 2):
-        service.faults.add(status(500), times=1, org="org_umbrella")
-        before = len(asked())
-        if run_id is None:
-            run_id = airflow.trigger("fleet")["dag_run_id"]
-        else:
-            airflow.clear("fleet", run_id)
-        airflow.wait_for(lambda: len(asked()) >= before + 3, 240, "two tries")  # noqa: B023
-        airflow.wait_for_run("fleet", run_id, state="success")
-
-        assert sorted(asked()[before:]) == ["org_acme", "org_umbrella", "org_umbrella"]
-        [task] = airflow.task_instances("fleet", run_id)
-        assert task["try_number"] == 2 * (clears + 1)
-        result = airflow.xcom("fleet", run_id, "export")
-        assert [each["status"] for each in result["organizations"]] == ["already_exported", "exported"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, Self
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -18,33 +18,37 @@ from reducto_provider.export.formats import Format
 from reducto_provider.export.manifest import (
     DATASET_FILE,
     FIRST_VERSION,
-    DayManifests,
+    InvalidManifestError,
     Manifest,
-    ManifestAttempt,
     checksum,
     json_file,
+    md5_of,
     metadata_folder,
     partition_of,
+    settle,
+    write_with_manifest,
 )
 from reducto_provider.export.sink import (
-    Attempt,
     Changes,
     DatasetMismatchError,
     Filters,
-    PublishedDays,
     PublishedFile,
     Sink,
     short,
     storage_errors,
 )
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.export.stored import StoredDays
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport, UsageRow, add_credits, format_decimal, sum_credits
+from reducto_provider.usage.report import UsageReport, UsageRow, format_decimal, sum_credits
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LAYOUT_VERSION: Final = 1
 _MAX_NAMED = 10
@@ -57,6 +61,7 @@ class UsageDataset(Sink):
         data/org_id=<org>/group_by=<dimension>/dt=YYYY-MM-DD/usage.<ext>
         metadata/dataset.json
         metadata/org_id=<org>/group_by=<dimension>/dt=YYYY-MM-DD.json
+        metadata/org_id=<org>/group_by=<dimension>/index.json
         metadata/org_id=<org>/group_by=<dimension>/.reported-YYYY
 
     A day has one file, always of the same name, or none if it had no usage. The manifest is written after the file and
@@ -68,6 +73,7 @@ class UsageDataset(Sink):
     def __init__(self, storage: Storage, format: Format, filters: Filters) -> None:
         self._storage = storage
         self._format = format
+        self._is_described = False
         self._identity = {"layout_version": LAYOUT_VERSION, **format.identity(), "filters": dict(filters)}
 
     @classmethod
@@ -92,6 +98,7 @@ class UsageDataset(Sink):
                 "another output_path"
             )
         if content is None:
+            self._is_described = False
             return
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
@@ -111,40 +118,28 @@ class UsageDataset(Sink):
                 f"the dataset at {self._storage.location()} holds something else: {'; '.join(different[:_MAX_NAMED])}"
                 f"{more}. Export to another output_path, or remove the dataset first"
             )
-
-    def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
-        manifests = DayManifests(self._storage, str(query.org_id), query.group_by)
-        found: dict[date, Manifest] = {}
-        for day in DayRange(query.start, query.end).days():
-            manifest = manifests.find(day)
-            if manifest is None or not manifest.is_of(query, run, attempt):
-                return None
-            found[day] = manifest
-        reported_changes = self._reported_changes(manifests.folder, found)
-        return PublishedDays(
-            row_count=sum(each.row_count for each in found.values()),
-            credits=add_credits(None if each.credits is None else Decimal(each.credits) for each in found.values()),
-            request_count=sum(each.request_count for each in found.values()),
-            changed={day: each.change for day, each in found.items() if each.change != reported_changes.get(day)},
-        )
+        self._is_described = True
 
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Publish each day of the report: write its rows, and remove the file of a day without rows.
 
-        Days published before an error stay.
+        A day that has these rows already is not written again. Days published before an error stay.
         """
-        manifests = DayManifests(self._storage, report.org_id, report.group_by)
-        self.check()
+        filters = self._identity["filters"]
+        stored = StoredDays(self._storage, report.org_id, report.group_by, filters, self._format.extension)
         rows_of = _rows_by_day(report, self._format)  # before any write: a format can reject a report
         # A future day has no usage yet: publishing it as a day without usage would be wrong.
         days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
-        self._ensure_identity()
+        claimed = not self._is_described and self._ensure_identity()
+        with storage_errors(f"could not read {self._storage.location(stored.folder)}"):
+            stored.look(days)
+        export = _Export(query, run, asked_on or today())
         done = 0
 
-        def publish_day(day: date) -> PublishedFile:
+        def publish_day(day: date) -> tuple[Manifest, bool]:
             nonlocal done
             with storage_errors(
                 lambda: (
@@ -152,26 +147,46 @@ class UsageDataset(Sink):
                     f"{len(days)} days are published, each file is whole, and the export can be run again)"
                 )
             ):
-                published = self._publish_day(manifests, day, *rows_of.get(day, ((), ())), query, run, attempt)
+                published = self._publish_day(stored, day, *rows_of.get(day, ((), ())), export)
             done += 1
             return published
 
-        if self._storage.max_concurrent_writes == 1:
-            files = [publish_day(day) for day in days]
-        else:
-            with ThreadPoolExecutor(self._storage.max_concurrent_writes) as executor:
-                waiting = [executor.submit(publish_day, day) for day in days]
-                try:
-                    files = [each.result() for each in waiting]
-                except BaseException:
-                    executor.shutdown(cancel_futures=True)
-                    raise
-        self.check()  # a store that can't create exclusively may have been claimed twice
+        def settle_day(manifest: Manifest) -> None:
+            _, encodable = rows_of.get(manifest.date, ((), ()))
+            with storage_errors(
+                f"could not read back {manifest.date} of {report.org_id} at {self._storage.location()} (the export can "
+                "be run again)"
+            ):
+                settle(
+                    self._storage,
+                    stored.file(manifest.date),
+                    stored.manifest_name(manifest.date),
+                    lambda: self._write(stored, manifest, self._encode(encodable)),
+                )
+
+        published = self._in_turn(publish_day, days)
+        written = [manifest for manifest, was_written in published if was_written]
+        if written:
+            with storage_errors(f"could not list {self._storage.location(stored.folder)}"):
+                unproven = stored.unproven(written)
+            self._in_turn(settle_day, unproven)
+            if claimed:
+                self.check()  # a store that can't create exclusively may have been claimed twice
+        with storage_errors(f"could not write the index in {self._storage.location(stored.folder)}"):
+            stored.keep_index([manifest for manifest, _ in published])
         # Read last: what another run published and reported meanwhile may just have been replaced by an older answer.
-        reported_changes = self._reported_changes(manifests.folder, days)
+        reported_changes = self._reported_changes(stored.folder, days)
         return [
-            replace(file, changed=file.change != reported_changes.get(day))
-            for file, day in zip(files, days, strict=True)
+            PublishedFile(
+                uri=None if manifest.file is None else self._storage.uri(manifest.file),
+                day=manifest.date,
+                row_count=manifest.row_count,
+                size=manifest.bytes,
+                changed=manifest.change != reported_changes.get(manifest.date),
+                change=manifest.change,
+                written=was_written,
+            )
+            for manifest, was_written in published
         ]
 
     def acknowledge(self, changes: Changes) -> int:
@@ -190,57 +205,93 @@ class UsageDataset(Sink):
         with storage_errors(f"could not read the reported changes in {self._storage.location(folder)}"):
             return reported.ReportedChanges(self._storage, folder).read(days)
 
-    def _ensure_identity(self) -> None:
-        """Write the dataset's description if there is none, and check that this export matches it."""
+    def _ensure_identity(self) -> bool:
+        """
+        Write the dataset's description if there is none, and check that this export matches it.
+
+        :return: whether this export wrote it, or another one at the same time.
+        """
         with storage_errors(f"could not write {self._storage.location(DATASET_FILE)}"):
-            if self._storage.read(DATASET_FILE) is None:
-                with suppress(FileExistsError):  # another export was faster
-                    self._storage.create(DATASET_FILE, json_file(self._identity))
+            self.check()
+            if self._is_described:
+                return False
+            with suppress(FileExistsError):  # another export was faster
+                self._storage.create(DATASET_FILE, json_file(self._identity))
         self.check()
+        return True
+
+    def _in_turn(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Call a function for each item, as many at a time as the store takes. The first error ends it."""
+        if self._storage.max_concurrent_writes == 1 or len(items) <= 1:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(min(len(items), self._storage.max_concurrent_writes)) as executor:
+            waiting = [executor.submit(function, item) for item in items]
+            try:
+                return [each.result() for each in waiting]
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
 
     def _publish_day(
-        self,
-        manifests: DayManifests,
-        day: date,
-        rows: Sequence[UsageRow],
-        encodable: Sequence[Any],
-        query: UsageQuery,
-        run: str | None,
-        attempt: Attempt | None,
-    ) -> PublishedFile:
-        rows_sha256 = self._format.digest(rows, encodable)
-        before = manifests.head(day)
-        file = f"data/{manifests.partition}/dt={day}/usage.{self._format.extension}"
-        content = self._format.encode(encodable, {}) if rows else None
+        self, stored: StoredDays, day: date, rows: Sequence[UsageRow], encodable: Sequence[Any], export: _Export
+    ) -> tuple[Manifest, bool]:
+        """Return the day's manifest, and whether it had to be written."""
         credits = sum_credits(rows)
+        usage: dict[str, Any] = {
+            "date": day,
+            "rows_sha256": self._format.digest(rows, encodable),
+            "row_count": len(rows),
+            "credits": None if credits is None else format_decimal(credits),
+            "request_count": sum(row.request_count for row in rows),
+        }
+        final = day < export.asked_on
+        before = None
+        with suppress(InvalidManifestError):  # it is written again
+            before = stored.manifest(day)
+        is_same = before is not None and all(getattr(before, name) == value for name, value in usage.items())
+        if before and is_same and (before.final or not final) and stored.has_file_of(before):
+            return before, False
+        content = self._encode(encodable)
         manifest = Manifest(
-            date=day,
-            file=None if content is None else file,
-            row_count=len(rows),
+            file=None if content is None else stored.file(day),
             bytes=len(content or b""),
             sha256=checksum(content),
-            rows_sha256=rows_sha256,
-            change=before.change if before and before.rows_sha256 == rows_sha256 else reported.new_change(),
-            credits=None if credits is None else format_decimal(credits),
-            request_count=sum(row.request_count for row in rows),
-            query=query.params(),
-            run=run,
-            attempt=ManifestAttempt(attempt.number, attempt.fingerprint) if attempt else msgspec.UNSET,
+            md5=md5_of(content),
+            change=before.change if before and before.rows_sha256 == usage["rows_sha256"] else reported.new_change(),
+            final=final,
+            query=stored.query(str(export.query.start), str(export.query.end)),
+            run=export.run,
+            **usage,
         )
-        manifests.publish(file, content, manifest)
-        return PublishedFile(
-            uri=None if content is None else self._storage.uri(file),
-            day=day,
-            row_count=manifest.row_count,
-            size=manifest.bytes,
-            changed=True,  # unless it has been reported
-            change=manifest.change,
-        )
+        self._write(stored, manifest, content)
+        return manifest, True
+
+    def _encode(self, encodable: Sequence[Any]) -> bytes | None:
+        """Return the content of a day's file, None for a day without rows."""
+        return self._format.encode(encodable, {}) if encodable else None
+
+    def _write(self, stored: StoredDays, manifest: Manifest, content: bytes | None) -> None:
+        day = manifest.date
+        write_with_manifest(self._storage, stored.file(day), content, stored.manifest_name(day), json_file(manifest))
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What the manifests of an export have in common."""
+
+    query: UsageQuery
+    run: str | None
+    asked_on: date
 
 
 def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequence[UsageRow], Sequence[Any]]]:
-    pairs = zip(report.rows, format.rows(report), strict=True)
-    return {
-        day: tuple(zip(*group, strict=True))  # type: ignore[misc]  # the rows, and their encodable form
-        for day, group in groupby(pairs, key=lambda pair: pair[0].date)
-    }
+    """Return the rows of each day, and their encodable form. Reports are sorted by day."""
+    rows, encodable = report.rows, format.rows(report)
+    found: dict[date, tuple[Sequence[UsageRow], Sequence[Any]]] = {}
+    start = 0
+    while start < len(rows):
+        day = rows[start].date
+        end = bisect_right(rows, day, start, key=attrgetter("date"))
+        found[day] = rows[start:end], encodable[start:end]
+        start = end
+    return found

@@ -11,13 +11,13 @@ from typing import Any, Final, Literal
 import msgspec
 
 from reducto_provider.export.manifest import partition_of
-from reducto_provider.export.sink import Changes, PublishedDays
+from reducto_provider.export.sink import Changes, PublishedFile
 from reducto_provider.usage.checks import INVALID_JSON, check_single_name
 from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
-from reducto_provider.usage.report import add_credits, format_decimal, json_number
+from reducto_provider.usage.report import UsageReport, add_credits, format_decimal, json_number
 
-Status = Literal["exported", "already_exported", "failed"]
+Status = Literal["exported", "failed"]
 
 MAX_CHANGED_DAYS: Final = 31
 """Maximum number of changed days a result lists for an organization: the latest ones."""
@@ -83,7 +83,7 @@ class FleetOutcome:
     """The outcome of an entry. It keeps no report, and no exception, whose traceback would keep one."""
 
     entry: FleetEntry
-    status: Status = "already_exported"
+    status: Status = "exported"
     row_count: int = 0
     credits: Decimal | None = Decimal(0)
     request_count: int = 0
@@ -94,13 +94,14 @@ class FleetOutcome:
     permanent: bool = False
     """Whether a retry can't fix the failure."""
 
-    def add(self, days: PublishedDays) -> None:
-        """Add published days to the totals."""
-        self.row_count += days.row_count
-        self.credits = add_credits((self.credits, days.credits))
-        self.request_count += days.request_count
-        self.changed = dict([*self.changed.items(), *days.changed.items()][-MAX_CHANGED_DAYS:])
-        self.changed_day_count += len(days.changed)
+    def add(self, report: UsageReport, files: Sequence[PublishedFile]) -> None:
+        """Add a published report to the totals."""
+        changed = {file.day: file.change for file in files if file.day and file.changed}
+        self.row_count += len(report.rows)
+        self.credits = add_credits((self.credits, report.credits))
+        self.request_count += report.request_count
+        self.changed = dict([*self.changed.items(), *changed.items()][-MAX_CHANGED_DAYS:])
+        self.changed_day_count += len(changed)
 
     def fail(self, error: str, *, permanent: bool) -> None:
         """Record the failure."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -12,10 +12,9 @@ from msgspec import structs
 
 from reducto_provider import __version__
 from reducto_provider.export.formats import Format
-from reducto_provider.export.manifest import checksum, json_file, write_with_manifest
+from reducto_provider.export.manifest import checksum, json_file, settle, write_with_manifest
 from reducto_provider.export.reported import Change, new_change
 from reducto_provider.export.sink import (
-    Attempt,
     Changes,
     DatasetMismatchError,
     Filters,
@@ -90,7 +89,7 @@ class UsageObject(Sink):
         self._check(found, query.org_id if query else None, query.group_by if query else None, run)
 
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Replace the object by the report. Remove it if there are no rows and the format allows no empty file.
@@ -120,7 +119,12 @@ class UsageObject(Sink):
             self._check(before, report.org_id, report.group_by, run)
             same = (before.rows_sha256, before.format) == (mine.rows_sha256, mine.format)
             mine.change = before.change if same and before.change else new_change()
-            write_with_manifest(self._storage, self._name, content, self._manifest, _content(mine))
+
+            def write() -> None:
+                write_with_manifest(self._storage, self._name, content, self._manifest, _content(mine))
+
+            write()
+            settle(self._storage, self._name, self._manifest, write)
             # A store that can't create exclusively may have been claimed twice, and map indexes run at the same time.
             self._check(self._read(), report.org_id, report.group_by, run)
             reported = self._storage.read(self._reported)  # last, as of a dataset

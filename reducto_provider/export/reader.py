@@ -20,14 +20,14 @@ from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format
 from reducto_provider.export.formats.compressed import Compressed
 from reducto_provider.export.manifest import (
     DATASET_FILE,
-    DayManifests,
+    InvalidManifestError,
+    Manifest,
     checksum,
-    decode_manifest,
     metadata_folder,
-    parse_manifest_name,
 )
 from reducto_provider.export.sink import short, storage_errors
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.export.stored import StoredDays
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
 from reducto_provider.usage.report import UsageRow
@@ -52,7 +52,7 @@ class ExportedDay:
 
     :param row_count: 0 for a day without usage, which has no file.
     :param credits: None if the service sent none.
-    :param is_final: whether the day was over when it was exported.
+    :param is_final: whether the day was over when the service was asked.
     :param exported_at: when it was last written, in ISO 8601.
     :param run: the task instance that wrote it.
     :param sha256: of the file, None without one.
@@ -187,17 +187,17 @@ class UsageReader:
         return tuple(dimension for dimension in DIMENSIONS if f"group_by={dimension}" in found)
 
     def exported_days(self, org_id: str, group_by: str, days: DayRange) -> ExportedDays:
-        """Return what the manifests say of these days."""
-        manifests = DayManifests(self._storage, org_id, group_by)
-        with storage_errors(f"could not list {self._storage.location(manifests.folder)}"):
-            partitions = [parse_manifest_name(name) for name in self._storage.names(manifests.folder)]
-        listed = sorted(each[1] for each in partitions if each and each[0] == manifests.partition)
-        exported = [day for day in listed if days.first <= day <= days.last]
+        """Return what the manifests say of these days. The index saves reading those that a listing proves."""
+        stored = self._stored_days(org_id, group_by)
+        with storage_errors(f"could not list {self._storage.location(stored.folder)}"):
+            listed = stored.list_manifests()
+            exported = [day for day in listed if days.first <= day <= days.last]
+            if len(exported) > 1:
+                stored.load_index()
         found: dict[date, ExportedDay] = {}
         unreadable = []
-        for day, manifest in zip(
-            exported, self._map(lambda day: self._manifest(manifests, day), exported), strict=True
-        ):
+        manifests = self._map(lambda day: self._manifest(stored, day, stored.manifest), exported)
+        for day, manifest in zip(exported, manifests, strict=True):
             if isinstance(manifest, ExportedDay):
                 found[day] = manifest
             elif isinstance(manifest, UsageReadError):
@@ -218,13 +218,16 @@ class UsageReader:
 
     def manifest(self, org_id: str, group_by: str, day: date) -> bytes | None:
         """Return the content of a day's manifest, None if there is none."""
-        name = DayManifests(self._storage, org_id, group_by).name(day)
+        name = self._stored_days(org_id, group_by).manifest_name(day)
         with storage_errors(f"could not read {self._storage.location(name)}"):
             return self._storage.read(name)
 
+    def _stored_days(self, org_id: str, group_by: str) -> StoredDays:
+        return StoredDays(self._storage, org_id, group_by, self.filters, self._format.extension)
+
     def _rows_of_day(self, org_id: str, group_by: str, exported: ExportedDay) -> list[UsageRow]:
-        manifests = DayManifests(self._storage, org_id, group_by)
-        name = f"data/{manifests.partition}/dt={exported.day}/usage.{self._format.extension}"
+        stored = self._stored_days(org_id, group_by)
+        name = stored.file(exported.day)
         location = self._storage.location(name)
         for read in range(_MAX_READS):
             if exported.sha256 is None:
@@ -239,7 +242,7 @@ class UsageReader:
                 return rows
             # An export writes the file and then its manifest.
             time.sleep(min(0.02 * 2**read, 0.2))
-            again = self._manifest(manifests, exported.day)
+            again = self._manifest(stored, exported.day, stored.read_manifest)
             if isinstance(again, UsageReadError):
                 raise again
             if again is None:
@@ -257,25 +260,24 @@ class UsageReader:
             raise UsageReadError(f"{location} does not have the {exported.row_count} rows of {exported.day} alone")
         return rows
 
-    def _manifest(self, manifests: DayManifests, day: date) -> ExportedDay | UsageReadError | None:
+    def _manifest(
+        self, stored: StoredDays, day: date, find: Callable[[date], Manifest | None]
+    ) -> ExportedDay | UsageReadError | None:
         """Return a day's manifest, the error if it can't be decoded, or None if there is none."""
-        name = manifests.name(day)
-        with storage_errors(f"could not read {self._storage.location(name)}"):
-            content = self._storage.read(name)
-        if content is None:  # removed since it was listed
+        location = self._storage.location(stored.manifest_name(day))
+        with storage_errors(f"could not read {location}"):
+            try:
+                manifest = find(day)
+            except InvalidManifestError as error:
+                return UsageReadError(f"{location} can't be decoded: {error}")
+        if manifest is None:  # removed since it was listed
             return None
-        try:
-            manifest = decode_manifest(content)
-            if manifest.date != day:
-                raise ValueError(f"it is of {manifest.date}")
-        except ValueError as error:
-            return UsageReadError(f"{self._storage.location(name)} can't be decoded: {error}")
         return ExportedDay(
             day=day,
             row_count=manifest.row_count,
             credits=None if manifest.credits is None else Decimal(manifest.credits),
             request_count=manifest.request_count,
-            is_final=manifest.is_final,
+            is_final=manifest.final,
             exported_at=manifest.exported_at,
             run=manifest.run,
             sha256=manifest.sha256,

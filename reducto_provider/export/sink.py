@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from reducto_provider.export.storage import check_output_path
@@ -53,6 +52,7 @@ class PublishedFile:
     :param size: in bytes; None for the days of a table.
     :param changed: whether the rows differ from those last reported by a successful run; True if none reported any.
     :param change: the id of the change that produced these rows.
+    :param written: False if the destination held the same rows and was left as it was.
     """
 
     uri: str | None
@@ -61,6 +61,7 @@ class PublishedFile:
     size: int | None
     changed: bool
     change: str
+    written: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values for XCom."""
@@ -71,37 +72,6 @@ class PublishedFile:
             "bytes": self.size,
             "changed": self.changed,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """
-    A try of a task instance, recorded so that later tries can skip what it published.
-
-    Airflow keeps counting tries when a task is cleared.
-
-    :param number: the number of this try.
-    :param first: the number of the first try since the task was last cleared.
-    :param fingerprint: of everything but the query that decides what is exported. Tries with another one are ignored.
-    """
-
-    number: int
-    first: int
-    fingerprint: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedDays:
-    """
-    The totals of the days of a query. ``credits`` is None if any row has none.
-
-    :param changed: the days whose rows differ from those last reported by a successful run, with their change ids.
-    """
-
-    row_count: int
-    credits: Decimal | None
-    request_count: int
-    changed: Mapping[date, str]
 
 
 class Sink(ABC):
@@ -154,31 +124,20 @@ class Sink(ABC):
 
     @abstractmethod
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Publish the report: a reader then sees for each of its days exactly its rows.
 
         :param query: the query of the report.
         :param run: see :meth:`check`.
-        :param attempt: lets later tries find what this one published, see :meth:`published_before`. Leave it out for a
-            report that is not final.
+        :param asked_on: the UTC day on which the service was asked, None for today. The days before it were over.
         :return: a file per day, or one for all of them.
         :raises DatasetMismatchError: see :meth:`check`.
         :raises OutdatedReportError: nothing has been published; request the report again, at most
             :data:`MAX_REQUESTS` times.
         :raises PublishError: the export can be run again.
         """
-
-    def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
-        """
-        Return what earlier tries, from ``attempt.first`` on, published for the query.
-
-        :param query: with its organization.
-        :return: None unless they published every day of it, and for a destination that does not record tries.
-        :raises PublishError: if the destination can't be read.
-        """
-        return None
 
     @abstractmethod
     def acknowledge(self, changes: Changes) -> int:
@@ -199,10 +158,13 @@ class Sink(ABC):
     def describe(self, files: Sequence[PublishedFile]) -> str:
         """Describe what was published, for a log line."""
         empty = sum(file.uri is None for file in files)
+        unwritten = sum(not file.written for file in files)
         empty_days = sum(file.uri is None and file.day is not None for file in files)
         size = sum(file.size or 0 for file in files)
-        return f"Published {len(files) - empty} files with {size} bytes at {self.location}" + (
-            f", and {empty_days} days without usage" if empty_days else ""
+        return (
+            f"Published {len(files) - empty} files with {size} bytes at {self.location}"
+            + (f", and {empty_days} days without usage" if empty_days else "")
+            + (f"; {unwritten} days were there and not written again" if unwritten else "")
         )
 
 

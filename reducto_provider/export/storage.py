@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from inspect import signature
@@ -23,8 +24,7 @@ OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 _LOCAL_SCHEMES = ("file", "local")
 # Older clients ignore `mode="create"` and overwrite (s3fs), or do not accept it (gcsfs, adlfs).
-_CLIENTS = ("s3fs", "gcsfs", "adlfs")
-_MIN_CLIENT = (2024, 12)
+_CLIENTS, _MIN_CLIENT = ("s3fs", "gcsfs", "adlfs"), (2024, 12)
 _ABANDONED_AFTER = 3600.0
 _MAX_TIDIED_FOLDERS = 256  # more than are written in turns, and bounded for any number of organizations
 _PAUSES = (0.1, 0.5, 2.0)
@@ -144,6 +144,15 @@ class Storage(ABC):
     @abstractmethod
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly in a folder, sorted; an empty list if there is no such folder."""
+
+    def md5s(self, folder: str, prefix: str) -> dict[str, str] | None:
+        """
+        Return the MD5s in a fresh listing of a folder's files whose names begin with ``prefix``, by name; None for a
+        store that lists none.
+
+        The expected MD5 proves the content. Any other proves nothing: some objects have another kind of version.
+        """
+        return None
 
 
 class LocalStorage(Storage):
@@ -326,6 +335,14 @@ class ObjectStorage(Storage):
         names = [str(each["name"]).rstrip("/") for each in found if each["type"] == "directory"]
         return sorted(name.rpartition("/")[2] for name in names)
 
+    def md5s(self, folder: str, prefix: str) -> dict[str, str] | None:
+        if _EXTRAS.get(self._scheme) not in ("s3", "gcs"):
+            return None
+        self._fs.invalidate_cache()
+        with _advice():
+            found = self._fs.find(self._path(folder), prefix=prefix, detail=True)
+        return {str(path).removeprefix(f"{self._root}/"): _listed_md5(info) for path, info in found.items()}
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -355,6 +372,11 @@ def _check_client(fs: AbstractFileSystem) -> None:
             raise ValueError(
                 f"{package} {installed} can't create an object only if there is none: install {package}>={oldest}"
             )
+
+
+def _listed_md5(info: Mapping[str, Any]) -> str:
+    """Return the MD5 in a listing of S3 or, in base64, of Google Cloud Storage. It can be empty or something else."""
+    return b64decode(md5).hex() if (md5 := info.get("md5Hash")) else str(info.get("ETag", "")).strip('"')
 
 
 def _encoded(path: str) -> str:

@@ -56,7 +56,7 @@ class Verification:
     problems: tuple[Problem, ...]
 
 
-_REPORTED_NAME = re.compile(r"metadata/org_id=[^/]+/group_by=[^/]+/\.reported-\d{4}", re.ASCII)
+_OTHER_NAME = re.compile(r"metadata/org_id=[^/]+/group_by=[^/]+/(\.reported-\d{4}|index\.json)", re.ASCII)
 
 
 class _Manifest(msgspec.Struct):
@@ -78,7 +78,7 @@ def verify_dataset(storage: Storage) -> Verification:
     manifests: dict[str, list[date]] = {}
     expected = 0
     for name in storage.names("metadata"):
-        if name == DATASET_FILE or _REPORTED_NAME.fullmatch(name):
+        if name == DATASET_FILE or _OTHER_NAME.fullmatch(name):
             continue
         partition = parse_manifest_name(name)
         if partition is None:

@@ -12,6 +12,7 @@ import msgspec
 from reducto_provider.exceptions import ReductoConfigurationError, translate_errors
 from reducto_provider.export.sink import MAX_REQUESTS, OutdatedReportError
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key, summarize
+from reducto_provider.usage.days import today
 from reducto_provider.usage.fields import QUERY_FIELDS
 from reducto_provider.usage.query import printable
 from reducto_provider.usage.report import format_decimal, json_number
@@ -179,13 +180,16 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
 
     def _ask_and_publish(self, query: UsageQuery, sink: Sink, run: str) -> tuple[UsageReport, list[PublishedFile]]:
         for _ in range(MAX_REQUESTS - 1):
-            report = self._ask(query)
             try:
-                return report, sink.publish(report, query, run)
+                return self._ask_and_publish_once(query, sink, run)
             except OutdatedReportError as error:
                 self.log.warning("%s: asking again", error)
+        return self._ask_and_publish_once(query, sink, run)
+
+    def _ask_and_publish_once(self, query: UsageQuery, sink: Sink, run: str) -> tuple[UsageReport, list[PublishedFile]]:
+        asked_on = today()  # before the request: the day may end meanwhile
         report = self._ask(query)
-        return report, sink.publish(report, query, run)
+        return report, sink.publish(report, query, run, asked_on)
 
     def _outputs(self) -> list[OutputDataset]:
         if self._sink is None or not self._reports:

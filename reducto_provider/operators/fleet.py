@@ -6,14 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from reducto_provider import __version__
 from reducto_provider.airflow_compat import AirflowException, AirflowFailException, redact
 from reducto_provider.exceptions import (
     ReductoAuthenticationError,
@@ -33,8 +30,8 @@ from reducto_provider.export.fleet import (
     reported_changes,
     split_query,
 )
-from reducto_provider.export.focus import FOCUS_FORMATS, parse_terms
-from reducto_provider.export.sink import MAX_REQUESTS, Attempt, OutdatedReportError, PublishedDays
+from reducto_provider.export.focus import FOCUS_FORMATS
+from reducto_provider.export.sink import MAX_REQUESTS, OutdatedReportError
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key
@@ -66,14 +63,14 @@ class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
     reports of ``days_per_request`` days.
 
     One organization's failure does not stop the others. If any failed, the task pushes the result to XCom, fails, and
-    is retried if any failure is transient. By the manifests of the days, the next try exports only what earlier tries
-    did not publish. A cleared task exports everything again. Days that were not over are always exported again.
+    is retried if any failure is transient. The next try asks for all organizations again, and writes only the days that
+    are not there yet or have changed.
 
     The XCom holds ``usage_start_date``, ``usage_end_date``, how many were ``exported`` and ``failed`` (counting each
     dimension of an organization), and ``organizations``: ``org_id``, ``reducto_conn_id``, ``group_by``, ``status``
-    (``exported``, ``already_exported`` by an earlier try, ``failed``), ``row_count``, ``credits``, ``request_count``,
-    ``changed_day_count``, ``changed_days`` (the 31 latest) and ``error``. Failed ones come first.
-    ``organizations_left_out`` counts those that did not fit into ``max_xcom_bytes``.
+    (``exported`` or ``failed``), ``row_count``, ``credits``, ``request_count``, ``changed_day_count``, ``changed_days``
+    (the 31 latest) and ``error``. Failed ones come first. ``organizations_left_out`` counts those that did not fit into
+    ``max_xcom_bytes``.
 
     :param organizations: ids, or dicts of ``org_id`` and ``reducto_conn_id`` for those with their own connection; or
         JSON text of such a list, as templates render it.
@@ -164,7 +161,6 @@ class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
             days_per_request=self.days_per_request,
             concurrency=self.concurrency,
             run=run_key(context),
-            attempt=self._attempt(context),
             log=self.log.log,
         )
         try:
@@ -172,7 +168,7 @@ class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
         except asyncio.CancelledError:
             raise ReductoExportError(
                 f"{self.task_id} was stopped after {len(fleet.outcomes)} of {len(entries)} exports. Each file is "
-                "complete, and the next try continues"
+                "complete, and the next try writes the rest"
             ) from None
         return self._conclude(query, outcomes, sink, context)
 
@@ -191,11 +187,10 @@ class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
         result = fleet_result(query, outcomes, self.max_xcom_bytes)
         failed = failures(outcomes)
         self.log.info(
-            "Exported %d of %d at %s, %d of them by an earlier try; %d days changed",
+            "Exported %d of %d at %s; %d days changed",
             len(outcomes) - len(failed),
             len(outcomes),
             sink.location,
-            sum(each.status == "already_exported" for each in outcomes),
             sum(each.changed_day_count for each in outcomes),
         )
         if not failed:
@@ -208,19 +203,6 @@ class ReductoUsageFleetExportOperator(BaseUsageExportOperator):
         raise (ReductoFleetFailError if permanent else ReductoFleetError)(
             f"{self.task_id}: {describe_failures(outcomes)}"
         )
-
-    def _attempt(self, context: Context) -> Attempt:
-        """
-        Return this try. If its first try is unknown, everything is exported again.
-
-        A retry keeps ``max_tries``; a clear sets it to the tries so far plus ``retries``. Clearing a running task looks
-        like a retry, except for ``clear_number``, which counts it from Airflow 3.3 on.
-        """
-        ti, retries = context["ti"], self.retries or 0
-        first = ti.max_tries - retries + 1 if ti.max_tries >= retries else ti.try_number
-        terms = repr(parse_terms(self.output_format, self._price_options()))
-        identity = (ti.max_tries, retries, getattr(context["dag_run"], "clear_number", None), terms, __version__)
-        return Attempt(number=ti.try_number, first=first, fingerprint=repr(identity))
 
     def _query_fields(self) -> dict[str, Any]:
         return {**super()._query_fields(), "group_by": "product"}  # a placeholder: each entry has its own
@@ -253,7 +235,6 @@ class FleetExport:
 
     :param query: the days and filters for each organization.
     :param run: identifies the task instance.
-    :param attempt: this try. What earlier tries published is not exported again.
     :param log: called with a level, a message and its arguments.
     """
 
@@ -266,7 +247,6 @@ class FleetExport:
         days_per_request: int,
         concurrency: int,
         run: str,
-        attempt: Attempt,
         log: Callable[..., None],
     ) -> None:
         from reducto_provider.hooks.reducto import ReductoHook
@@ -280,7 +260,6 @@ class FleetExport:
         self._days_per_request = days_per_request
         self._concurrency = concurrency
         self._run = run
-        self._attempt = attempt
         self._log = log
         # One hook per connection, so that its requests share one rate limit.
         self._hooks = {entry.conn_id: ReductoHook(entry.conn_id) for entry in entries}
@@ -331,50 +310,36 @@ class FleetExport:
     async def _export(self, entry: FleetEntry, outcome: FleetOutcome) -> None:
         hook = self._hooks[entry.conn_id]
         settings = await hook.aget_settings()
-        identity = (self._attempt.fingerprint, entry.conn_id, settings.base_url)
-        attempt = replace(self._attempt, fingerprint=sha256(repr(identity).encode()).hexdigest()[:16])
         query = replace(self._query, org_id=entry.org_id, group_by=entry.group_by)
-        async with AsyncExitStack() as stack:
+        async with hook:
             for part in split_query(query, self._days_per_request):
-                days = None
-                if attempt.number > attempt.first:
-                    days = await self._in_thread(self._sink.published_before, part, self._run, attempt)
-                if days is None:
-                    if outcome.status != "exported":
-                        await stack.enter_async_context(hook)
-                        outcome.status = "exported"
-                    days = await self._ask_until_published(hook, part, attempt)
-                    self.sources.append((settings.base_url, entry.org_id, entry.group_by))
-                outcome.add(days)
+                await self._ask_until_published(hook, part, outcome)
+                self.sources.append((settings.base_url, entry.org_id, entry.group_by))
 
-    async def _ask_until_published(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
+    async def _ask_until_published(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
         for _ in range(MAX_REQUESTS - 1):
             try:
-                return await self._ask_and_publish(hook, query, attempt)
+                await self._ask_and_publish(hook, query, outcome)
+                return
             except OutdatedReportError as error:
                 await event_loop.run_aside(self._log, logging.WARNING, "%s: asking again", error)
-        return await self._ask_and_publish(hook, query, attempt)
+        await self._ask_and_publish(hook, query, outcome)
 
-    async def _ask_and_publish(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
+    async def _ask_and_publish(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
+        asked_on = today()  # before the request: the day may end meanwhile
+        report = await self._ask(hook, query)
+        files = await self._in_thread(self._sink.publish, report, query, self._run, asked_on)
+        outcome.add(report, files)
+
+    async def _ask(self, hook: ReductoHook, query: UsageQuery) -> UsageReport:
         if auth_error := self._auth_errors.get(hook.reducto_conn_id):
             raise ReductoAuthenticationError(auth_error)
-        final = query.end < today()  # checked before the request: the day may end meanwhile
         try:
-            report = await hook.aget_usage(query)
+            return await hook.aget_usage(query)
         except ReductoAuthenticationError as error:
             # All organizations of the connection share the key: do not try it again.
             self._auth_errors[hook.reducto_conn_id] = str(error)
             raise
-        return await self._in_thread(self._publish, report, query, attempt if final else None)
-
-    def _publish(self, report: UsageReport, query: UsageQuery, attempt: Attempt | None) -> PublishedDays:
-        files = self._sink.publish(report, query, run=self._run, attempt=attempt)
-        return PublishedDays(
-            row_count=len(report.rows),
-            credits=report.credits,
-            request_count=report.request_count,
-            changed={file.day: file.change for file in files if file.day and file.changed},
-        )
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._storage_threads, partial(function, *arguments))

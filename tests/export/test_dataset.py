@@ -7,11 +7,9 @@ import json
 import random
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from threading import Barrier, Thread
-from unittest.mock import ANY
 from urllib.parse import unquote
 from urllib.request import urlopen
 
@@ -25,7 +23,7 @@ from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
 from reducto_provider.export.manifest import metadata_folder
 from reducto_provider.export.reported import acknowledge
-from reducto_provider.export.sink import Attempt, DatasetMismatchError, PublishedDays, PublishError
+from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.airflow_sdk import ObjectStoragePath
 from tests.export.conftest import Place
@@ -81,6 +79,7 @@ class TestLayout:
         days = ["2026-06-16", "2026-06-17", "2026-06-18"]
         assert set(place.files()) == {
             "metadata/dataset.json",
+            f"metadata/{ROOT}/index.json",
             *[f"data/{ROOT}/dt={day}/usage.{format}" for day in days],
             *[f"metadata/{ROOT}/dt={day}.json" for day in days],
         }
@@ -139,6 +138,7 @@ class TestLayout:
         exported_at = datetime.fromisoformat(found.pop("exported_at"))
         assert exported_at.utcoffset() == timedelta(0)
         assert re.fullmatch("[0-9a-f]{64}", found.pop("rows_sha256"))
+        assert found.pop("md5") == hashlib.md5(content).hexdigest()
         assert re.fullmatch("[0-9a-f]{16}", found.pop("change"))
         assert found == {
             "date": "2026-06-16",
@@ -148,12 +148,14 @@ class TestLayout:
             "sha256": hashlib.sha256(content).hexdigest(),
             "credits": "230.5",
             "request_count": 95,
+            "final": True,
             "query": [
                 ["startDate", "2026-06-16"],
                 ["endDate", "2026-06-18"],
                 ["groupBy", "product"],
-                ["apiKey", "k2"],
+                ["orgId", "org_abc123"],
                 ["apiKey", "k1"],
+                ["apiKey", "k2"],
             ],
             "run": None,
             "package_version": __version__,
@@ -436,7 +438,7 @@ class TestForeignText:
         publish(place, make_export(*THREE_DAYS, org_id=org_id))
 
         names = [name.split("/") for name in place.files() if name != "metadata/dataset.json"]
-        assert len(names) == 6
+        assert len(names) == 7
         assert {(len(parts), parts[0]) for parts in names} == {(5, "data"), (4, "metadata")}
         assert {unquote(parts[1].removeprefix("org_id=")) for parts in names} == {org_id}
         assert {parts[2] for parts in names} == {"group_by=product"}
@@ -446,7 +448,7 @@ class TestForeignText:
             publish(folder, make_export(*THREE_DAYS, org_id=org_id))
 
         assert [path.name for path in tmp_path.iterdir()] == ["usage"]
-        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1 + 6 * len(HOSTILE_ORGS)
+        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1 + 7 * len(HOSTILE_ORGS)
 
     def test_no_two_organizations_share_a_file(self, place, make_export, publish):
         orgs = ["a/b", "a%2Fb", "a%252Fb", "a b", "a+b", "a%20b", "A/B", "a/b ", "a\u0301", "\u00e1"]
@@ -470,6 +472,7 @@ class TestForeignText:
 
         assert set(place.files()) == {
             "metadata/dataset.json",
+            f"metadata/{ROOT}/index.json",
             f"metadata/{ROOT}/dt=2026-06-18.json",
             f"data/{ROOT}/dt=2026-06-18/usage.{format}",
         }
@@ -694,20 +697,25 @@ class TestChanges:
         assert export_day("2", succeeds=True)
         assert not export_day("2", succeeds=True)
 
-    def test_an_older_answer_that_replaces_one_that_was_reported(self, place, export_day, monkeypatch):
-        """Another task publishes and reports 2 while this one, which was answered before, is about to write 1."""
+    @pytest.mark.parametrize("before", ["1", "0"], ids=["the answer was there", "the answer is written"])
+    def test_an_older_answer_that_replaces_one_that_was_reported(self, place, export_day, monkeypatch, before):
+        """Another task publishes and reports 2 while this one, which was answered 1 before, looks what is there."""
         export_day("1", succeeds=True)
+        export_day(before, succeeds=True)
         storage = type(place.storage)
-        replace_file = storage.replace
+        read = storage.read
 
-        def meanwhile(self, name, content):
-            if name.endswith("usage.jsonl"):
-                monkeypatch.setattr(storage, "replace", replace_file)
+        def meanwhile(self, name=""):
+            content = read(self, name)
+            if name.endswith("dt=2026-06-17.json"):
+                monkeypatch.setattr(storage, "read", read)
                 assert export_day("2", succeeds=True)
-            replace_file(self, name, content)
+            return content
 
-        monkeypatch.setattr(storage, "replace", meanwhile)
+        monkeypatch.setattr(storage, "read", meanwhile)
         assert export_day("1", succeeds=True)
+        [content] = place.data().values()
+        assert b'"credits":1.0' in content
         assert not export_day("1", succeeds=True)
 
     def test_a_day_whose_file_was_written_without_its_manifest(self, place, export_day):
@@ -759,7 +767,7 @@ class TestChanges:
         mocker.patch("pyarrow.parquet.write_table", write_otherwise)
 
         assert not export_day("1", succeeds=True, format="parquet")
-        assert place.data() != before
+        assert place.data() == before, "the same rows are not written again"
 
     @pytest.mark.parametrize("writes", range(7))
     def test_a_task_that_is_killed_after_any_write(self, place, make_export, succeed, publish, refuse, writes):
@@ -771,101 +779,3 @@ class TestChanges:
 
         assert [file.changed for file in succeed(place, restated)] == [True] * 3
         assert [file.changed for file in succeed(place, restated)] == [False] * 3
-
-
-class TestTries:
-    """What a try may reuse from earlier tries: too little costs requests, too much loses usage."""
-
-    FIRST = Attempt(number=1, first=1, fingerprint="a")
-    SECOND = replace(FIRST, number=2)
-
-    @pytest.fixture
-    def export(self, make_export):
-        return make_export(*THREE_DAYS, start="2026-06-15", org_id="org/abc")
-
-    @pytest.fixture
-    def query(self, export):
-        return replace(export.query, org_id="org/abc")
-
-    @pytest.fixture
-    def dataset(self, place, export, query):
-        dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
-        dataset.publish(export.report, query, run="run", attempt=self.FIRST)
-        return dataset
-
-    def test_the_next_try_finds_it(self, dataset, export, query):
-        days = [date(2026, 6, day) for day in (15, 16, 17, 18)]
-        assert dataset.published_before(query, "run", self.SECOND) == PublishedDays(
-            row_count=4, credits=Decimal("467.6"), request_count=171, changed=ANY
-        )
-        assert list(dataset.published_before(query, "run", self.SECOND).changed) == days
-        assert dataset.published_before(query, "run", replace(self.SECOND, number=7)) is not None
-
-    def test_changes_are_those_that_nobody_was_told_of(self, place, dataset, export, query):
-        published = dataset.publish(export.report, query, run="other", attempt=self.FIRST)
-        assert dataset.published_before(query, "other", self.SECOND).changed == {
-            file.day: file.change for file in published
-        }
-        acknowledge_changes(place.storage, export.report, published[1:])
-        assert list(dataset.published_before(query, "other", self.SECOND).changed) == [date(2026, 6, 15)]
-
-    def test_without_credits_there_is_no_sum(self, place, make_export):
-        export = make_export(("2026-06-16", "parse", "1", 75), ("2026-06-17", "parse", "null", 3), org_id="org_x")
-        query = replace(export.query, org_id="org_x")
-        dataset = UsageDataset(place.storage, FORMATS["jsonl"], {})
-        dataset.publish(export.report, query, run="run", attempt=self.FIRST)
-        found = dataset.published_before(query, "run", self.SECOND)
-        assert (found.credits, found.request_count) == (None, 78)
-
-    @pytest.mark.parametrize(
-        ("run", "attempt"),
-        [
-            ("run", FIRST),
-            ("other", SECOND),
-            ("run", Attempt(number=2, first=2, fingerprint="a")),
-            ("run", Attempt(number=3, first=2, fingerprint="a")),
-            ("run", Attempt(number=2, first=1, fingerprint="b")),
-        ],
-        ids=["the same try", "another task instance", "cleared", "a retry after a clear", "something else"],
-    )
-    def test_others_do_not(self, dataset, query, run, attempt):
-        assert dataset.published_before(query, run, attempt) is None
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"start": date(2026, 6, 14)},
-            {"end": date(2026, 6, 17)},
-            {"group_by": "feature"},
-            {"org_id": "org_abc"},
-            {"products": ("parse",)},
-        ],
-    )
-    def test_another_question_is_not_answered(self, dataset, query, fields):
-        assert dataset.published_before(replace(query, **fields), "run", self.SECOND) is None
-
-    @pytest.mark.parametrize(
-        ("figure", "told"),
-        [
-            *(("credits", told) for told in ("NaN", "Infinity", "-1", "1e999999999", "1_0", "", "1" * 5_000, 5, True)),
-            *((figure, told) for figure in ("row_count", "request_count") for told in (-1, 1.5, "1", None)),
-        ],
-    )
-    def test_figures_that_no_export_writes_are_not_told_on(self, place, dataset, query, figure, told):
-        name = "metadata/org_id=org%2Fabc/group_by=product/dt=2026-06-17.json"
-        place.put(name, json.dumps({**json.loads(place.files()[name]), figure: told}).encode())
-
-        assert dataset.published_before(query, "run", self.SECOND) is None
-
-    def test_a_day_that_is_missing_or_was_exported_otherwise_is_asked_for_again(
-        self, place, dataset, export, query, make_export
-    ):
-        name = "metadata/org_id=org%2Fabc/group_by=product/dt=2026-06-17.json"
-        before = place.files()[name]
-        for content in (b"", b"{}", before.replace(b'"number": 1', b'"number": "1"')):
-            place.put(name, content)
-            assert dataset.published_before(query, "run", self.SECOND) is None
-        place.put(name, before)
-        assert dataset.published_before(query, "run", self.SECOND) is not None
-        dataset.publish(export.report, query, run="run")
-        assert dataset.published_before(query, "run", self.SECOND) is None, "an answer that was not final"

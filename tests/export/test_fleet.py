@@ -19,17 +19,33 @@ from reducto_provider.export.fleet import (
     parse_fleet,
     split_query,
 )
-from reducto_provider.export.sink import PublishedDays
+from reducto_provider.export.sink import PublishedFile
 from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.report import UsageReport, UsageRow
 
 QUERY = UsageQuery(start=date(2026, 5, 1), end=date(2026, 5, 31), products=("parse",))
 
 
-def outcome(org_id, error=None, **published):
-    made = FleetOutcome(FleetEntry(org_id, "product", "reducto_default"), "exported")
-    made.add(
-        PublishedDays(**{"row_count": 3, "credits": Decimal("1.5"), "request_count": 7, "changed": {}, **published})
+def published(credits="1.5", request_count=7, changed=()):
+    """A report of three rows, and its files."""
+    rows = [(None if credits is None else Decimal(credits), request_count), (Decimal(0), 0), (Decimal(0), 0)]
+    report = UsageReport(
+        org_id="org",
+        start=QUERY.start,
+        end=QUERY.end,
+        group_by="product",
+        rows=tuple(UsageRow(QUERY.start, str(number), *row) for number, row in enumerate(rows)),
     )
+    files = [
+        PublishedFile(uri=None, day=day, row_count=0, size=0, changed=day in changed, change=dict(changed).get(day, ""))
+        for day in (*changed, date(2020, 1, 1))
+    ]
+    return report, files
+
+
+def outcome(org_id, error=None, **figures):
+    made = FleetOutcome(FleetEntry(org_id, "product", "reducto_default"))
+    made.add(*published(**figures))
     if error:
         made.fail(error, permanent=False)
     return made
@@ -81,21 +97,21 @@ def test_the_parts_of_a_query_are_the_query(days):
 
 
 def test_parts_add_up_exactly():
-    made = outcome("org_a", credits=Decimal("0.1"))
-    made.add(PublishedDays(row_count=1, credits=Decimal("0.2"), request_count=2, changed={QUERY.start: "1"}))
+    made = outcome("org_a", credits="0.1")
+    made.add(*published(credits="0.2", request_count=2, changed={QUERY.start: "1"}))
     assert made.as_json() == {
         "org_id": "org_a",
         "reducto_conn_id": "reducto_default",
         "group_by": "product",
         "status": "exported",
-        "row_count": 4,
+        "row_count": 6,
         "credits": 0.3,
         "request_count": 9,
         "changed_day_count": 1,
         "changed_days": ["2026-05-01"],
         "error": None,
     }
-    made.add(PublishedDays(row_count=1, credits=None, request_count=1, changed={}))
+    made.add(*published(credits=None))
     assert made.as_json()["credits"] is None
     assert "an unknown number of credits" in str(made)
 

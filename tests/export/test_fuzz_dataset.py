@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -15,7 +16,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import FORMATS
@@ -76,9 +77,17 @@ class Killed(BaseException):
 
 
 class Mortal(LocalStorage):
-    """A folder whose writer is killed before one of the steps to come."""
+    """A folder whose writer is killed before one of the steps to come. It may list MD5s, as S3 does."""
 
     lives: int | None = None
+    lists: bool = False
+
+    def md5s(self, folder: str, prefix: str) -> dict[str, str] | None:
+        self._step()
+        if not self.lists:
+            return None
+        files = self._path(folder).glob(f"{prefix}*/*" if folder.startswith("data/") else f"{prefix}*")
+        return {str(path.relative_to(self._root)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
     def _step(self) -> None:
         if self.lives is not None:
@@ -124,6 +133,11 @@ class Exports(RuleBasedStateMachine):
         self.expected: dict[tuple[str, str], dict[date, dict[object, object]]] = {}
         self.unfinished = False
         self.last: tuple[UsageReport, UsageQuery] | None = None
+        self.indexes: list[bytes] = []
+
+    @initialize(lists=st.booleans())
+    def choose_a_store(self, lists):
+        self.storage.lists = lists
 
     @rule(
         org_id=st.sampled_from(["org_acme", "../org_acme", "org/acme", "org%2Facme"]),
@@ -153,10 +167,36 @@ class Exports(RuleBasedStateMachine):
     @rule()
     def run_the_last_one_again(self):
         before = files_below(self.parent)
-        report, query = self.last
-        self.dataset.publish(report, query)
-        data = {name: content for name, content in files_below(self.parent).items() if "/data/" in name}
-        assert data == {name: content for name, content in before.items() if "/data/" in name}
+        assert not any(file.written for file in self.dataset.publish(*self.last))
+        found = files_below(self.parent)
+        assert {name for name in before | found if before.get(name) != found.get(name)} <= {self._index()}
+
+    @precondition(lambda self: self.last and not self.unfinished)
+    @rule(which=st.integers(0, 100), harm=st.sampled_from(["remove", "alter", "empty"]))
+    def run_the_last_one_again_after_damage(self, which, harm):
+        """Of one file, be it a day's, a manifest or the index. The invariant has what must then be there."""
+        partition = partition_of(self.last[0].org_id, self.last[0].group_by)
+        days = [self.last[1].start + timedelta(days=offset) for offset in range(query_length(self.last[1]))]
+        names = [
+            name
+            for name in sorted(files_below(self.parent))
+            if f"/{partition}/" in name and (name.endswith("index.json") or any(f"dt={day}" in name for day in days))
+        ]
+        file = self.parent / names[which % len(names)]
+        if harm == "remove":
+            file.unlink()
+        else:
+            content = file.read_bytes()
+            place = which % len(content)
+            file.write_bytes(b"" if harm == "empty" else content[:place] + b"\1" + content[place + 1 :])
+        self._export(*self.last)
+
+    @precondition(lambda self: self.indexes)
+    @rule(which=st.integers(0, 100))
+    def put_back_an_old_index(self, which):
+        """As of two exports at the same time the later one does, or somebody who restores a file."""
+        (self.parent / self._index()).parent.mkdir(parents=True, exist_ok=True)
+        (self.parent / self._index()).write_bytes(self.indexes[which % len(self.indexes)])
 
     @invariant()
     def each_day_holds_what_its_last_export_left(self):
@@ -207,6 +247,11 @@ class Exports(RuleBasedStateMachine):
         for offset in range(query_length(query)):
             day = query.start + timedelta(days=offset)
             days[day] = rows_of(report, day)
+        self.indexes.append((self.parent / self._index()).read_bytes())
+
+    def _index(self):
+        report, _ = self.last
+        return f"usage/{metadata_folder(report.org_id, report.group_by)}/index.json"
 
 
 LATER = st.integers(0, DAYS - 1)
@@ -231,6 +276,16 @@ class Reports(RuleBasedStateMachine):
         """Days of which nothing but what was told, and acknowledged in time, has been published since."""
         self.late: list[dict[date, str]] = []
         self.versions: list[bytes] = []
+        self.indexes: list[bytes] = []
+
+    @initialize(lists=st.booleans())
+    def choose_a_store(self, lists):
+        self.storage.lists = lists
+
+    @precondition(lambda self: self.indexes)
+    @rule(which=LATER)
+    def put_back_an_old_index(self, which):
+        self.storage.replace(f"{self.folder}/index.json", self.indexes[which % len(self.indexes)])
 
     @rule(offsets=OFFSETS, amounts=AMOUNTS)
     def fail(self, offsets, amounts):
@@ -303,6 +358,7 @@ class Reports(RuleBasedStateMachine):
         self.acknowledged -= {day for day in days if self.told.get(day, "nothing") != rows[day]}
         used = [((day, "parse"), (Decimal(amount), 1)) for day, amount in rows.items() if amount]
         files = self.dataset.publish(*answer("org_acme", "product", first, last, used))
+        self.indexes.append(self.storage.read(f"{self.folder}/index.json"))
         changes = {file.day: file.change for file in files if file.changed}
         unknown = {day for day in days if self.told.get(day, "nothing") != rows[day]}
         assert unknown <= changes.keys(), "a change was lost"

@@ -19,9 +19,7 @@ from reducto_provider.export.delta.sink import UsageTable
 from reducto_provider.export.formats import FORMATS, base, delta
 from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.sink import (
-    Attempt,
     DatasetMismatchError,
-    PublishedDays,
     PublishError,
     choose_sink,
     open_sink,
@@ -45,7 +43,6 @@ class Dataset:
     days: ClassVar = [JUNE_16, JUNE_17, JUNE_18, JUNE_19]
     """What has a file of its own in an export of these days."""
     restated: ClassVar = [JUNE_17]
-    records_tries = True
     holds_many = True
 
     def __init__(self, place):
@@ -76,7 +73,6 @@ class OneObject:
     description = ".usage.jsonl.reducto"
     days: ClassVar = [None]
     restated: ClassVar = [None]
-    records_tries = False
     holds_many = False
 
     def __init__(self, place):
@@ -138,10 +134,10 @@ def open_for(destination):
 def publish(open_for):
     """Check the destination and publish an export, as a task does that may succeed."""
 
-    def publish(export, *, attempt=None, succeeds=False):
+    def publish(export, *, succeeds=False):
         sink = open_for(export)
         sink.check(replace(export.query, org_id=export.report.org_id), RUN)
-        files = sink.publish(export.report, export.query, RUN, attempt)
+        files = sink.publish(export.report, export.query, RUN)
         if succeeds:
             assert sink.acknowledge(changes_of(export, files)) == 0
         return files
@@ -318,41 +314,6 @@ class TestCheck:
 
         with pytest.raises(PublishError, match=f"could not read .*{urlsplit(destination.output_path).path}"):
             open_for(export).check(export.query, RUN)
-
-
-class TestTries:
-    FIRST = Attempt(number=1, first=1, fingerprint="f")
-    SECOND = replace(FIRST, number=2)
-
-    @staticmethod
-    def of_fleet(export):
-        """The query of a fleet names the organization."""
-        return replace(export, query=replace(export.query, org_id=export.report.org_id))
-
-    def test_what_an_earlier_try_published_is_known_or_exported_again(
-        self, destination, make_export, publish, open_for
-    ):
-        export = self.of_fleet(make_export(*THREE_DAYS))
-        publish(export, attempt=self.FIRST)
-        found = open_for(export).published_before(export.query, RUN, self.SECOND)
-
-        if destination.records_tries:
-            changes = {file.day: file.change for file in publish(export, attempt=self.FIRST)}
-            assert found == PublishedDays(row_count=4, credits=Decimal("467.6"), request_count=171, changed=changes)
-        else:
-            assert found is None
-
-    def test_of_other_runs_other_days_and_unfinished_days_nothing_is_known(self, make_export, publish, open_for):
-        export = self.of_fleet(make_export(*THREE_DAYS))
-        query, sink = export.query, open_for(export)
-        assert sink.published_before(query, RUN, self.SECOND) is None
-
-        publish(export)
-        assert sink.published_before(query, RUN, self.SECOND) is None
-        publish(export, attempt=self.FIRST)
-        assert sink.published_before(query, "another", self.SECOND) is None
-        assert sink.published_before(replace(query, end=JUNE_19), RUN, self.SECOND) is None
-        assert sink.published_before(replace(query, org_id="org_other"), RUN, self.SECOND) is None
 
 
 @pytest.mark.parametrize("place", ["file"], indirect=True)  # fsspec's memory has no bucket, nor true URIs

@@ -15,7 +15,7 @@ from io import BytesIO
 from threading import Lock, Thread
 from typing import Any
 from unittest.mock import patch
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
@@ -49,6 +49,7 @@ class Call:
     bucket: str
     key: str
     if_none_match: str | None
+    prefix: str = ""
     status: int | None = None
 
     @property
@@ -164,7 +165,8 @@ class S3Server:
         body = environ["wsgi.input"].read(length)
         environ["wsgi.input"] = BytesIO(body)
         _, bucket, *key = unquote(environ["REQUEST_URI"].partition("?")[0]).split("/", 2)
-        call = Call(environ["REQUEST_METHOD"], bucket, "".join(key), environ.get("HTTP_IF_NONE_MATCH"))
+        [prefix] = parse_qs(environ["QUERY_STRING"]).get("prefix", [""])
+        call = Call(environ["REQUEST_METHOD"], bucket, "".join(key), environ.get("HTTP_IF_NONE_MATCH"), prefix)
         how = self._how
         if counted:
             self.calls.append(call)

@@ -241,8 +241,9 @@ class Turns:
 class StepwiseStorage(Storage):
     """A store in memory, of which each step on a day waits for its turn."""
 
-    def __init__(self, files: dict[str, bytes], turns: Turns, writer: int) -> None:
+    def __init__(self, files: dict[str, bytes], turns: Turns, writer: int, lists: bool) -> None:
         self._files = files
+        self._lists = lists
         self._turns = turns
         self._writer = writer
 
@@ -270,6 +271,13 @@ class StepwiseStorage(Storage):
     def folders(self, folder: str) -> list[str]:
         return []
 
+    def md5s(self, folder: str, prefix: str) -> dict[str, str] | None:
+        if not self._lists:
+            return None
+        self._wait(prefix)
+        start = f"{folder}/{prefix}"
+        return {n: hashlib.md5(found).hexdigest() for n, found in self._files.items() if n.startswith(start)}
+
     def _wait(self, name: str) -> None:
         if "dt=" in name:
             self._turns.wait(self._writer)
@@ -284,13 +292,13 @@ class TestEveryOrder:
     def _no_pauses(self, mocker):
         mocker.patch("time.sleep")
 
-    def mix(self, given, order):
+    def mix(self, given, order, lists, files):
         """Export in threads, one step of one of them after the other; then each to its end. What is left?"""
-        files, turns, errors = {}, Turns(len(given)), []
+        turns, errors = Turns(len(given)), []
 
         def run(writer, answer):
             try:
-                UsageDataset(StepwiseStorage(files, turns, writer), check_format("jsonl"), {}).publish(*answer)
+                UsageDataset(StepwiseStorage(files, turns, writer, lists), check_format("jsonl"), {}).publish(*answer)
             except Exception as error:
                 errors.append(error)
             turns.end(writer)
@@ -316,18 +324,25 @@ class TestEveryOrder:
         given = [decoded(query, [row | {"credits": number}] if number else []) for number in credits]
         return given, [files_of(each, tmp_path / str(number)).get(self.NAME) for number, each in enumerate(given)]
 
-    @pytest.mark.parametrize("credits", [(1, 2), (1, 0)])
-    def test_of_two(self, tmp_path, credits):
+    @pytest.mark.parametrize("lists", [False, True], ids=["", "lists MD5s"])
+    @pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+    @pytest.mark.parametrize("credits", [(1, 2), (1, 0), (0, 1)])
+    def test_of_two(self, tmp_path, credits, there, lists):
+        """With ``there``, the first of them finds what it would write."""
         given, wholes = self.answers(tmp_path, *credits)
+        start = {}
+        if there:
+            self.mix(given[:1], (), lists, start)
 
         for order in product((0, 1), repeat=10):
-            content, agrees, errors = self.mix(given, order)
+            content, agrees, errors = self.mix(given, order, lists, dict(start))
             assert (errors, content in wholes, agrees) == ([], True, True), order
 
-    def test_of_three(self, tmp_path):
+    @pytest.mark.parametrize("lists", [False, True], ids=["", "lists MD5s"])
+    def test_of_three(self, tmp_path, lists):
         given, wholes = self.answers(tmp_path, 1, 2, 0)
 
         for seed in range(200):
             order = random.Random(seed).choices((0, 1, 2), k=30)
-            content, agrees, errors = self.mix(given, order)
+            content, agrees, errors = self.mix(given, order, lists, {})
             assert (errors, content in wholes, agrees) == ([], True, True), order

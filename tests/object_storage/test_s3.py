@@ -162,7 +162,7 @@ class TestRefusals:
             "missing_days": (f"s3://lake@{missing}/usage", days, ["bucket does not exist", "does not create it"]),
             "missing_one": (f"s3://lake@{missing}/usage.csv", one, ["bucket does not exist", "does not create it"]),
             "denied_first": (f"s3://lake@{empty}/usage", days, permission),
-            "denied_days": (f"s3://lake@{full}/usage", days, [*permission, "0 of 3 days are published"]),
+            "denied_days": (f"s3://lake@{full}/usage", days, [*permission, " of 3 days are published"]),
             "denied_one": (f"s3://lake@{full}/usage.csv", one, [*permission, "what was there is untouched"]),
             "unreadable_days": (f"s3://lake@{unreadable}/usage", days, permission),
             "unreadable_one": (f"s3://lake@{unreadable}/usage.csv", one, permission),
@@ -371,35 +371,45 @@ class TestRequests:
 
     def test_of_a_day(self, s3, storage):
         usage, counts = answers.usage(), {}
-        dataset = UsageDataset(storage, check_format("parquet"), {})
 
-        def publish(title, last):
+        def publish(title, first, last):
+            dataset = UsageDataset(storage, check_format("parquet"), {})
             s3.calls.clear()
             dataset.check()  # as the operator does, before it asks the service
-            files = dataset.publish(*answers.answer(usage, "org_acme", FIRST, last))
+            files = dataset.publish(*answers.answer(usage, "org_acme", first, last))
             counts[title] = Counter(call.method for call in s3.calls)
             return files
 
-        files = publish("first", date(2026, 5, 10))
+        files = publish("first", FIRST, date(2026, 5, 10))
         s3.calls.clear()
         acknowledge(storage, {metadata_folder("org_acme", "product"): {file.day: file.change for file in files}})
-        noted = Counter(call.method for call in s3.calls)
-        # Of a range, one day more makes the difference; what is left is asked once for each export.
-        publish("unchanged 10", date(2026, 5, 10))
-        publish("unchanged 9", date(2026, 5, 9))
+        counts["noted"] = Counter(call.method for call in s3.calls)
+        publish("10 unchanged days", FIRST, date(2026, 5, 10))
+        publish("one unchanged day", FIRST, FIRST)
+        assert counts["10 unchanged days"] == counts["one unchanged day"]
+        usage.restate("org_acme", date(2026, 5, 10), factor=2)
+        publish("one changed day", FIRST, date(2026, 5, 10))
+        for day in (8, 9, 10):
+            usage.restate("org_acme", date(2026, 5, day), factor=2)
+        publish("three changed days", FIRST, date(2026, 5, 10))
         usage.restate("org_acme", date(2026, 5, 10), factor=0)
-        publish("emptied", date(2026, 5, 10))
+        publish("emptied", FIRST, date(2026, 5, 10))
 
-        day = counts["unchanged 10"] - counts["unchanged 9"]
-        emptied = counts["emptied"] - counts["unchanged 9"]
-        export = counts["unchanged 9"] - Counter({name: 9 * number for name, number in day.items()})
-        claim = counts["first"] - Counter({name: 10 * number for name, number in day.items()})
+        def times(counted, number):
+            return Counter({name: number * count for name, count in counted.items()})
+
+        day = Counter(
+            {name: count // 2 for name, count in (counts["three changed days"] - counts["one changed day"]).items()}
+        )
+        export = counts["one unchanged day"]
+        change = counts["one changed day"] - day - export
         rows = {
-            "one day": day,
-            "one day without usage": emptied,
-            "one export, whatever its days": export,
-            "the first export of a dataset": claim,
-            "noting that changes were reported": noted,
+            "one export of days in one year": export,
+            "if any day has changed": change,
+            "each changed day": day,
+            "each day that has become empty": counts["emptied"] - change - export,
+            "the first export of a dataset": counts["first"] - times(day, 10) - change - export,
+            "noting that changes were reported": counts["noted"],
         }
         written = [
             f"| {title} | {asked['GET']} | {asked['PUT']} | {asked['DELETE']} |" for title, asked in rows.items()

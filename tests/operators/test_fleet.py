@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from textwrap import indent
 
@@ -197,17 +197,24 @@ def test_a_key_that_is_refused_is_not_tried_on_every_organization(fleet, simulat
     assert result.errors[0].message.count("ReductoAuthenticationError") == 3
 
 
-def test_a_retry_asks_only_for_what_failed(fleet, simulator):
+def test_a_retry_asks_again_and_writes_only_what_failed(fleet, simulator, tmp_path):
     simulator.faults.add(status(500), times=2, org="org_globex")
-    result = fleet(retries=1, group_by=["product"], run={"connection": {"extra": {"max_attempts": 2}}}).expect()
+    connection = {"extra": {"max_attempts": 2}}
+    result = fleet(retries=1, concurrency=1, group_by=["product"], run={"connection": connection}).expect()
 
     assert [(error.type, error.state) for error in result.errors] == [("ReductoFleetError", "up_for_retry")]
-    assert asked_of(simulator) == {"org_acme": 1, "org_globex": 3, "org_initech": 1}
+    assert asked_of(simulator) == {"org_acme": 2, "org_globex": 3, "org_initech": 2}
+    written = {
+        org_id: [path.stat().st_mtime_ns for path in tmp_path.glob(f"*/org_id={org_id}/**/*2026-05*")]
+        for org_id in asked_of(simulator)
+    }
+    assert max(written["org_acme"]) < min(written["org_initech"]), "by the first try, one after the other"
+    assert max(written["org_initech"]) < min(written["org_globex"])
     xcom = result.xcom("export")
     assert (xcom["exported"], xcom["failed"]) == (3, 0)
     truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
     acme = of(xcom, org_id="org_acme")
-    assert acme["status"] == "already_exported"
+    assert acme["status"] == "exported"
     assert acme["credits"] == float(sum(row.credits for row in truth))
     assert acme["request_count"] == sum(row.requests for row in truth)
     assert acme["row_count"] == len(truth)
@@ -229,44 +236,18 @@ UsageDataset.publish = fails_once
 """
 
 
-def test_a_retry_goes_on_within_a_long_range(fleet, simulator, tmp_path):
+def test_a_retry_asks_for_a_long_range_again(fleet, simulator, tmp_path):
     result = fleet(
         before=FAIL_IN_THE_MIDDLE, organizations=["org_acme"], days_per_request=7, retries=1, concurrency=1
     ).expect()
 
     starts = [dict(request.query)["startDate"][-2:] for request in simulator.requests]
-    assert starts == ["01", "08", "15", "15", "22", "29"]
+    assert starts == ["01", "08", "15", "01", "08", "15", "22", "29"]
     truth = simulator.truth("org_acme", date(2026, 5, 1), date(2026, 5, 31))
     acme = of(result.xcom("export"), org_id="org_acme")
     assert (acme["status"], acme["row_count"], len(acme["changed_days"])) == ("exported", len(truth), 31)
     assert acme["credits"] == float(sum(row.credits for row in truth))
     assert len(days_of(tmp_path)) == 31
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"output_format": "focus_csv", "price_per_credit": "{{ ti.try_number }}"},
-        {"reducto_conn_id": "reducto_{{ 'default' if ti.try_number == 1 else 'other' }}"},
-        {"usage_end_date": "2026-05-{{ 32 - ti.try_number }}", "usage_start_date": "2026-05-30"},
-        {"usage_end_date": str(datetime.now(UTC).date())},
-    ],
-    ids=["another price", "another connection", "other days", "days that are not over"],
-)
-def test_a_retry_that_asks_for_something_else_asks_for_everything(fleet, simulator, arguments):
-    simulator.faults.add(status(500), times=1, org="org_globex")
-    other = {"conn_type": "reducto", "host": simulator.url, "password": "sim-key-all"}
-    fleet(
-        retries=1,
-        days_per_request=1000,
-        run={
-            "connection": {"extra": {"max_attempts": 1}},
-            "env": {"AIRFLOW_CONN_REDUCTO_OTHER": json.dumps(other)},
-        },
-        **arguments,
-    ).expect()
-
-    assert asked_of(simulator) == {"org_acme": 2, "org_globex": 2, "org_initech": 2}
 
 
 NOTE_THREADS = """
@@ -366,10 +347,10 @@ def counted(body, query):
     print(f"REPORTS ALIVE {most[0]}\\n", end="")  # at once: lines are logged in another thread
     return report
 
-def failing(self, report, query, **options):
+def failing(self, report, *arguments):
     if report.org_id.endswith("7"):
         raise OSError("no space left")
-    return publish(self, report, query, **options)
+    return publish(self, report, *arguments)
 
 reducto.decode_report = counted
 UsageDataset.publish = failing
@@ -514,11 +495,12 @@ def test_what_airflow_masks_is_masked_in_the_result(fleet):
 TERMINATE_WHEN_PUBLISHED = """
 import os, signal
 from reducto_provider.export.dataset import UsageDataset
-publish = UsageDataset.publish
+publish, terminated = UsageDataset.publish, []
 
 def terminates(self, report, *args, **kwargs):
     files = publish(self, report, *args, **kwargs)
-    if report.org_id == "org_acme":
+    if report.org_id == "org_acme" and not terminated:
+        terminated.append(True)
         os.kill(os.getpid(), signal.SIGTERM)
     return files
 
@@ -541,8 +523,8 @@ def test_stopped_it_goes_on_with_the_next_try(fleet, simulator, tmp_path, argume
 
     [error] = result.errors
     assert (error.type, error.state) == (error_type, "up_for_retry")
-    assert asked_of(simulator) == {"org_acme": 1, "org_globex": 2}
-    assert of(result.xcom("export"), org_id="org_acme")["status"] == "already_exported"
+    assert asked_of(simulator) == {"org_acme": 2, "org_globex": 2}
+    assert of(result.xcom("export"), org_id="org_acme")["changed_day_count"] == 31
     assert len(days_of(tmp_path)) == 31
 
 
@@ -573,17 +555,19 @@ class TestDelta:
         assert DeltaTable(tmp_path).version() == commits
         assert {each["changed_day_count"] for each in again["organizations"]} == {0}
 
-    def test_a_retry_asks_only_for_what_failed(self, fleet, simulator, tmp_path):
+    def test_a_retry_asks_again_and_commits_only_what_failed(self, fleet, simulator, tmp_path):
         simulator.faults.add(status(500), times=2, org="org_globex")
         run = {"connection": {"extra": {"max_attempts": 2}}}
         result = fleet(output_format="delta", retries=1, group_by=["product"], run=run).expect()
 
-        assert asked_of(simulator) == {"org_acme": 1, "org_globex": 3, "org_initech": 1}
+        assert asked_of(simulator) == {"org_acme": 2, "org_globex": 3, "org_initech": 2}
+        replaced = [
+            export["org_id"]
+            for commit in DeltaTable(tmp_path).history()
+            for export in json.loads(commit.get("userMetadata", '{"exports": []}'))["exports"]
+        ]
+        assert sorted(replaced) == ["org_acme", "org_globex", "org_initech"]
         listed = {each["org_id"]: each for each in result.xcom("export")["organizations"]}
-        assert {org_id: each["status"] for org_id, each in listed.items()} == {
-            "org_acme": "already_exported",
-            "org_globex": "exported",
-            "org_initech": "already_exported",
-        }
+        assert {each["status"] for each in listed.values()} == {"exported"}
         assert {each["changed_day_count"] for each in listed.values()} == {31}
         assert self.rows(tmp_path) == {(org_id, "product"): each["row_count"] for org_id, each in listed.items()}

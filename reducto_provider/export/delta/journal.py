@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import structs
 
 from reducto_provider.export.manifest import Count, partition_of
 from reducto_provider.export.reported import Change, new_change
-from reducto_provider.export.sink import Attempt
 from reducto_provider.export.storage import Storage
-from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import CREDITS_SCALE
 
 FOLDER: Final = "_reducto"
@@ -27,18 +24,6 @@ _MAX_WRITES = 10
 
 # Printing some of the numbers that no export writes would exhaust memory.
 PlainNumber = Annotated[str, msgspec.Meta(pattern=rf"(?a)^\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?\Z")]
-
-
-class DayAttempt(msgspec.Struct, frozen=True):
-    """The try that published a day, see :class:`~reducto_provider.export.sink.Attempt`."""
-
-    id: str
-    number: int
-
-    @classmethod
-    def of(cls, query: UsageQuery, run: str | None, attempt: Attempt) -> Self:
-        identity = msgspec.json.encode([run, attempt.fingerprint, query.params()])
-        return cls(hashlib.sha256(identity).hexdigest()[:16], attempt.number)
 
 
 class Day(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,15 +40,6 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     credits: PlainNumber | None
     request_count: Count
     final: bool
-    attempt: DayAttempt | msgspec.UnsetType = msgspec.UNSET
-
-    def is_of(self, query: UsageQuery, run: str, attempt: Attempt) -> bool:
-        """Return whether an earlier try of ``run`` published it for ``query``."""
-        return (
-            self.attempt is not msgspec.UNSET
-            and self.attempt.id == DayAttempt.of(query, run, attempt).id
-            and attempt.first <= self.attempt.number < attempt.number
-        )
 
 
 class Year(msgspec.Struct, frozen=True):

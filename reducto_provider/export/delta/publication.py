@@ -7,13 +7,10 @@ from datetime import date
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from reducto_provider.export.delta.commits import Days, ExportRecord
-from reducto_provider.export.delta.journal import Day, DayAttempt, Journal, Year
+from reducto_provider.export.delta.journal import Day, Journal, Year
 from reducto_provider.export.formats import Format
 from reducto_provider.export.reported import new_change
-from reducto_provider.export.sink import Attempt
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
@@ -29,7 +26,7 @@ class Publication:
     """
     A report to publish, compared with what the table holds of its days.
 
-    :param last_final_day: the last day that was over when the report was requested.
+    :param asked_on: the day on which the report was requested. The days before it were over.
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class Publication:
         report: UsageReport,
         query: UsageQuery,
         run: str | None,
-        attempt: Attempt | None,
+        asked_on: date,
         *,
         format: Format,
         storage: Storage,
@@ -48,7 +45,7 @@ class Publication:
         self.error: BaseException | None = None
         self._query = query
         self._run = run
-        self._attempt = DayAttempt.of(query, run, attempt) if attempt else msgspec.UNSET
+        self._asked_on = asked_on
         self._format = format
         self._rows = {day: tuple(rows) for day, rows in groupby(report.rows, key=lambda row: row.date)}
         # A future day has no usage yet: publishing it as a day without usage would be wrong.
@@ -69,12 +66,11 @@ class Publication:
         """Read what is known of the days."""
         self._years = {year: self.journal.read(year) for year in sorted({day.year for day in self._digests})}
 
-    def compare(self, table: UsageDeltaTable, rows: Mapping[date, Sequence[UsageRow]], last_final_day: date) -> None:
+    def compare(self, table: UsageDeltaTable, rows: Mapping[date, Sequence[UsageRow]]) -> None:
         """
         Find out which days have changed.
 
         :param rows: those in the table, by day.
-        :param last_final_day: the last day that was over when the report was requested.
         """
         self._table_id = table.id
         self._counts = {year: table.commit_count(self.journal.counter(year)) for year in self._years}
@@ -92,7 +88,11 @@ class Publication:
                 change = known[day].change
             else:
                 change = new_change()
-            self._recorded[day] = self._day(day, change, final=day <= last_final_day)
+            self._recorded[day] = self._day(day, change)
+
+    def replaces(self, day: date) -> bool:
+        """Return whether the commit replaces the rows of a day."""
+        return day in self._changed
 
     @property
     def export_record(self) -> ExportRecord | None:
@@ -128,7 +128,7 @@ class Publication:
             )
         return self._recorded
 
-    def _day(self, day: date, change: str, *, final: bool) -> Day:
+    def _day(self, day: date, change: str) -> Day:
         rows = self._rows.get(day, ())
         credits = sum_credits(rows)
         return Day(
@@ -137,8 +137,7 @@ class Publication:
             row_count=len(rows),
             credits=None if credits is None else format_decimal(credits),
             request_count=sum(row.request_count for row in rows),
-            final=final,
-            attempt=self._attempt,
+            final=day < self._asked_on,
         )
 
     def _digest(self, rows: Sequence[UsageRow]) -> str | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
-from decimal import Decimal
+from datetime import date
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Final, Self
 
 from reducto_provider.export import reported
 from reducto_provider.export.delta.commits import OtherCommits
-from reducto_provider.export.delta.journal import Day, Journal
+from reducto_provider.export.delta.journal import Journal
 from reducto_provider.export.delta.location import Options, check_table_location, table_location
 from reducto_provider.export.delta.publication import Publication
 from reducto_provider.export.delta.table import TABLE_COLUMNS, ConflictError, UsageDeltaTable
@@ -20,20 +19,18 @@ from reducto_provider.export.delta.upkeep import COMMITS_BETWEEN, compact_oldest
 from reducto_provider.export.formats import Format
 from reducto_provider.export.manifest import DATASET_FILE
 from reducto_provider.export.sink import (
-    Attempt,
     Changes,
     DatasetMismatchError,
     Filters,
     OutdatedReportError,
-    PublishedDays,
     PublishedFile,
     Sink,
     storage_errors,
 )
 from reducto_provider.export.storage import Storage, open_storage
-from reducto_provider.usage.days import DayRange, today
+from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport, add_credits
+from reducto_provider.usage.report import UsageReport
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -73,7 +70,6 @@ class UsageTable(Sink):
         self._lock = Lock()  # of the table and all that follows
         self._table: UsageDeltaTable | None = None
         self._used_options: Mapping[str, str] = {}
-        self._last_final_day = date.min
         self._commits = OtherCommits(storage)
         self._is_upkeep_due = False
 
@@ -96,42 +92,18 @@ class UsageTable(Sink):
 
     def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
         with self._lock:
-            self._last_final_day = today() - timedelta(days=1)
             table = self._newest()
             self._commits = OtherCommits(self._storage, -1 if table is None else table.version)
 
-    def published_before(self, query: UsageQuery, run: str, attempt: Attempt) -> PublishedDays | None:
-        journal = Journal(self._storage, str(query.org_id), query.group_by)
-        days = list(DayRange(query.start, query.end).days())
-        found: dict[date, Day] = {}
-        with self._lock:
-            table = self._newest()
-            if table is None:
-                return None
-            counts = {year: table.commit_count(journal.counter(year)) for year in {day.year for day in days}}
-        with storage_errors(f"could not read the exported days of {query.org_id} at {self.location}"):
-            for year, count in counts.items():
-                found |= journal.read(year).known_at(table.id, count)
-            known = {day: found[day] for day in days if day in found and found[day].is_of(query, run, attempt)}
-            if len(known) < len(days):
-                return None
-            reported_changes = reported.ReportedChanges(self._storage, journal.folder).read(days)
-        return PublishedDays(
-            row_count=sum(each.row_count for each in known.values()),
-            credits=add_credits(None if each.credits is None else Decimal(each.credits) for each in known.values()),
-            request_count=sum(each.request_count for each in known.values()),
-            changed={day: each.change for day, each in known.items() if each.change != reported_changes.get(day)},
-        )
-
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, attempt: Attempt | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Replace the rows of the report's days, all of them or, after an error, none.
 
         :raises OutdatedReportError: others have replaced some of these days since the report was requested.
         """
-        publication = Publication(report, query, run, attempt, format=self._format, storage=self._storage)
+        publication = Publication(report, query, run, asked_on or today(), format=self._format, storage=self._storage)
         what = f"could not publish usage of {report.org_id} at {self.location}; the export can be run again"
         with storage_errors(what):
             publication.load()
@@ -151,6 +123,7 @@ class UsageTable(Sink):
                 size=None,
                 changed=known.change != reported_changes.get(day),
                 change=known.change,
+                written=publication.replaces(day),
             )
             for day, known in recorded.items()
         ]
@@ -267,7 +240,7 @@ class UsageTable(Sink):
         current = [publication for publication in batch if publication.error is None]
         rows = table.read_rows([publication.days for publication in current]) if current else {}
         for publication in current:
-            publication.compare(table, rows.get(publication.partition, {}), self._last_final_day)
+            publication.compare(table, rows.get(publication.partition, {}))
         changed = [publication for publication in current if publication.export_record]
         if changed:
             table.replace(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH: Final = 1000
 """Rows encoded at a time: few, so that other threads get the GIL in between."""
+
+MAX_NUMBERS: Final = 2**14
+"""Texts of amounts to keep: most reports have the same amounts many times, on each of their days."""
 
 CREDITS_TYPE: Final = f"decimal(38,{CREDITS_SCALE})"
 
@@ -89,24 +92,28 @@ class Format(ABC):
         if not report_rows:
             return None
         digest = hashlib.sha256(self._terms_content())
-        number = Memo(partial(number_text, missing="-"))
+        days = Memo(str)
         for start in range(0, len(rows), ROWS_PER_BATCH):
-            credits = number.function()
-            for row, given in zip(
-                report_rows[start : start + ROWS_PER_BATCH], rows[start : start + ROWS_PER_BATCH], strict=True
-            ):
-                group = "-" if row.group is None else f"{len(row.group)}:{row.group}"
-                digest.update(f"{row.date} {credits(row.credits)} {row.request_count} {group}".encode())
-                digest.update(self._more_content(given))
+            texts = [
+                f"{days[row.date]} {_digest_number(row.credits)} {row.request_count} -"
+                if (group := row.group) is None
+                else f"{days[row.date]} {_digest_number(row.credits)} {row.request_count} {len(group)}:{group}"
+                for row in report_rows[start : start + ROWS_PER_BATCH]
+            ]
+            more = self._more_content(rows[start : start + ROWS_PER_BATCH])
+            if more is None:
+                digest.update("".join(texts).encode())
+            else:
+                digest.update(b"".join(text.encode() + given for text, given in zip(texts, more, strict=True)))
         return digest.hexdigest()
 
     def _terms_content(self) -> bytes:
         """Return the content that applies to all rows of a file."""
         return b""
 
-    def _more_content(self, row: Any) -> bytes:
-        """Return the content of a row other than day, group, credits and requests."""
-        return b""
+    def _more_content(self, rows: Sequence[Any]) -> Sequence[bytes] | None:
+        """Return the content of each row other than day, group, credits and requests. None if there is none."""
+        return None
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], keys: Mapping[str, str]) -> bytes:
@@ -130,6 +137,11 @@ def usage_row(day: date, group: object, credits: Decimal | None, request_count: 
     if not isinstance(group, str | None) or not is_whole_number(request_count, 0, MAX_REQUEST_COUNT):
         raise ValueError(f"a row of {day} has the group {excerpt(group)} and {excerpt(request_count)} requests")
     return UsageRow(day, group, None if credits is None else exact_credits(credits), request_count)
+
+
+@lru_cache(MAX_NUMBERS)
+def _digest_number(credits: Decimal | None) -> str:
+    return number_text(credits, missing="-")
 
 
 def number_text(credits: Decimal | None, *, missing: str) -> str:

@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal, InvalidOperation
-from functools import partial
+from functools import lru_cache
 from io import BytesIO
 from itertools import groupby
 from operator import attrgetter
 
-from reducto_provider.export.formats.base import COLUMNS, Format, number_text, usage_row
+from reducto_provider.export.formats.base import COLUMNS, MAX_NUMBERS, Format, number_text, usage_row
 from reducto_provider.usage.checks import excerpt
-from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.report import UsageRow
 
 
@@ -28,13 +27,11 @@ class CsvFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         prefix = "".join(f"{quoted(value)}," for value in keys.values())
-        numbers = Memo(partial(number_text, missing=""))
         content = BytesIO()
         content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
         for day, day_rows in groupby(rows, attrgetter("date")):
             start = f"{prefix}{day},"
-            number = numbers.function()
-            lines = [f"{start}{quoted(row.group)},{number(row.credits)},{row.request_count}\n" for row in day_rows]
+            lines = [f"{start}{quoted(row.group)},{_number(row.credits)},{row.request_count}\n" for row in day_rows]
             content.write("".join(lines).encode())
         return content.getvalue()
 
@@ -97,6 +94,11 @@ def read_number(text: str | None) -> Decimal | None:
     if number is not None and not number.is_finite():
         raise ValueError(f"{excerpt(text)} is not a number")
     return number
+
+
+@lru_cache(MAX_NUMBERS)
+def _number(credits: Decimal | None) -> str:
+    return number_text(credits, missing="")
 
 
 def quoted(text: str | None) -> str:

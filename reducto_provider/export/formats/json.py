@@ -38,7 +38,10 @@ class JsonFormat(Format):
     def decode(self, content: bytes) -> list[UsageRow]:
         return decode_rows(content)
 
-    def _more_content(self, row: bytes) -> bytes:
+    def _more_content(self, rows: Sequence[bytes]) -> Sequence[bytes]:
+        return [self._unknown_content(row) for row in rows]
+
+    def _unknown_content(self, row: bytes) -> bytes:
         unknown = sorted(
             (name, bytes(value)) for name, value in _SENT_ROW.decode(row).items() if name not in SENT_COLUMNS
         )

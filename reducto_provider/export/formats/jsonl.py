@@ -11,9 +11,15 @@ from typing import Any
 
 import msgspec
 
-from reducto_provider.export.formats.base import COLUMNS, ROWS_PER_BATCH, Format, number_text, usage_row
+from reducto_provider.export.formats.base import (
+    COLUMNS,
+    MAX_NUMBERS,
+    ROWS_PER_BATCH,
+    Format,
+    number_text,
+    usage_row,
+)
 from reducto_provider.usage.checks import INVALID_JSON, excerpt
-from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.report import UsageRow
 
 _JSON = msgspec.json.Encoder()
@@ -27,12 +33,10 @@ class JsonLinesFormat(Format):
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
         line = partial(_line_type(*keys), *(msgspec.Raw(msgspec.json.encode(value)) for value in keys.values()))
-        numbers = Memo(_raw_number)
         content = BytesIO()
         for start in range(0, len(rows), ROWS_PER_BATCH):
-            number = numbers.function()
             lines = [
-                line(row.date, row.group, number(row.credits), row.request_count)
+                line(row.date, row.group, _raw_number(row.credits), row.request_count)
                 for row in rows[start : start + ROWS_PER_BATCH]
             ]
             content.write(_JSON.encode_lines(lines))
@@ -70,5 +74,6 @@ def _line_type(*keys: str) -> type[msgspec.Struct]:
     return msgspec.defstruct("Line", (*keys, *COLUMNS), gc=False)
 
 
+@lru_cache(MAX_NUMBERS)
 def _raw_number(credits: Decimal | None) -> msgspec.Raw:
     return msgspec.Raw(number_text(credits, missing="null").encode())
