@@ -29,9 +29,9 @@ PLUGIN = "from reducto_provider.plugins.usage_page.plugin import ReductoUsagePag
 
 
 class PageServer(AirflowDeployment):
-    """An API server whose users log in, each with the name as password."""
+    """An API server whose users log in, each with the name as password. It is below `path`."""
 
-    def __init__(self, home: Path, datasets: Any, env: dict[str, str] | None = None) -> None:
+    def __init__(self, home: Path, datasets: Any, env: dict[str, str] | None = None, path: str = "") -> None:
         home.mkdir(parents=True, exist_ok=True)
         (home / "page_auth.py").write_text(AUTH_MANAGER)
         (home / "passwords.json").write_text(json.dumps({user: user for user in USERS}))
@@ -54,6 +54,9 @@ class PageServer(AirflowDeployment):
             {**settings, "PYTHONPATH": f"{home}:{project}", **(env or {})},
             services=["api-server"],
         )
+        self.url += path
+        self._env["AIRFLOW__API__BASE_URL"] = self.url
+        self._client.base_url = self.url
 
     def _start_processes(self) -> None:
         self.start_service("api-server")
@@ -64,6 +67,10 @@ class PageServer(AirflowDeployment):
         body = {"username": user, "password": user}
         token: str = self.request("POST", "/auth/token", json=body).json()["access_token"]
         return token
+
+    def login(self, user: str) -> dict[str, str]:
+        """The headers of a user's requests to the REST API."""
+        return {"Authorization": f"Bearer {self.token(user)}"}
 
     def client(self, user: str | None) -> httpx.Client:
         """A browser of a user, or of nobody."""

@@ -16,6 +16,9 @@ from tests.plugins.server import PageServer
 
 pytestmark = new_in(3, 1, "a page of a plugin in the navigation")
 
+SECRET = "a-secret-of-the-page"
+CONNECTION = f"aws://AKIAFORTHEPAGE:{SECRET}@"
+
 DAY = today() - timedelta(days=1)
 OF_ACME = {"org_id": "org_acme", "group_by": "product", "day": str(DAY), "month": f"{DAY:%Y-%m}"}
 
@@ -58,6 +61,7 @@ def server(tmp_path_factory, location):
         {"name": "Of a DAG", "path": str(location), "dag_id": "secret_dag"},
         {"name": "Hanging", "path": str(hanging)},
         {"name": "Nowhere", "path": f"{location}/nowhere"},
+        {"name": "A connection, not its id", "path": "s3://finops/usage", "conn_id": CONNECTION},
     ]
     with PageServer(tmp_path_factory.mktemp("airflow"), datasets) as server:
         yield server
@@ -95,11 +99,18 @@ class TestAccess:
             assert "Of a DAG" in admin.get("/").text
             assert "Of a DAG" not in viewer.get("/").text
 
-    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+    @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"])
     def test_nothing_but_get(self, server, method):
         with server.client("admin") as admin:
             for path in paths():
                 assert admin.request(method, path, params=OF_ACME).status_code == 405, path
+
+    def test_who_is_refused_reads_why(self, server):
+        with server.client(None) as nobody, server.client("outsider") as outsider, server.client("viewer") as viewer:
+            assert "Log in, and load the page again." in Page(nobody.get("/").text).check_harmless().text
+            assert "can read on Plugins" in Page(outsider.get("/").text).check_harmless().text
+            assert "read-only" in Page(viewer.post("/").text).check_harmless().text
+            assert "There is no such page" in Page(viewer.get("/x/../y").text).check_harmless().text
 
     @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/page.css", "/templates/base.html"])
     def test_there_are_no_other_routes(self, server, path):
@@ -113,13 +124,13 @@ class TestContent:
             page = Page(viewer.get("/").text).check_harmless()
         text = " ".join(page.text.split())
         assert "org <b>&" in text
-        assert "Budget exceeded" in text or DAY.month != today().month
+        assert "Over budget since" in text or DAY.month != today().month
 
     def test_an_organization(self, server):
         with server.client("viewer") as viewer:
             page = Page(viewer.get("/organization", params=OF_ACME).text).check_harmless()
             other = viewer.get("/organization", params={**OF_ACME, "org_id": "org <b>&"})
-        assert "12.5 credits in" in " ".join(page.text.split())
+        assert "12.5 credits" in " ".join(page.text.split())
         assert "org <b>&" in Page(other.text).check_harmless().text
 
     def test_csv(self, server):
@@ -154,10 +165,50 @@ class TestContent:
                 assert answer.status_code == 404, path
                 Page(answer.text).check_harmless()
 
-    @pytest.mark.parametrize("month", ["2026-13", "0000-01", "x", "", "2026-11-01"])
+    @pytest.mark.parametrize(
+        "month", ["2026-13", "0000-01", "0001-01", "x", "", "2026-11-01", "2026-1", "\uff12026-11"]
+    )
     def test_no_month(self, server, month):
         with server.client("viewer") as viewer:
             assert viewer.get("/organization", params={**OF_ACME, "month": month}).status_code == 404
+
+    @pytest.mark.parametrize("month", ["1000-01", "9999-12"])
+    def test_a_month_without_exports(self, server, month):
+        with server.client("viewer") as viewer:
+            answer = viewer.get("/organization", params={**OF_ACME, "month": month})
+        assert "none of its days has been exported" in Page(answer.text).check_harmless().text
+
+    @pytest.mark.parametrize("page", [10**9, 10**30, -1, 0])
+    def test_there_is_always_a_page(self, server, page):
+        with server.client("viewer") as viewer:
+            answer = viewer.get("/", params={"page": page})
+        assert "Organizations 1 to 2 of 2" in Page(answer.text).text
+
+    @pytest.mark.parametrize(
+        ("path", "query", "name"),
+        [
+            ("/", {"page": "<b>"}, "page"),
+            ("/", {"page": "1" * 5000}, "page"),
+            ("/", {"dataset": "../0"}, "dataset"),
+            ("/organization", {}, "org_id"),
+            ("/manifest", {**OF_ACME, "day": "2026-02-30"}, "day"),
+            ("/manifest", {**OF_ACME, "day": "../../dataset"}, "day"),
+        ],
+    )
+    def test_parameters_that_are_not_valid_are_named(self, server, path, query, name):
+        with server.client("viewer") as viewer:
+            answer = viewer.get(path, params=query)
+        assert answer.status_code == 422
+        assert f"not valid: {name}." in Page(answer.text).check_harmless().text
+
+    def test_no_credential_is_shown_or_logged(self, server):
+        with server.client("viewer") as viewer:
+            answer = viewer.get("/organization", params={**OF_ACME, "dataset": 4})
+        assert answer.status_code == 503, answer.text
+        assert "there is no Airflow connection 'aws://***@'" in Page(answer.text).check_harmless().text
+        for text in (answer.text, server.service_log("api-server")):
+            assert SECRET not in text
+            assert "AKIAFORTHEPAGE" not in text
 
     def test_a_dataset_that_is_not_there(self, server):
         with server.client("viewer") as viewer:
@@ -169,12 +220,13 @@ class TestContent:
 
 class TestHanging:
     def test_a_store_that_hangs_holds_up_nothing_else(self, server):
-        done = threading.Event()
+        refused = threading.Semaphore(0)
         with ThreadPoolExecutor(12) as executor, server.client("viewer") as viewer:
             asked = [executor.submit(viewer.get, "/organization", params={**OF_ACME, "dataset": 2}) for _ in range(12)]
             for future in asked:
-                future.add_done_callback(lambda _: done.set())
-            assert done.wait(60)  # those who found no thread free
+                future.add_done_callback(lambda _: refused.release())
+            for _ in range(12 - 4):  # those for whom no thread became free
+                assert refused.acquire(timeout=60)
             health = [server.request("GET", "/api/v2/monitor/health").status_code for _ in range(20)]
             assert health == [200] * 20
             assert sum(future.done() for future in asked) == 12 - 4
@@ -182,6 +234,34 @@ class TestHanging:
             answers = [future.result() for future in asked]
         assert sorted(answer.status_code for answer in answers) == [503] * 8 + [504] * 4
         assert "The usage page is busy" in next(each.text for each in answers if each.status_code == 503)
+
+
+def test_below_a_path(tmp_path, location):
+    """A deployment whose `[api] base_url` has a path: all addresses of the page are relative."""
+    with PageServer(tmp_path / "airflow", [{"name": "a", "path": str(location)}], path="/airflow") as server:
+        [plugin] = [
+            each
+            for each in server.request("GET", "/api/v2/plugins", headers=server.login("admin")).json()["plugins"]
+            if each["name"] == "reducto_usage_page"
+        ]
+        assert plugin["external_views"][0]["href"] == "reducto-usage/"
+        with server.client("viewer") as viewer, server.client(None) as nobody:
+            overview = viewer.get("/")
+            assert str(overview.url) == f"{server.url}/reducto-usage/"
+            links = [attributes["href"] for tag, attributes in Page(overview.text).elements if tag == "a"]
+            organization = viewer.get(str(overview.url.join(links[0])))
+            page = Page(organization.text)
+            links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+            forms = [attributes["action"] for tag, attributes in page.elements if tag == "form"]
+            assert (forms, len(links)) == (["organization"], 3)
+            for link in links:
+                answer = viewer.get(str(organization.url.join(link)))
+                assert answer.status_code == 200, link
+                assert str(answer.url).startswith(f"{server.url}/reducto-usage/")
+            answer = viewer.get(str(organization.url.join(forms[0])), params={"org_id": "org_acme", "dataset": 0})
+            assert "org_acme" in Page(answer.text).check_harmless().text
+            for path in paths():
+                assert nobody.get(path, params=OF_ACME).status_code == 401, path
 
 
 def test_nothing_is_configured(tmp_path):

@@ -17,7 +17,7 @@ class TestMain:
         with time_machine.travel("2026-11-21T12:00:00Z", tick=False):
             assert main([location, "-o", str(tmp_path / "usage.html"), "--budget", "org_acme=0.5"]) == 0
         page = Page((tmp_path / "usage.html").read_text())
-        assert "Budget exceeded" in page.text
+        assert "Over budget since 3\N{NO-BREAK SPACE}Nov\N{NO-BREAK SPACE}2026" in page.text
         assert capsys.readouterr().out == f"{tmp_path}/usage.html\n"
 
     @pytest.mark.parametrize(
@@ -26,7 +26,10 @@ class TestMain:
             (["/nowhere"], "error: there is no metadata/dataset.json at"),
             (["nowhere"], "error: output_path must be a URL"),
             (["/nowhere", "--budget", "7"], "error: --budget must be like org_acme=30000, not '7'"),
-            (["/nowhere", "--budget", "a=x"], "error: --budget must be a number above 0, not 'x'"),
+            (
+                ["/nowhere", "--budget", "a=x"],
+                "error: --budget must be a number above 0 (from 0.000000001 to 1e29), not 'x'",
+            ),
         ],
     )
     def test_errors_are_one_line(self, tmp_path, capsys, arguments, said):

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from reducto_provider.plugins.usage_page.overview import days_needed, sort_summaries, summarize
+from reducto_provider.plugins.usage_page import words
+from reducto_provider.plugins.usage_page.overview import Totals, days_needed, sort_summaries, summarize
 from reducto_provider.usage.days import DayRange
 
 TODAY = date(2026, 11, 21)
@@ -102,6 +103,22 @@ class TestProjection:
         assert found.projection.total == found.month.length
         assert found.exceeded_on is None
 
+    def test_it_is_that_of_a_sensor_which_requests_no_earlier_days(self, summary):
+        """History begins with the first day with usage: of four weeks before the month, not of sixty days."""
+        usage = dict.fromkeys(days(date(2026, 9, 1), date(2026, 10, 31)))
+        usage |= dict.fromkeys(days(date(2026, 9, 2), date(2026, 9, 10)), "1")
+        usage |= dict.fromkeys(days(date(2026, 10, 15), date(2026, 10, 31)), "1")
+        assert summary(usage, today=date(2026, 11, 1)).projection.total == 30
+
+    def test_what_a_later_day_has_is_not_left_out(self, summary):
+        """Today has been exported, yesterday has not: the projection would be less than what is used."""
+        usage = {day: amount for day, amount in FULL.items() if day < YESTERDAY}
+        found = summary({**usage, TODAY: "900"}, not_final=(TODAY,))
+        assert found.used == Decimal("1091.9")
+        assert found.projection.reason == "a day it is made of is not completely exported"
+        found = summary({**FULL, TODAY: "900"}, not_final=(TODAY,))
+        assert found.projection.total == Decimal("1192.9")
+
 
 class TestBudget:
     def test_the_day_it_was_exceeded(self, summary):
@@ -118,6 +135,22 @@ class TestBudget:
         assert summary(FULL, "303").exceeded_on is None
         assert summary(FULL, "202").is_exceeded is False
         assert summary(FULL, "202").exceeded_on == TODAY
+
+    def test_of_any_size(self, summary):
+        huge, least = "99999999999999999999999999999.999999999", "0.000000001"
+        found = summary({**FULL, YESTERDAY: huge}, least)
+        assert found.share == Decimal("100000000000000000000000000191899999999")
+        assert words.percent(found.share).startswith("10,000,000,000")
+        assert words.number(found.used) == "100,000,000,000,000,000,000,000,000,191.899999999"
+        assert words.rounded(found.projection.total).startswith("1")
+
+
+class TestTotals:
+    def test_each_organization_counts_once(self, summary):
+        gap = {day: amount for day, amount in FULL.items() if day != date(2026, 11, 10)}
+        found = Totals.of([summary(FULL, 50), summary(FULL, 250), summary(FULL, 9999), summary(FULL), summary(gap)])
+        assert found == Totals(used=Decimal("999.9"), exceeded=1, expected=1, incomplete=1, failed=0)
+        assert Totals.of([summary(FULL), summary({**FULL, YESTERDAY: "none"})]).used is None
 
 
 class TestSparkline:

@@ -59,3 +59,36 @@ def test_days():
 )
 def test_groups(name, count, text):
     assert words.group(name, "api_key", count) == text
+
+
+def test_a_column_has_the_same_decimal_places():
+    assert words.column([Decimal("1234.5"), None, 7, Decimal("0.125")]) == [
+        "1,234.500",
+        words.MISSING,
+        "7.000",
+        "0.125",
+    ]
+    assert words.column([1000, None]) == ["1,000", words.MISSING]
+    assert words.column([]) == []
+
+
+def test_one_is_singular():
+    assert [words.amount(Decimal(value), "credits") for value in ("1", "1.0", "0.1", "2")] == [
+        *("1 credit", "1 credit", "0.1 credits", "2 credits")
+    ]
+    assert words.amount(None, "requests") == f"{words.MISSING} requests"
+    assert words.count(1, "organization") == "1 organization"
+    assert words.count(1000, "organization is", "organizations are") == "1,000 organizations are"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2026-11-21T06:05:59+00:00", "21 Nov 2026, 06:05 UTC"),
+        ("2026-11-21T01:00:00+02:00", "20 Nov 2026, 23:00 UTC"),
+        ("0001-01-01T00:00:00+09:00", "0001-01-01T00:00:00+09:00"),
+        ("<b>", "<b>"),
+    ],
+)
+def test_when_a_manifest_was_written(text, shown):
+    assert words.written(text).replace("\N{NO-BREAK SPACE}", " ") == shown

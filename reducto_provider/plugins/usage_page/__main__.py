@@ -19,9 +19,9 @@ from typing import get_args
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage
 from reducto_provider.plugins.usage_page.overview import sort_summaries
 from reducto_provider.plugins.usage_page.pages import file_page
-from reducto_provider.plugins.usage_page.settings import PageDataset
-from reducto_provider.plugins.usage_page.source import NotExportedError, PageSource
-from reducto_provider.usage.checks import check_number
+from reducto_provider.plugins.usage_page.redaction import without_credentials
+from reducto_provider.plugins.usage_page.settings import PageDataset, check_budget
+from reducto_provider.plugins.usage_page.source import NotExportedError, PageSource, TooManyRowsError
 from reducto_provider.usage.days import today
 from reducto_provider.usage.report import Metric
 
@@ -46,8 +46,8 @@ def render_file(dataset: PageDataset, day: date) -> str:
 def _usage(source: PageSource, org_id: str, day: date) -> OrganizationUsage | str:
     try:
         return source.organization(org_id, None, None, day)[1]
-    except (NotExportedError, ValueError, OSError) as error:
-        return str(error)
+    except (NotExportedError, TooManyRowsError, ValueError, OSError) as error:
+        return without_credentials(str(error))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         page = render_file(dataset, today())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         return 1
     options.output.write_text(page, encoding="utf-8")
     print(options.output)
@@ -81,7 +81,7 @@ def _budget(text: str) -> tuple[str, Decimal]:
     org_id, equals, amount = text.rpartition("=")
     if not equals:
         raise ValueError(f"--budget must be like org_acme=30000, not {text!r}")
-    return org_id, check_number("--budget", amount, lambda number: number > 0, "a number above 0")
+    return org_id, check_budget("--budget", amount)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from typing import Annotated, Final, TypeVar
 
 from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_access_view
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
 
 from reducto_provider.airflow_compat import conf
 from reducto_provider.plugins.usage_page.pages import (
@@ -28,8 +30,9 @@ from reducto_provider.plugins.usage_page.pages import (
     organization_page,
     overview_page,
 )
+from reducto_provider.plugins.usage_page.redaction import without_credentials
 from reducto_provider.plugins.usage_page.settings import OPTION, PageDataset, parse_datasets
-from reducto_provider.plugins.usage_page.source import NotExportedError, PageSource
+from reducto_provider.plugins.usage_page.source import NotExportedError, PageSource, TooManyRowsError
 from reducto_provider.plugins.usage_page.threads import BoundedThreads, BusyError
 from reducto_provider.usage.days import today
 
@@ -37,6 +40,9 @@ log = logging.getLogger(__name__)
 
 MAX_THREADS: Final = 4
 """For each dataset, so that a store that hangs holds up no other dataset."""
+
+MAX_WAIT_SECONDS: Final = 5.0
+"""How long a page waits for one of the threads."""
 
 MAX_SECONDS: Final = 15.0
 """How long a page is waited for. Reading goes on afterwards, in a thread that counts as used until it ends."""
@@ -47,13 +53,23 @@ OVERVIEW_SECONDS: Final = 4.0
 _EXAMPLE: Final = """[reducto]
 usage_page = [{"name": "Production", "path": "s3://finops-lake/reducto", "conn_id": "my_aws_connection",
     "budgets": {"org_acme": 30000}}]"""
-_MONTH: Final = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
+_MONTH: Final = re.compile(r"([1-9]\d{3})-(\d{2})", re.ASCII)
 
 _HEADERS: Final = {
     "Content-Security-Policy": content_security_policy(),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "private, no-store",
+}
+
+_REFUSALS: Final = {
+    401: ("You are not logged in", "The usage page needs a login at Airflow.", "Log in, and load the page again."),
+    403: (
+        "You may not see the usage page",
+        "It is for those who may see plugins' views.",
+        "Ask whoever manages this Airflow for that permission; with the FAB auth manager it is can read on Plugins.",
+    ),
+    405: ("The usage page is read-only", "It answers GET alone.", ""),
 }
 
 _Content = TypeVar("_Content")
@@ -77,9 +93,12 @@ class _Dataset:
     async def read(self, work: Callable[[PageSource], _Content]) -> _Content:
         """Return the result of ``work``, or raise the page that says why there is none."""
         try:
-            return await self._threads.run(lambda: work(self.source), MAX_SECONDS)
+            return await self._threads.run(lambda: work(self.source), wait=MAX_WAIT_SECONDS, seconds=MAX_SECONDS)
         except NotExportedError as error:
             raise _Page(404, "Not exported", str(error)) from error
+        except TooManyRowsError as error:
+            remedy = "Choose another dimension, or query the files."
+            raise _Page(413, "Too many rows to show", str(error), remedy) from error
         except BusyError as error:
             remedy = "Load the page again in a while. If that does not help, the store may hang."
             raise _Page(503, "The usage page is busy", str(error), remedy) from error
@@ -89,11 +108,16 @@ class _Dataset:
                 504, "The dataset has not been read in time", text, "Load the page again in a while."
             ) from error
         except (OSError, ValueError, ImportError) as error:
-            log.warning("The usage page could not read its dataset: %s", error)
+            text = without_credentials(str(error))
+            log.warning("The usage page could not read its dataset: %s", text)
             remedy = (
                 "The path and the connection are in Airflow's configuration. The API server's log has this error too."
             )
-            raise _Page(503, "The dataset can't be read", str(error), remedy) from error
+            raise _Page(503, "The dataset can't be read", text, remedy) from None
+        except Exception as error:
+            log.exception("The usage page could not be made")
+            remedy = "The API server's log has the traceback. Please report it."
+            raise _Page(500, "The page could not be made", type(error).__name__, remedy) from error
 
 
 @cache
@@ -106,9 +130,10 @@ def _visible(request: Request, user: GetUserDep) -> list[_Dataset]:
     try:
         datasets = _configured(conf.get("reducto", "usage_page", fallback=""))
     except ValueError as error:
-        log.warning("The usage page is not configured correctly: %s", error)
+        text = without_credentials(str(error))
+        log.warning("The usage page is not configured correctly: %s", text)
         title = "The usage page is not configured correctly"
-        raise _Page(503, title, str(error), "Correct it like this:", _EXAMPLE) from error
+        raise _Page(503, title, text, "Correct it like this:", _EXAMPLE) from None
     if not datasets:
         text = f"{OPTION} in Airflow's configuration names no dataset."
         raise _Page(200, "The usage page is not configured", text, "Add the output_path of your exports:", _EXAMPLE)
@@ -117,10 +142,10 @@ def _visible(request: Request, user: GetUserDep) -> list[_Dataset]:
 
 def _may_read(request: Request, user: GetUserDep, dag_id: str) -> bool:
     try:
-        requires_access_dag("GET", param_dag_id=dag_id)(request, user)
+        # Of an Airflow in which this returns something to be awaited, nothing would have been checked.
+        return requires_access_dag("GET", param_dag_id=dag_id)(request, user) is None
     except HTTPException:
         return False
-    return True
 
 
 _Visible = Annotated[list[_Dataset], Depends(_visible)]
@@ -128,6 +153,9 @@ _Visible = Annotated[list[_Dataset], Depends(_visible)]
 
 def _chosen(visible: _Visible, dataset: int | None = None) -> _Dataset:
     """Return the requested dataset, by default the first. One that the user may not see is unknown."""
+    if not visible:
+        remedy = "Each is for the readers of its dag_id: ask for the permission to read one of these DAGs."
+        raise _Page(404, "There is no dataset for you", f"{OPTION} has no dataset that you may see.", remedy)
     for each in visible:
         if dataset is None or each.place == dataset:
             return each
@@ -176,7 +204,7 @@ async def organization(chosen: _Chosen, month: _Month, org_id: str, group_by: st
 
     def render(source: PageSource) -> str:
         info, usage, choices = source.organization(org_id, group_by, month, day)
-        return organization_page(info, usage, choices=choices, today=day, links=Links(dataset=chosen.place))
+        return organization_page(info, usage, choices=choices, links=Links(dataset=chosen.place))
 
     return HTMLResponse(await chosen.read(render), headers=_HEADERS)
 
@@ -218,5 +246,17 @@ def create_app() -> FastAPI:
     @app.exception_handler(_Page)
     async def show(request: Request, page: _Page) -> Response:
         return page.response
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        title, text, remedy = _REFUSALS.get(error.status_code, ("There is no such page", str(error.detail), ""))
+        page = message_page(title, text, remedy=remedy)
+        return HTMLResponse(page, error.status_code, {**(error.headers or {}), **_HEADERS})
+
+    @app.exception_handler(RequestValidationError)
+    async def reject(request: Request, error: RequestValidationError) -> Response:
+        names = ", ".join(sorted({str(each["loc"][-1]) for each in error.errors()}))
+        text = f"Some parameters of the address are missing or not valid: {names}."
+        return HTMLResponse(message_page("There is no such page", text), 422, _HEADERS)
 
     return app

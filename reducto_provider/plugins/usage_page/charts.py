@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from datetime import date
+from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import Final
 
-from reducto_provider.plugins.usage_page.organization import OrganizationUsage
+from reducto_provider.plugins.usage_page.organization import Day, OrganizationUsage
 from reducto_provider.plugins.usage_page.overview import OrganizationSummary
+from reducto_provider.usage.report import EXACT
 
 HEIGHT: Final = 100
 _GAP: Final = 0.15
+_MAX_STEPS: Final = 5
+_ZERO: Final = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,11 @@ def sparkline(summary: OrganizationSummary) -> tuple[Rect, ...]:
     """Return a bar for each day, one unit wide; a day without figures is a bar of its own kind."""
     top = max((amount for _, amount in summary.daily if amount is not None), default=Decimal(0))
     rects = []
-    for place, (_, amount) in enumerate(summary.daily):
+    last = max((day for day, _ in summary.daily), default=date.min)
+    for place, (day, amount) in enumerate(summary.daily):
         if amount is None:
-            if place < len(summary.daily) - 1:  # today is exported later
+            # Before the first export nothing is missing, and today is exported later.
+            if summary.first_exported and summary.first_exported < day < last:
                 rects.append(Rect(place, 0, 1, HEIGHT, "gap"))
         elif amount:
             height = max(_part(amount, top), 3)
@@ -59,9 +65,30 @@ def sparkline(summary: OrganizationSummary) -> tuple[Rect, ...]:
     return tuple(rects)
 
 
-def stacked_columns(usage: OrganizationUsage, titles: list[str]) -> tuple[tuple[Column, ...], Decimal]:
-    """Return a column for each day, one unit wide, and the amount that the height stands for."""
-    top = max((sum(day.amounts, Decimal(0)) for day in usage.days), default=Decimal(0))
+def axis(usage: OrganizationUsage) -> list[Decimal]:
+    """Return the amounts at the lines of a chart from the top down to 0: round ones, of which the first is enough."""
+    largest = max((day_total(day) for day in usage.days), default=_ZERO)
+    if not largest:
+        return [_ZERO]
+    power = Decimal(1).scaleb((largest / _MAX_STEPS).adjusted())
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step * _MAX_STEPS >= largest)
+    if usage.metric == "requests":
+        step = max(step, Decimal(1))
+    return [step * count for count in range(int((largest / step).to_integral_value(ROUND_CEILING)), -1, -1)]
+
+
+def day_total(day: Day) -> Decimal:
+    """Return the exact total of a day's groups."""
+    with localcontext(EXACT):
+        return sum(day.amounts, _ZERO)
+
+
+def stacked_columns(usage: OrganizationUsage, titles: list[str], top: Decimal) -> tuple[Column, ...]:
+    """
+    Return a column for each day, one unit wide.
+
+    :param top: the amount that the height stands for, see :func:`axis`.
+    """
     columns = []
     for place, (day, title) in enumerate(zip(usage.days, titles, strict=True)):
         rects = []
@@ -74,7 +101,12 @@ def stacked_columns(usage: OrganizationUsage, titles: list[str]) -> tuple[tuple[
                 bottom -= height
                 rects.append(Rect(place + _GAP / 2, round(bottom, 3), 1 - _GAP, height, f"g{group}"))
         columns.append(Column(title, tuple(rects)))
-    return tuple(columns), top
+    return tuple(columns)
+
+
+def share_bar(group: int, share: Decimal) -> Rect:
+    """Return a group's share as a bar, of which the whole is 100 wide."""
+    return Rect(0, 0, _part(share, Decimal(1)), HEIGHT, f"g{group}")
 
 
 def _part(amount: Decimal, whole: Decimal) -> float:

@@ -77,6 +77,7 @@ class OrganizationUsage:
     group_by: str
     metric: Metric
     month: DayRange
+    today: date
     total: Decimal | None
     groups: tuple[Group, ...]
     days: tuple[Day, ...]
@@ -116,6 +117,7 @@ def organization_usage(
         group_by=group_by,
         metric=metric,
         month=month,
+        today=today,
         total=add(_amount(row, metric) for row in of_month),
         groups=groups,
         days=tuple(_days(exported, of_month, metric, month, today, places, len(groups))),
@@ -131,7 +133,10 @@ def _between(rows: Iterable[UsageRow], days: DayRange) -> list[UsageRow]:
 
 
 def _change(amount: Decimal | None, before: Decimal | None) -> Decimal | None:
-    return None if amount is None or not before else (amount - before) / before
+    if amount is None or not before:
+        return None
+    with localcontext(EXACT):
+        return (amount - before) / before
 
 
 def _amount(row: UsageRow, metric: Metric) -> Decimal | None:
@@ -185,7 +190,7 @@ def _groups(
                 amount=amount,
                 credits=add(row.credits for row in of_group),
                 request_count=sum(row.request_count for row in of_group),
-                share=amount / total if total else _ZERO,
+                share=EXACT.divide(amount, total) if total else _ZERO,
                 change=changes[0] if changes else None,
             )
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal, localcontext
-from typing import Final
+from typing import Final, Self
 
 from reducto_provider.export.reader import ExportedDay, ExportedDays
 from reducto_provider.usage.days import DayRange, month_of
@@ -43,6 +43,7 @@ class OrganizationSummary:
     :param exceeded_on: the first day on which the month's usage exceeds the budget, as exported or as projected.
     :param daily: the amounts of :data:`SPARKLINE_DAYS` days until today; None for a day that is not exported or whose
         manifest can't be read.
+    :param first_exported: the first day with a manifest. The days of the month before it are in no figure.
     :param last_exported: the last day with a manifest.
     :param gaps: the days never exported, since the first that was, until yesterday, of those that were looked at.
     :param not_final: the days before today that were exported before they were over, and not again since.
@@ -58,6 +59,7 @@ class OrganizationSummary:
     projection: Projection = Projection()
     exceeded_on: date | None = None
     daily: tuple[tuple[date, Decimal | None], ...] = ()
+    first_exported: date | None = None
     last_exported: date | None = None
     gaps: tuple[DayRange, ...] = ()
     not_final: tuple[date, ...] = ()
@@ -67,12 +69,45 @@ class OrganizationSummary:
     @property
     def share(self) -> Decimal | None:
         """What part of the budget is used; None without a budget or without figures."""
-        return None if self.used is None or not self.budget else self.used / self.budget
+        if self.used is None or not self.budget:
+            return None
+        with localcontext(EXACT):
+            return self.used / self.budget
 
     @property
     def is_exceeded(self) -> bool:
         """Whether the exported days alone exceed the budget."""
         return self.used is not None and self.budget is not None and self.used > self.budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """
+    What organizations have in common.
+
+    :param used: None if it is not known of one of them.
+    :param exceeded: how many have exceeded their budgets.
+    :param expected: how many others are projected to.
+    :param incomplete: of how many days are missing, not over when exported, or unreadable.
+    :param failed: how many could not be read.
+    """
+
+    used: Decimal | None
+    exceeded: int
+    expected: int
+    incomplete: int
+    failed: int
+
+    @classmethod
+    def of(cls, summaries: Sequence[OrganizationSummary]) -> Self:
+        """Return the totals of the organizations."""
+        return cls(
+            used=add(each.used for each in summaries),
+            exceeded=sum(each.is_exceeded for each in summaries),
+            expected=sum(each.exceeded_on is not None and not each.is_exceeded for each in summaries),
+            incomplete=sum(bool(each.gaps or each.not_final or each.unreadable) for each in summaries),
+            failed=sum(bool(each.error) for each in summaries),
+        )
 
 
 def days_needed(today: date) -> DayRange:
@@ -107,6 +142,7 @@ def summarize(
         daily=tuple(
             (day, amounts.get(day)) for day in DayRange(today - timedelta(days=SPARKLINE_DAYS - 1), today).days()
         ),
+        first_exported=exported.span and exported.span.first,
         last_exported=exported.span and exported.span.last,
         gaps=tuple(_gaps(exported, DayRange(days_needed(today).first, today - _ONE_DAY))),
         not_final=tuple(day for day, each in exported.days.items() if day < today and not each.is_final),
@@ -152,7 +188,9 @@ def _project(
         return Projection(reason="the service sent no credits for some days")
     final = [day for day, each in exported.days.items() if each.is_final and day < today]
     since = max(month.first, final[-1] + _ONE_DAY) if final else today
-    used = DayRange(min(month.first, since - timedelta(days=7 * MAX_WEEKS)), since - _ONE_DAY)
+    # What a later day has already would not be in the projection.
+    last = max(since, *(day for day in exported.days if day <= today)) if exported.days else since
+    used = DayRange(min(month.first, since - timedelta(days=7 * MAX_WEEKS)), last - _ONE_DAY)
     begin = exported.span.first if exported.span else since
     absent = [
         day
@@ -162,7 +200,7 @@ def _project(
     if absent:
         count = f"{len(absent)} days it is made of are" if len(absent) > 1 else "a day it is made of is"
         return Projection(reason=f"{count} not completely exported")
-    report = _report(org_id, group_by, exported, today)
+    report = _report(org_id, group_by, exported, month, today)
     total = project(report, metric, per_group=False, window=month, today=since).get(None)
     if total is None:
         return Projection(reason="there are too few complete days")
@@ -194,7 +232,7 @@ def _projected_day(
     if budget is None or since is None or projection.total is None or projection.total <= budget:
         return None
     month = month_of(since)
-    report = _report(org_id, group_by, exported, since)
+    report = _report(org_id, group_by, exported, month, since)
     days = list(DayRange(since, month.last).days())
 
     def exceeds(day: date) -> bool:
@@ -204,9 +242,17 @@ def _projected_day(
     return days[bisect_left(days, True, key=exceeds)]
 
 
-def _report(org_id: str, group_by: str, exported: ExportedDays, end: date) -> UsageReport:
-    """Return the days' totals as a report, with a row for each day that has usage."""
+def _report(org_id: str, group_by: str, exported: ExportedDays, month: DayRange, end: date) -> UsageReport:
+    """
+    Return the days' totals as a report, with a row for each day that has usage.
+
+    It has the days that the sensor requests for the same projection: history begins with the first of them that has
+    usage.
+    """
+    start = first_day_of_history(month)
     rows = tuple(
-        UsageRow(day, None, each.credits, each.request_count) for day, each in exported.days.items() if each.row_count
+        UsageRow(day, None, each.credits, each.request_count)
+        for day, each in exported.days.items()
+        if each.row_count and start <= day <= end
     )
-    return UsageReport(org_id=org_id, start=min(exported.days, default=end), end=end, group_by=group_by, rows=rows)
+    return UsageReport(org_id=org_id, start=start, end=end, group_by=group_by, rows=rows)

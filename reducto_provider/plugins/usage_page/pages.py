@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +20,14 @@ from markupsafe import Markup
 
 from reducto_provider.plugins.usage_page import charts, words
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage
-from reducto_provider.plugins.usage_page.overview import OrganizationSummary
+from reducto_provider.plugins.usage_page.overview import OrganizationSummary, Totals
 from reducto_provider.usage.report import format_decimal
 
 PAGE_SIZE: Final = 25
 
 _FOLDER: Final = Path(__file__).parent
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+# At the start of a cell. In some countries cells end at a semicolon, and formulas begin with wide characters.
+_FORMULA: Final = re.compile(r"(^|[;\t\r\n])(\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class DatasetInfo:
     name: str
     location: str
     filters: dict[str, Sequence[str]]
+    read_at: datetime
 
 
 def overview_page(
@@ -111,16 +114,15 @@ def overview_page(
         page=page,
         pages=pages,
         unread=unread,
+        totals=Totals.of(summaries),
         today=today,
         links=links,
     )
 
 
-def organization_page(
-    dataset: DatasetInfo, usage: OrganizationUsage, *, choices: Choices, today: date, links: Links
-) -> str:
+def organization_page(dataset: DatasetInfo, usage: OrganizationUsage, *, choices: Choices, links: Links) -> str:
     """Return an organization's page."""
-    return _render("organization.html", dataset=dataset, usage=usage, choices=choices, today=today, links=links)
+    return _render("organization.html", dataset=dataset, usage=usage, choices=choices, links=links)
 
 
 def message_page(title: str, text: str, *, remedy: str = "", code: str = "") -> str:
@@ -140,7 +142,15 @@ def file_page(
 
     :param usages: one for each of the summaries, or why there is none.
     """
-    return _render("file.html", dataset=dataset, summaries=summaries, usages=usages, today=today, links=None)
+    return _render(
+        "file.html",
+        dataset=dataset,
+        summaries=summaries,
+        totals=Totals.of(summaries),
+        usages=usages,
+        today=today,
+        links=None,
+    )
 
 
 def organization_csv(usage: OrganizationUsage) -> str:
@@ -169,7 +179,7 @@ def content_security_policy() -> str:
 
 
 def _harmless(text: str) -> str:
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
+    return _FORMULA.sub(r"\1'\2", text)
 
 
 def _day_titles(usage: OrganizationUsage) -> list[str]:

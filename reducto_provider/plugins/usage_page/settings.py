@@ -11,10 +11,11 @@ import msgspec
 
 from reducto_provider.export.storage import check_output_path
 from reducto_provider.usage.checks import check_choice, check_number, check_single_name, excerpt
-from reducto_provider.usage.report import Metric
+from reducto_provider.usage.report import CREDITS_UNIT, Metric
 
 OPTION: Final = "[reducto] usage_page"
 
+_MAX_BUDGET: Final = Decimal(10) ** 29  # the end of decimal128(38, 9)
 _FIELDS: Final = ("name", "path", "conn_id", "metric", "budgets", "dag_id")
 
 _DECODER: Final = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal)
@@ -50,11 +51,23 @@ class PageDataset:
         check_choice("metric", self.metric, get_args(Metric))
         if not isinstance(self.budgets, Mapping):
             raise ValueError(f"budgets must be an object of numbers by organization, not {excerpt(self.budgets)}")
-        budgets = {
-            org_id: check_number(f"budgets[{org_id!r}]", value, lambda number: number > 0, "a number above 0")
-            for org_id, value in self.budgets.items()
-        }
+        budgets = {org_id: check_budget(f"budgets[{org_id!r}]", value) for org_id, value in self.budgets.items()}
         object.__setattr__(self, "budgets", budgets)
+
+
+def check_budget(field: str, value: object) -> Decimal:
+    """
+    Return a budget. Its range is that of credits, so that every number on the page is short.
+
+    :raises ValueError: naming the field, the value and what is allowed.
+    """
+    return check_number(
+        field,
+        value,
+        lambda number: CREDITS_UNIT <= number < _MAX_BUDGET,
+        "a number above 0 (from 0.000000001 to 1e29)",
+        "leave it out to set no budget",
+    )
 
 
 def parse_datasets(text: str) -> tuple[PageDataset, ...]:

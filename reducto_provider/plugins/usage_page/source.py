@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -21,12 +21,19 @@ from reducto_provider.plugins.usage_page.overview import (
     summarize,
 )
 from reducto_provider.plugins.usage_page.pages import Choices, DatasetInfo
+from reducto_provider.plugins.usage_page.redaction import without_credentials
 from reducto_provider.plugins.usage_page.settings import PageDataset
 from reducto_provider.usage.days import DayRange, month_of
 from reducto_provider.usage.query import DIMENSIONS
 
-FRESH_SECONDS: Final = 60.0
-"""For how long an overview is shown before it is read again."""
+MAX_FRESH_SECONDS: Final = 60.0
+"""For how long an overview is shown before it is read again, at most."""
+
+FRESH_FOR_TIMES: Final = 20
+"""How many times as long as it took to be read an overview is shown. One that is read at once is always the latest."""
+
+MAX_ROWS: Final = 500_000
+"""How many rows of two months a page is made of, at most: with more of them a few readers would fill the memory."""
 
 _READERS: Final = 4
 _READS_PER_READER: Final = 8
@@ -37,6 +44,10 @@ _ONE_DAY: Final = timedelta(days=1)
 
 class NotExportedError(LookupError):
     """The dataset does not have what was requested."""
+
+
+class TooManyRowsError(LookupError):
+    """An organization has more rows than a page is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,7 @@ class PageSource:
 
     def overview(self, today: date, seconds: float) -> Overview:
         """
-        Return the overview, read within the last :data:`FRESH_SECONDS` if the store is fast enough.
+        Return the overview, read within the last :data:`MAX_FRESH_SECONDS` if the store is fast enough.
 
         :param seconds: how long to wait for what has not been read. Then what was read before is returned, or what has
             been read by then.
@@ -99,6 +110,7 @@ class PageSource:
         :param group_by: None for the dimension that the overview is made of.
         :param month: its first day; None for the current month, or the last that was exported.
         :raises NotExportedError: if nothing of the organization by the dimension was exported.
+        :raises TooManyRowsError: if there are more than :data:`MAX_ROWS`.
         :raises UsageReadError: if a file is missing or damaged.
         :raises OSError: if the store can't be read.
         """
@@ -109,14 +121,19 @@ class PageSource:
         dimension, found = (
             (group_by, reader.exported_days(org_id, group_by, DayRange(today, today)))
             if group_by
-            else best_dimension(reader, org_id, dimensions, DayRange(today, today))
+            else best_dimension(reader, org_id, dimensions, DayRange(_month_so_far(today).first, today))
         )
         if found.span is None:
             raise NotExportedError(f"no day of {short(org_id)} has been exported by {dimension}")
-        last = min(max(found.span.last, found.span.first), today)
+        last = max(found.span.first, min(found.span.last, today))
         chosen = month_of(month or last)
         days = months_needed(chosen)
         exported = reader.exported_days(org_id, dimension, days)
+        if (count := sum(day.row_count for day in exported.days.values())) > MAX_ROWS:
+            raise TooManyRowsError(
+                f"{short(org_id)} has {count:,} rows by {dimension} from {days.first} to {days.last}: "
+                f"the page shows at most {MAX_ROWS:,}"
+            )
         rows = reader.rows(org_id, dimension, exported.days.values())
         usage = organization_usage(org_id, dimension, exported, rows, self._dataset.metric, chosen, today)
         choices = Choices(dimensions=dimensions, months=_months(DayRange(found.span.first, last), chosen.first))
@@ -149,7 +166,12 @@ class PageSource:
 
     def info(self, reader: UsageReader) -> DatasetInfo:
         """Return what the pages say of the dataset."""
-        return DatasetInfo(name=self._dataset.name, location=reader.location, filters=dict(reader.filters))
+        return DatasetInfo(
+            name=self._dataset.name,
+            location=reader.location,
+            filters=dict(reader.filters),
+            read_at=datetime.now(UTC),
+        )
 
     def summary(
         self, reader: UsageReader, org_id: str, dimensions: tuple[str, ...], today: date
@@ -160,14 +182,14 @@ class PageSource:
         try:
             dimension, exported = best_dimension(reader, org_id, dimensions, days_needed(today))
             return summarize(org_id, dimension, exported, self._dataset.metric, budget, today)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other organizations are shown
             return OrganizationSummary(
                 org_id=org_id,
                 group_by=dimension,
                 metric=self._dataset.metric,
                 month=month_of(today),
                 budget=budget,
-                error=short(str(error)),
+                error=short(without_credentials(str(error))),
             )
 
     def _dimensions(self, reader: UsageReader, org_id: str) -> tuple[str, ...]:
@@ -184,6 +206,7 @@ class _Refresh:
         self.today = today
         self._source = source
         self._started = time.monotonic()
+        self._fresh_until = self._started
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._summaries: list[OrganizationSummary] = []
@@ -197,7 +220,7 @@ class _Refresh:
         return self._ended.is_set()
 
     def is_fresh(self, today: date) -> bool:
-        return today == self.today and time.monotonic() - self._started < FRESH_SECONDS
+        return today == self.today and time.monotonic() < self._fresh_until
 
     def wait(self, seconds: float) -> None:
         self._ended.wait(seconds)
@@ -222,6 +245,8 @@ class _Refresh:
             with self._lock:
                 self._error = error
         finally:
+            now = time.monotonic()
+            self._fresh_until = now + min(MAX_FRESH_SECONDS, FRESH_FOR_TIMES * (now - self._started))
             self._ended.set()
 
     def _summarize(self, reader: UsageReader, organizations: Mapping[str, tuple[str, ...]]) -> None:
@@ -250,23 +275,31 @@ def best_dimension(
     reader: UsageReader, org_id: str, dimensions: tuple[str, ...], days: DayRange
 ) -> tuple[str, ExportedDays]:
     """
-    Return the dimension with the latest exported day, and its days. All have the same totals, so the first one that
-    reaches the day before the last will do.
+    Return the dimension that has the most of the month's days, and then the latest ones, with the days it has. All have
+    the same totals, so the first one that has the whole month until yesterday will do.
+
+    :param days: those to return, until today; at least :func:`_month_so_far`.
     """
-    best: tuple[str, ExportedDays] | None = None
+    so_far = _month_so_far(days.last)
+    best: tuple[tuple[int, int, date], str, ExportedDays] | None = None
     for dimension in sorted(dimensions, key=DIMENSIONS.index):
         found = reader.exported_days(org_id, dimension, days)
-        if best is None or _last(found) > _last(best[1]):
-            best = dimension, found
-        if _last(found) >= days.last - _ONE_DAY:
+        of_month = [each for day, each in found.days.items() if day >= so_far.first]
+        final = sum(each.is_final for each in of_month)
+        completeness = final, len(of_month), found.span.last if found.span else date.min
+        if best is None or completeness > best[0]:
+            best = completeness, dimension, found
+        if final >= so_far.length:
             break
     if best is None:
         raise NotExportedError(f"{short(org_id)} has not been exported")
-    return best
+    return best[1:]
 
 
-def _last(found: ExportedDays) -> date:
-    return found.span.last if found.span else date.min
+def _month_so_far(today: date) -> DayRange:
+    """Return the days of the month until yesterday, at least yesterday."""
+    yesterday = today - _ONE_DAY
+    return DayRange(min(month_of(today).first, yesterday), yesterday)
 
 
 def _months(days: DayRange, chosen: date) -> list[date]:

@@ -23,21 +23,26 @@ class BoundedThreads:
     """
 
     def __init__(self, count: int) -> None:
-        self._free = threading.BoundedSemaphore(count)
+        self._free = asyncio.Semaphore(count)
 
-    async def run(self, work: Callable[[], Result], seconds: float) -> Result:
+    async def run(self, work: Callable[[], Result], *, wait: float, seconds: float) -> Result:
         """
         Return the result of ``work``, which goes on in its thread if it takes longer than ``seconds``.
 
-        :raises BusyError: if no thread is free.
-        :raises TimeoutError: if it takes longer.
+        :param wait: for how many seconds a free thread is waited for.
+        :raises BusyError: if no thread becomes free.
+        :raises TimeoutError: if the work takes longer.
         """
-        if not self._free.acquire(blocking=False):
-            raise BusyError("all threads of the usage page are in use")
+        try:
+            async with asyncio.timeout(wait):
+                await self._free.acquire()
+        except TimeoutError:
+            raise BusyError("all threads of the usage page are in use") from None
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
         def settle(result: Result | None, error: Exception | None) -> None:
+            self._free.release()
             if future.done():  # nobody waits any more
                 return
             if error is None:
@@ -51,8 +56,6 @@ class BoundedThreads:
                 result = work()
             except Exception as raised:  # noqa: BLE001  # raised where it is awaited
                 error = raised
-            finally:
-                self._free.release()
             with suppress(RuntimeError):  # the loop has been closed
                 loop.call_soon_threadsafe(settle, result, error)
 

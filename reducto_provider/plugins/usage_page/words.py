@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal
 from typing import Final
 
-from reducto_provider.plugins.usage_page.organization import Group, OrganizationUsage
+from reducto_provider.plugins.usage_page import charts
+from reducto_provider.plugins.usage_page.organization import Day, Group, OrganizationUsage
 from reducto_provider.plugins.usage_page.overview import OrganizationSummary
 from reducto_provider.usage.days import DayRange
+from reducto_provider.usage.report import EXACT, Metric
 
 MISSING: Final = "\N{EN DASH}"
 
@@ -30,14 +32,39 @@ def number(value: Decimal | int | None) -> str:
 
 def rounded(value: Decimal | None) -> str:
     """Return a number with at most one decimal place."""
-    return number(value if value is None else value.quantize(_ONE_DECIMAL, ROUND_HALF_EVEN))
+    return number(value if value is None else value.quantize(_ONE_DECIMAL, ROUND_HALF_EVEN, EXACT))
+
+
+def column(values: Iterable[Decimal | int | None]) -> list[str]:
+    """Return the exact numbers of a table's column, with the same number of decimal places."""
+    texts = [number(value) for value in values]
+    places = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [
+        text if text == MISSING or not places else f"{text.partition('.')[0]}.{text.partition('.')[2]:0<{places}}"
+        for text in texts
+    ]
+
+
+def count(value: int, singular: str, plural: str = "") -> str:
+    """Return a number of things."""
+    return f"{number(value)} {singular if value == 1 else plural or f'{singular}s'}"
+
+
+def unit(value: Decimal | None, metric: Metric) -> str:
+    """Return the unit of an amount."""
+    return metric.removesuffix("s") if value == 1 else metric
+
+
+def amount(value: Decimal | None, metric: Metric) -> str:
+    """Return an exact amount with its unit."""
+    return f"{number(value)} {unit(value, metric)}"
 
 
 def percent(value: Decimal | None) -> str:
     """Return a part of 1 in percent. It is rounded down: 99.96 % of a budget is not all of it."""
-    return (
-        MISSING if value is None else f"{number((value * 100).quantize(_ONE_DECIMAL, ROUND_DOWN))}\N{NO-BREAK SPACE}%"
-    )
+    if value is None:
+        return MISSING
+    return f"{number(EXACT.scaleb(value, 2).quantize(_ONE_DECIMAL, ROUND_DOWN, EXACT))}\N{NO-BREAK SPACE}%"
 
 
 def change(value: Decimal | None) -> str:
@@ -52,6 +79,24 @@ def change(value: Decimal | None) -> str:
 def day(value: date) -> str:
     """Return a day as people write it."""
     return f"{value.day} {_MONTHS[value.month - 1]} {value.year}"
+
+
+def short_day(value: date) -> str:
+    """Return a day as a table has it, not to be broken into two lines."""
+    return f"{value.day} {_MONTHS[value.month - 1][:3]} {value.year}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def moment(value: datetime) -> str:
+    """Return a moment of UTC."""
+    return f"{short_day(value)}, {value:%H:%M}\N{NO-BREAK SPACE}UTC"
+
+
+def written(text: str) -> str:
+    """Return when a manifest was written; as it is if no export writes it like this."""
+    try:
+        return moment(datetime.fromisoformat(text).astimezone(UTC))
+    except (ValueError, OverflowError):
+        return text
 
 
 def month(value: date) -> str:
@@ -101,17 +146,27 @@ def dimension(group_by: str) -> str:
     return {"api_key": "API key"}.get(group_by, group_by.replace("_", " "))
 
 
+def days_exported(usage: OrganizationUsage) -> str:
+    """Return how many of a month's days that are over were exported, and how many days are over."""
+    over = [each for each in usage.days if each.day < usage.today]
+    return f"{sum(each.exported is not None for each in over)} of {len(over)}"
+
+
+def credits_of(found: Iterable[Day]) -> list[Decimal | None]:
+    """Return the credits of each day."""
+    return [each.exported.credits if each.exported else None for each in found]
+
+
 def describe_budget(summary: OrganizationSummary) -> str:
     """Describe the bar of an organization's month."""
     if summary.used is None:
         return "The service sent no credits for some days."
-    used, unit = number(summary.used), summary.metric
+    within = f"used in {month(summary.month.first)}"
     if summary.budget is None:
-        text = f"{used} {unit} used in {month(summary.month.first)}, no budget."
+        text = f"{amount(summary.used, summary.metric)} {within}, no budget."
     else:
-        text = (
-            f"{used} of {number(summary.budget)} {unit} used in {month(summary.month.first)}: {percent(summary.share)}."
-        )
+        budget = amount(summary.budget, summary.metric)
+        text = f"{number(summary.used)} of {budget} {within}: {percent(summary.share)}."
     if summary.projection.total is not None:
         text += f" Projected: {rounded(summary.projection.total)}."
     return text
@@ -124,9 +179,10 @@ def describe_sparkline(summary: OrganizationSummary) -> str:
         return f"No day of the last {len(summary.daily)} has figures."
     highest, on = max(found)
     return (
-        f"{summary.metric} of the last {len(summary.daily)} days: {len(found)} days have figures. "
+        f"{summary.metric.capitalize()} of the last {len(summary.daily)} days: "
+        f"{count(len(found), 'day has', 'days have')} figures. "
         f"Highest: {number(highest)} on {day(on)}; latest: {number(found[-1][0])} on {day(found[-1][1])}."
-    ).capitalize()
+    )
 
 
 def describe_chart(usage: OrganizationUsage) -> str:
@@ -136,11 +192,11 @@ def describe_chart(usage: OrganizationUsage) -> str:
         return f"{text} The service sent no credits for some rows."
     text += f" Total: {number(usage.total)}."
     if usage.groups:
-        highest = max(usage.days, key=lambda each: sum(each.amounts))
+        highest = max(usage.days, key=charts.day_total)
         largest: Group = usage.groups[0]
         name = group(largest.name, usage.group_by, largest.count)
         text += (
-            f" Highest day: {day(highest.day)} with {number(sum(highest.amounts, Decimal(0)))}."
+            f" Highest day: {day(highest.day)} with {number(charts.day_total(highest))}."
             f" Largest group: {name} with {percent(largest.share)}."
         )
     if absent := sum(each.status in ("never exported", "unreadable") for each in usage.days):
