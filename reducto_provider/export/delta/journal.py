@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Annotated, Final, Self
 
 import msgspec
@@ -47,6 +47,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 
     :param rows_sha256: of its rows, None without usage.
     :param final: whether the day was over when it was requested.
+    :param exported_at: when the rows, or whether they are final, last changed, in ISO 8601.
     """
 
     rows_sha256: str | None
@@ -55,6 +56,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     credits: PlainNumber | None
     request_count: Count
     final: bool
+    exported_at: str = msgspec.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     attempt: DayAttempt | msgspec.UnsetType = msgspec.UNSET
 
     def is_of(self, query: UsageQuery, run: str, attempt: Attempt) -> bool:
