@@ -422,7 +422,7 @@ class TestCheck:
         refused(named)
 
     def test_an_error_of_the_library_is_one_plain_line(self, root, make_export, publish, open_table, mocker):
-        text = "Generic S3 error\n          \x1b[31m↳\x1b[0m HTTP error\n           \x1b[31m↳\x1b[0m refused\n   0: <unknown>\n"
+        text = "Generic S3 error\n   \x1b[31m↳\x1b[0m HTTP error\n    \x1b[31m↳\x1b[0m refused\n   0: <unknown>\n"
         publish(make_export(*THREE_DAYS))
         mocker.patch("deltalake.write_deltalake", side_effect=OSError(text))
         with pytest.raises(PublishError, match=r"run again: OSError: Generic S3 error: HTTP error: refused$"):

@@ -150,17 +150,7 @@ class UsageDeltaTable:
                 f"the Delta table at {self._location} needs {needed}writer version {protocol.min_writer_version}, "
                 "which this package does not write. Export to another output_path"
             )
-        metadata = self._table.metadata()
-        fields = msgspec.json.decode(self._table.schema().to_json())["fields"]
-        found = {str(field["name"]): field["type"] for field in fields}
-        expected = {name: _DELTA_TYPES.get(kind, kind) for name, kind in TABLE_COLUMNS.items()}
-        pinned = {name: value for name, value in metadata.configuration.items() if name in _PINNED}
-        if not pinned or found != expected or metadata.partition_columns != _PARTITION_COLUMNS:
-            raise DatasetMismatchError(
-                f"the Delta table at {self._location} was made by something else, or changed since: it has the columns "
-                f"{short(str(found))} partitioned by {short(str(metadata.partition_columns))}. Export to another "
-                "output_path"
-            )
+        pinned = self._pinned()
         different = [
             f"{name.removeprefix('reducto.')} is {short(_decoded(pinned.get(name)))}, this export's {_decoded(value)}"
             for name, value in _pins(filters).items()
@@ -171,6 +161,22 @@ class UsageDeltaTable:
                 f"the Delta table at {self._location} holds something else: {'; '.join(different)}. Export to another "
                 "output_path, or remove the table first"
             )
+
+    @property
+    def filters(self) -> Filters:
+        """
+        The filters of the usage.
+
+        :raises DatasetMismatchError: if the table is not one of usage that this version of the package reads.
+        """
+        version, filters = (self._pinned().get(name) for name in _PINNED)
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            if version == str(LAYOUT_VERSION):
+                return msgspec.json.decode(filters or "", type=dict[str, list[str]])
+        raise DatasetMismatchError(
+            f"the Delta table at {self._location} has layout {short(repr(version))} and filters "
+            f"{short(repr(filters))}, which this version of the package can't read"
+        )
 
     def commit_count(self, counter: str) -> int:
         """Return how many commits have counted themselves under this id."""
@@ -258,6 +264,25 @@ class UsageDeltaTable:
                 )
         except CommitFailedError as error:
             raise ConflictError(str(error)) from error
+
+    def _pinned(self) -> dict[str, str]:
+        """
+        Return the pinned settings.
+
+        :raises DatasetMismatchError: if the table is not one of usage.
+        """
+        metadata = self._table.metadata()
+        fields = msgspec.json.decode(self._table.schema().to_json())["fields"]
+        found = {str(field["name"]): field["type"] for field in fields}
+        expected = {name: _DELTA_TYPES.get(kind, kind) for name, kind in TABLE_COLUMNS.items()}
+        pinned = {name: value for name, value in metadata.configuration.items() if name in _PINNED}
+        if not pinned or found != expected or metadata.partition_columns != _PARTITION_COLUMNS:
+            raise DatasetMismatchError(
+                f"the Delta table at {self._location} was made by something else, or changed since: it has the columns "
+                f"{short(str(found))} partitioned by {short(str(metadata.partition_columns))}. Export to another "
+                "output_path"
+            )
+        return pinned
 
     def _scan(self, predicate: str | None = None, columns: list[str] | None = None) -> pa.Table:
         import pyarrow as pa
