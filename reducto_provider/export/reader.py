@@ -1,4 +1,4 @@
-"""Read a partitioned dataset back: its rows, and which of its days were exported."""
+"""Read a partitioned dataset or a Delta table back: its rows, and which of its days were exported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -20,10 +20,11 @@ from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format
 from reducto_provider.export.formats.compressed import Compressed
 from reducto_provider.export.manifest import (
     DATASET_FILE,
+    FIRST_VERSION,
     InvalidManifestError,
     Manifest,
     checksum,
-    metadata_folder,
+    partition_of,
 )
 from reducto_provider.export.sink import short, storage_errors
 from reducto_provider.export.storage import Storage, open_storage
@@ -37,7 +38,9 @@ _Result = TypeVar("_Result")
 
 MAX_CONCURRENT_READS: Final = 16
 
-_MAX_READS: Final = 10
+MAX_READS: Final = 10
+"""How often a day is read while others keep exporting it."""
+
 _MAX_NAMED: Final = 10
 
 
@@ -48,14 +51,14 @@ class UsageReadError(ValueError):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedDay:
     """
-    The manifest's account of a day.
+    What the manifest says of a day, or the record beside a table.
 
     :param row_count: 0 for a day without usage, which has no file.
     :param credits: None if the service sent none.
-    :param is_final: whether the day was over when the service was asked.
-    :param exported_at: when it was last written, in ISO 8601.
-    :param run: the task instance that wrote it.
-    :param sha256: of the file, None without one.
+    :param is_final: whether the day was over when it was requested.
+    :param exported_at: when it was last written, in ISO 8601; empty if that was not recorded.
+    :param run: the task instance that wrote it. None for a table, whose history names it.
+    :param sha256: of the file, or of the rows in a table; None without usage.
     """
 
     day: date
@@ -144,12 +147,20 @@ class UsageReader:
     :raises OSError: if the store can't be read. Likewise all methods.
     """
 
+    _folder: ClassVar = "metadata"
+    """The folder that has a folder for each organization."""
+
     def __init__(
         self, storage: Storage, cache: RowCache | None = None, max_concurrent_reads: int = MAX_CONCURRENT_READS
     ) -> None:
         self._storage = storage
         self._cache = cache or RowCache(0)
         self._max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
+        self._format, self.filters = self._read_identity()
+
+    def _read_identity(self) -> tuple[Format, Mapping[str, Sequence[str]]]:
+        """Return the format of the rows, and the filters of the usage."""
+        storage = self._storage
         with storage_errors(f"could not read {storage.location(DATASET_FILE)}"):
             content = storage.read(DATASET_FILE)
         if content is None:
@@ -160,8 +171,7 @@ class UsageReader:
             identity = msgspec.json.decode(content, type=_Identity)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise UsageReadError(f"{storage.location(DATASET_FILE)} can't be decoded: {error}") from error
-        self.filters: Mapping[str, Sequence[str]] = identity.filters
-        self._format = self._format_of(identity)
+        return self._format_of(identity), identity.filters
 
     @property
     def location(self) -> str:
@@ -171,7 +181,7 @@ class UsageReader:
     def organizations(self) -> dict[str, tuple[str, ...]]:
         """Return the organizations that have been exported, sorted, and the dimensions of each."""
         with storage_errors(f"could not list {self.location}"):
-            folders = self._storage.folders("metadata")
+            folders = self._storage.folders(self._folder)
         ids = [org_id for folder in folders if (org_id := _org_id(folder)) is not None]
         dimensions = self._map(self.dimensions, ids)
         return {org_id: found for org_id, found in sorted(zip(ids, dimensions, strict=True)) if found}
@@ -179,7 +189,7 @@ class UsageReader:
     def dimensions(self, org_id: str) -> tuple[str, ...]:
         """Return the dimensions by which an organization has been exported; none for an unknown one."""
         try:
-            folder = metadata_folder(org_id, "product").rpartition("/")[0]
+            folder = f"{self._folder}/{partition_of(org_id, 'product').rpartition('/')[0]}"
         except ValueError:  # no export writes an id that is too long, or not valid text
             return ()
         with storage_errors(f"could not list {self._storage.location(folder)}"):
@@ -210,7 +220,7 @@ class UsageReader:
         Return the rows of these days, in their order and in that of the files.
 
         :param exported: days as :meth:`exported_days` returned them. For one that was exported again since, the new
-            rows are returned.
+            rows are returned, unless the reader still has a version of the table with the old ones.
         :raises UsageReadError: naming the file that is missing or damaged.
         """
         per_day = self._map(lambda day: self._rows_of_day(org_id, group_by, day), list(exported))
@@ -229,7 +239,7 @@ class UsageReader:
         stored = self._stored_days(org_id, group_by)
         name = stored.file(exported.day)
         location = self._storage.location(name)
-        for read in range(_MAX_READS):
+        for read in range(MAX_READS):
             if exported.sha256 is None:
                 return []
             if (rows := self._cache.find(name, exported.sha256)) is not None:
@@ -315,9 +325,34 @@ def _org_id(folder: str) -> str | None:
     """Return the organization of a folder, None if no export makes a folder of this name."""
     org_id = unquote(folder.removeprefix("org_id="))
     with suppress(ValueError):
-        if org_id.strip() and metadata_folder(org_id, "product") == f"metadata/{folder}/group_by=product":
+        if org_id.strip() and partition_of(org_id, "product") == f"{folder}/group_by=product":
             return org_id
     return None
+
+
+def open_reader(
+    output_path: str,
+    conn_id: str | None = None,
+    cache: RowCache | None = None,
+    max_concurrent_reads: int = MAX_CONCURRENT_READS,
+) -> UsageReader:
+    """
+    Return a reader of what exports wrote to ``output_path``: files of any format, or a Delta table.
+
+    :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
+    :param cache: see :class:`UsageReader`, as for ``max_concurrent_reads``.
+    :raises ValueError: if the location can't be used.
+    :raises UsageReadError: if nothing is there that can be read as usage.
+    :raises OSError: if the store can't be read.
+    """
+    storage = open_storage(output_path, conn_id)
+    with storage_errors(f"could not read {storage.location()}"):
+        is_table = storage.read(FIRST_VERSION) is not None
+    if not is_table:
+        return UsageReader(storage, cache, max_concurrent_reads)
+    from reducto_provider.export.delta.reader import UsageTableReader
+
+    return UsageTableReader(output_path, conn_id, cache, max_concurrent_reads)
 
 
 def read_usage(
@@ -341,7 +376,7 @@ def read_usage(
     :raises OSError: if the store can't be read.
     """
     query = UsageQuery(start=start, end=end, org_id=org_id, group_by=group_by)
-    reader, days = UsageReader(open_storage(output_path, conn_id)), DayRange(query.start, query.end)
+    reader, days = open_reader(output_path, conn_id), DayRange(query.start, query.end)
     found = reader.exported_days(org_id, group_by, days)
     if absent := [*found.missing(days), *(DayRange(day, day) for day in found.unreadable)]:
         named = ", ".join(map(str, absent[:_MAX_NAMED]))

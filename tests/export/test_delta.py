@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import time_machine
 from deltalake import DeltaTable, write_deltalake
 
 from reducto_provider import __version__
@@ -313,6 +314,23 @@ class TestExportedDays:
         assert known[today].credits == "1.5"
         assert known[today].request_count == 3
 
+    def test_when_they_last_changed(self, root, make_export, publish):
+        exported_at = []
+        for hour, days in enumerate([THREE_DAYS, THREE_DAYS, RESTATED]):
+            with time_machine.travel(f"2026-07-01T0{hour}:00:00Z", tick=False):
+                publish(make_export(*days))
+            exported_at.append([each.exported_at[11:13] for each in self.journal(root).days.values()])
+
+        assert exported_at == [["00"] * 3, ["00"] * 3, ["00", "02", "00"]]
+
+    def test_or_became_final(self, root, make_export, publish):
+        for moment in ("2026-06-18T23:00:00Z", "2026-06-19T00:00:00Z"):
+            with time_machine.travel(moment, tick=False):
+                publish(make_export(*THREE_DAYS))
+        found = self.journal(root).days
+        assert [each.exported_at[:13] for each in found.values()] == [*["2026-06-18T23"] * 2, "2026-06-19T00"]
+        assert found[JUNE_18].final
+
     def test_across_the_end_of_a_year(self, root, make_export, publish):
         days = [(day, "parse", "1", 1) for day in ("2025-12-30", "2025-12-31", "2026-01-01")]
         publish(make_export(*days))
@@ -405,6 +423,16 @@ class TestCheck:
         publish(make_export(*THREE_DAYS))
         (root / "_delta_log" / f"{2:020}.json").write_text(json.dumps({"protocol": protocol}) + "\n")
         refused(named)
+
+    def test_an_error_of_the_library_is_one_plain_line(self, root, make_export, publish, open_table, mocker):
+        text = "Generic S3 error\n   \x1b[31m↳\x1b[0m HTTP error\n    \x1b[31m↳\x1b[0m refused\n   0: <unknown>\n"
+        publish(make_export(*THREE_DAYS))
+        mocker.patch("deltalake.write_deltalake", side_effect=OSError(text))
+        with pytest.raises(PublishError, match=r"run again: OSError: Generic S3 error: HTTP error: refused$"):
+            publish(make_export(*RESTATED))
+        (root / "_delta_log" / f"{2:020}.json").write_text('{"prot')
+        with pytest.raises(DatasetMismatchError, match=r"unknown: [^\n\x1b]* reading string\. Export to another"):
+            open_table()
 
     def test_a_location_with_every_kind_of_character(self, tmp_path, make_export):
         export = make_export(*THREE_DAYS)

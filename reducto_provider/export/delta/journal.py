@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Annotated, Final
 
 import msgspec
@@ -21,6 +22,7 @@ FOLDER: Final = "_reducto"
 """Hidden by its name: engines skip it, and vacuum leaves it alone."""
 
 _MAX_WRITES = 10
+_YEAR = re.compile(r"(\d{4})\.json", re.ASCII)
 
 # Printing some of the numbers that no export writes would exhaust memory.
 PlainNumber = Annotated[str, msgspec.Meta(pattern=rf"(?a)^\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?\Z")]
@@ -32,6 +34,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 
     :param rows_sha256: of its rows, None without usage.
     :param final: whether the day was over when it was requested.
+    :param exported_at: when the rows, or whether they are final, last changed, in ISO 8601.
     """
 
     rows_sha256: str | None
@@ -40,6 +43,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     credits: PlainNumber | None
     request_count: Count
     final: bool
+    exported_at: str = msgspec.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 class Year(msgspec.Struct, frozen=True):
@@ -74,6 +78,11 @@ class Journal:
     def counter(self, year: int) -> str:
         """Return the id under which the table counts the commits of a year, as Delta's transactions of applications."""
         return f"{self.folder}/{year:04}"
+
+    def years(self) -> list[int]:
+        """Return the years of which days are recorded, in order."""
+        names = (name.removeprefix(f"{self.folder}/") for name in self._storage.names(self.folder))
+        return [int(match[1]) for name in names if (match := _YEAR.fullmatch(name))]
 
     def read(self, year: int) -> Year:
         """Return what is known of a year. A file that can't be decoded is ignored, and replaced by the next export."""

@@ -7,6 +7,8 @@ from datetime import date
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from reducto_provider.export.delta.commits import Days, ExportRecord
 from reducto_provider.export.delta.journal import Day, Journal, Year
 from reducto_provider.export.formats import Format
@@ -81,14 +83,14 @@ class Publication:
         }
         self._changed = []
         for day, digest in self._digests.items():
+            recorded = self._day(day, new_change())
             if self._digest(rows.get(day, ())) != digest:
                 self._changed.append(day)
-                change = new_change()
             elif day in known and known[day].rows_sha256 == digest:
-                change = known[day].change
-            else:
-                change = new_change()
-            self._recorded[day] = self._day(day, change)
+                recorded = structs.replace(recorded, change=known[day].change)
+                if recorded.final == known[day].final:
+                    recorded = structs.replace(recorded, exported_at=known[day].exported_at)
+            self._recorded[day] = recorded
 
     def replaces(self, day: date) -> bool:
         """Return whether the commit replaces the rows of a day."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,8 @@ TABLE_COLUMNS: Final = {**COLUMNS, "org_id": "string", "group_by": "string"}
 
 _PARTITION_COLUMNS: Final = ["group_by"]
 _DELTA_TYPES = {"bigint": "long"}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_BACKTRACE = re.compile(r"\n\s+0: .*", re.DOTALL)
 _PINNED = ("reducto.layout_version", "reducto.filters")
 
 # By default, Delta forgets the versions of a table after thirty days.
@@ -83,12 +86,13 @@ class UsageDeltaTable:
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            return cls(DeltaTable(uri, storage_options=dict(options)), location)
+            with _plain_errors():
+                return cls(DeltaTable(uri, storage_options=dict(options)), location)
         except TableNotFoundError:
             return None
         except DeltaError as error:
             raise DatasetMismatchError(
-                f"the Delta table at {location} can't be decoded, so what it holds is unknown: {_first_line(error)}. "
+                f"the Delta table at {location} can't be decoded, so what it holds is unknown: {error}. "
                 "Export to another output_path, or read it with a newer deltalake"
             ) from error
 
@@ -103,19 +107,20 @@ class UsageDeltaTable:
         from deltalake.exceptions import DeltaError
 
         try:
-            table = DeltaTable.create(
-                uri,
-                schema=arrow_schema(),
-                mode="error",
-                partition_by=_PARTITION_COLUMNS,
-                name="reducto_usage",
-                configuration={**_RETENTIONS, **_pins(filters)},
-                raise_if_key_not_exists=False,  # the pinned settings are not Delta's own
-                commit_properties=CommitProperties({"userMetadata": CommitRecord([]).as_text()}),
-                storage_options=dict(options),
-            )
+            with _plain_errors():
+                table = DeltaTable.create(
+                    uri,
+                    schema=arrow_schema(),
+                    mode="error",
+                    partition_by=_PARTITION_COLUMNS,
+                    name="reducto_usage",
+                    configuration={**_RETENTIONS, **_pins(filters)},
+                    raise_if_key_not_exists=False,  # the pinned settings are not Delta's own
+                    commit_properties=CommitProperties({"userMetadata": CommitRecord([]).as_text()}),
+                    storage_options=dict(options),
+                )
         except DeltaError as error:
-            raise ConflictError(_first_line(error)) from error
+            raise ConflictError(str(error)) from error
         return cls(table, location)
 
     @property
@@ -128,7 +133,8 @@ class UsageDeltaTable:
 
     def update(self) -> None:
         """Go to the newest version."""
-        self._table.update_incremental()
+        with _plain_errors():
+            self._table.update_incremental()
 
     def check(self, filters: Filters) -> None:
         """
@@ -144,17 +150,7 @@ class UsageDeltaTable:
                 f"the Delta table at {self._location} needs {needed}writer version {protocol.min_writer_version}, "
                 "which this package does not write. Export to another output_path"
             )
-        metadata = self._table.metadata()
-        fields = msgspec.json.decode(self._table.schema().to_json())["fields"]
-        found = {str(field["name"]): field["type"] for field in fields}
-        expected = {name: _DELTA_TYPES.get(kind, kind) for name, kind in TABLE_COLUMNS.items()}
-        pinned = {name: value for name, value in metadata.configuration.items() if name in _PINNED}
-        if not pinned or found != expected or metadata.partition_columns != _PARTITION_COLUMNS:
-            raise DatasetMismatchError(
-                f"the Delta table at {self._location} was made by something else, or changed since: it has the columns "
-                f"{short(str(found))} partitioned by {short(str(metadata.partition_columns))}. Export to another "
-                "output_path"
-            )
+        pinned = self._pinned()
         different = [
             f"{name.removeprefix('reducto.')} is {short(_decoded(pinned.get(name)))}, this export's {_decoded(value)}"
             for name, value in _pins(filters).items()
@@ -166,16 +162,30 @@ class UsageDeltaTable:
                 "output_path, or remove the table first"
             )
 
+    @property
+    def filters(self) -> Filters:
+        """
+        The filters of the usage.
+
+        :raises DatasetMismatchError: if the table is not one of usage that this version of the package reads.
+        """
+        version, filters = (self._pinned().get(name) for name in _PINNED)
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            if version == str(LAYOUT_VERSION):
+                return msgspec.json.decode(filters or "", type=dict[str, list[str]])
+        raise DatasetMismatchError(
+            f"the Delta table at {self._location} has layout {short(repr(version))} and filters "
+            f"{short(repr(filters))}, which this version of the package can't read"
+        )
+
     def commit_count(self, counter: str) -> int:
         """Return how many commits have counted themselves under this id."""
         return self._table.transaction_version(counter) or 0
 
     def read_rows(self, days: Sequence[Days]) -> dict[tuple[str, str], dict[date, list[UsageRow]]]:
         """Return the rows of some days in the order of a report, by organization and dimension and by day."""
-        import pyarrow as pa
-
         found: dict[tuple[str, str], dict[date, list[UsageRow]]] = {}
-        for row in pa.table(self._table.scan(predicate=_any_of(days))).to_pylist():
+        for row in self._scan(predicate=_any_of(days)).to_pylist():
             partition = row.pop("org_id"), row.pop("group_by")
             found.setdefault(partition, {}).setdefault(row["date"], []).append(UsageRow(**row))
         for by_day in found.values():
@@ -185,9 +195,7 @@ class UsageDeltaTable:
 
     def days_with_rows(self) -> set[tuple[tuple[str, str], date]]:
         """Return which days of which organizations and dimensions have rows."""
-        import pyarrow as pa
-
-        found = pa.table(self._table.scan(columns=["org_id", "group_by", "date"]))
+        found = self._scan(columns=["org_id", "group_by", "date"])
         columns = (found[name].to_pylist() for name in ("org_id", "group_by", "date"))
         return {((org_id, group_by), day) for org_id, group_by, day in zip(*columns, strict=True)}
 
@@ -214,14 +222,15 @@ class UsageDeltaTable:
         import pyarrow as pa
 
         condition = f"group_by = {sql_literal(group_by)} AND date >= '{first}' AND date <= '{last}'"
-        found = pa.table(self._table.scan(predicate=condition))
+        found = self._scan(predicate=condition)
         rows = pa.table([_cast(found[field.name], field.type) for field in arrow_schema()], schema=arrow_schema())
         self._commit(rows.sort_by([("org_id", "ascending"), ("date", "ascending")]), condition, CommitRecord([]), {})
 
     def vacuum(self, keep_days: int | None) -> list[str]:
         """Remove files that no version of the last days needs; None for as long as the table's history is kept."""
         hours = None if keep_days is None else keep_days * 24
-        return self._table.vacuum(hours, dry_run=False, enforce_retention_duration=keep_days is None)
+        with _plain_errors():
+            return self._table.vacuum(hours, dry_run=False, enforce_retention_duration=keep_days is None)
 
     def replace(self, rows: Sequence[pa.Table], exports: Sequence[ExportRecord], counts: Mapping[str, int]) -> None:
         """
@@ -240,20 +249,46 @@ class UsageDeltaTable:
         from deltalake.exceptions import CommitFailedError
 
         try:
-            write_deltalake(
-                self._table,
-                rows.select(list(TABLE_COLUMNS)),
-                mode="overwrite",
-                predicate=condition,
-                writer_properties=WriterProperties(compression="ZSTD"),
-                commit_properties=CommitProperties(
-                    custom_metadata={"userMetadata": record.as_text()},
-                    # Two commits that count themselves under the same id conflict.
-                    app_transactions=[Transaction(counter, count) for counter, count in sorted(counts.items())],
-                ),
-            )
+            with _plain_errors():
+                write_deltalake(
+                    self._table,
+                    rows.select(list(TABLE_COLUMNS)),
+                    mode="overwrite",
+                    predicate=condition,
+                    writer_properties=WriterProperties(compression="ZSTD"),
+                    commit_properties=CommitProperties(
+                        custom_metadata={"userMetadata": record.as_text()},
+                        # Two commits that count themselves under the same id conflict.
+                        app_transactions=[Transaction(counter, count) for counter, count in sorted(counts.items())],
+                    ),
+                )
         except CommitFailedError as error:
-            raise ConflictError(_first_line(error)) from error
+            raise ConflictError(str(error)) from error
+
+    def _pinned(self) -> dict[str, str]:
+        """
+        Return the pinned settings.
+
+        :raises DatasetMismatchError: if the table is not one of usage.
+        """
+        metadata = self._table.metadata()
+        fields = msgspec.json.decode(self._table.schema().to_json())["fields"]
+        found = {str(field["name"]): field["type"] for field in fields}
+        expected = {name: _DELTA_TYPES.get(kind, kind) for name, kind in TABLE_COLUMNS.items()}
+        pinned = {name: value for name, value in metadata.configuration.items() if name in _PINNED}
+        if not pinned or found != expected or metadata.partition_columns != _PARTITION_COLUMNS:
+            raise DatasetMismatchError(
+                f"the Delta table at {self._location} was made by something else, or changed since: it has the columns "
+                f"{short(str(found))} partitioned by {short(str(metadata.partition_columns))}. Export to another "
+                "output_path"
+            )
+        return pinned
+
+    def _scan(self, predicate: str | None = None, columns: list[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+
+        with _plain_errors():
+            return pa.table(self._table.scan(columns=columns, predicate=predicate))
 
 
 def arrow_schema() -> pa.Schema:
@@ -294,6 +329,12 @@ def _any_of(days: Sequence[Days]) -> str:
     return " OR ".join(each.predicate() for each in days)
 
 
-def _first_line(error: Exception) -> str:
-    """Return the message of an error of deltalake without the help and the backtrace below it."""
-    return str(error).partition("\n")[0]
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Put the causes in an error of deltalake on one line, without colours and backtrace."""
+    try:
+        yield
+    except Exception as error:
+        text = _BACKTRACE.sub("", _COLOUR.sub("", str(error)))
+        error.args = (": ".join(cause for line in text.splitlines() if (cause := line.strip(" ↳"))),)
+        raise

@@ -10,9 +10,8 @@ from datetime import UTC, date, datetime, timedelta
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from reducto_provider.export.reader import ExportedDays, RowCache, UsageReader
+from reducto_provider.export.reader import ExportedDays, RowCache, UsageReader, open_reader
 from reducto_provider.export.sink import short
-from reducto_provider.export.storage import open_storage
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage, months_needed, organization_usage
 from reducto_provider.plugins.usage_page.overview import (
     OrganizationSummary,
@@ -161,8 +160,7 @@ class PageSource:
         :raises UsageReadError: if there is no dataset that can be read.
         :raises OSError: if the store can't be read.
         """
-        storage = open_storage(self._dataset.path, self._dataset.conn_id)
-        return UsageReader(storage, self._cache, _READS_PER_READER)
+        return open_reader(self._dataset.path, self._dataset.conn_id, self._cache, _READS_PER_READER)
 
     def info(self, reader: UsageReader) -> DatasetInfo:
         """Return what the pages say of the dataset."""
