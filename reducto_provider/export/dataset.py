@@ -17,10 +17,10 @@ from reducto_provider.export import reported
 from reducto_provider.export.formats import Format
 from reducto_provider.export.manifest import (
     DATASET_FILE,
-    FIRST_VERSION,
     InvalidManifestError,
     Manifest,
     checksum,
+    holds_table,
     json_file,
     md5_of,
     metadata_folder,
@@ -91,7 +91,7 @@ class UsageDataset(Sink):
     def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
         with storage_errors(f"could not read {self._storage.location(DATASET_FILE)}"):
             content = self._storage.read(DATASET_FILE)
-            is_table = content is None and self._storage.read(FIRST_VERSION) is not None
+            is_table = content is None and holds_table(self._storage)
         if is_table:
             raise DatasetMismatchError(
                 f"the dataset at {self._storage.location()} is a Delta table. Use output_format='delta', or export to "

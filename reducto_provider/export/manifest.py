@@ -23,8 +23,8 @@ from reducto_provider.usage.report import CREDITS_SCALE
 DATASET_FILE: Final = "metadata/dataset.json"
 """The name of a dataset's description."""
 
-FIRST_VERSION: Final = "_delta_log/00000000000000000000.json"
-"""The name of the first version of a Delta table."""
+_TABLE_FILES: Final = ("_delta_log/00000000000000000000.json", "_delta_log/_last_checkpoint")
+"""The names of a Delta table's first version, and of what is there once that was removed because of its age."""
 
 _MAX_NAME_BYTES = 255  # the limit of common file systems
 _MAX_WRITES = 10
@@ -32,6 +32,11 @@ _PLAIN_NUMBER = re.compile(rf"\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?", re.ASCII)
 _NAME = re.compile(r"metadata/(org_id=[^/]+/group_by=[^/]+)/dt=(\d{4}-\d{2}-\d{2})\.json", re.ASCII)
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+def holds_table(storage: Storage) -> bool:
+    """Return whether there is a Delta table."""
+    return any(storage.read(name) is not None for name in _TABLE_FILES)
 
 
 class Manifest(msgspec.Struct, kw_only=True):

@@ -20,10 +20,10 @@ from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format
 from reducto_provider.export.formats.compressed import Compressed
 from reducto_provider.export.manifest import (
     DATASET_FILE,
-    FIRST_VERSION,
     InvalidManifestError,
     Manifest,
     checksum,
+    holds_table,
     partition_of,
 )
 from reducto_provider.export.sink import short, storage_errors
@@ -347,7 +347,7 @@ def open_reader(
     """
     storage = open_storage(output_path, conn_id)
     with storage_errors(f"could not read {storage.location()}"):
-        is_table = storage.read(FIRST_VERSION) is not None
+        is_table = holds_table(storage)
     if not is_table:
         return UsageReader(storage, cache, max_concurrent_reads)
     from reducto_provider.export.delta.reader import UsageTableReader

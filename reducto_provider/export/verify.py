@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from reducto_provider.export.manifest import DATASET_FILE, FIRST_VERSION, parse_manifest_name
+from reducto_provider.export.manifest import DATASET_FILE, holds_table, parse_manifest_name
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
@@ -135,12 +135,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--conn-id", help="the Airflow connection for the object store")
     options = parser.parse_args(arguments)
     storage = open_storage(options.location, options.conn_id)
-    if storage.read(FIRST_VERSION) is None:
-        found = verify_dataset(storage)
-    else:
+    if holds_table(storage):
         from reducto_provider.export.delta.verify import verify_table
 
         found = verify_table(options.location, options.conn_id)
+    else:
+        found = verify_dataset(storage)
     for problem in found.problems:
         print(problem)
     print(f"{found.days} days, {found.files} files, {len(found.problems)} problems")

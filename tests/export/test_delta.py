@@ -18,6 +18,8 @@ from deltalake import DeltaTable, write_deltalake
 from reducto_provider import __version__
 from reducto_provider.export.delta import upkeep
 from reducto_provider.export.delta.journal import Day, Journal
+from reducto_provider.export.delta.location import check_table_location
+from reducto_provider.export.delta.publication import Publication
 from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.delta.verify import verify_table
 from reducto_provider.export.formats import FORMATS
@@ -220,6 +222,15 @@ class TestCommits:
         assert [type(each.exception()) for each in published] == [OutdatedReportError, *[type(None)] * 4]
         assert rows(root) == rows_of(make_export(*RESTATED), *others)
 
+    def test_none_of_them_succeeds_when_the_thread_that_commits_is_ended(self, root, make_export, open_table, mocker):
+        exports = [make_export(*THREE_DAYS, org_id=f"org_{number}") for number in range(8)]
+        sink = open_table()
+        mocker.patch.object(UsageDeltaTable, "create", side_effect=SystemExit)
+        with ThreadPoolExecutor(8) as threads:
+            published = [threads.submit(sink.publish, each.report, each.query, RUN) for each in exports]
+
+        assert [type(each.exception()) for each in published] == [SystemExit] * 8
+
     def test_conflicts_without_end_are_a_clear_error(self, make_export, open_table, publish, mocker):
         publish(make_export(*THREE_DAYS))
         mocker.patch("time.sleep")
@@ -268,6 +279,19 @@ class TestChanges:
         publish(make_export(*THREE_DAYS[:2]))  # records the year again
 
         assert changed(publish(make_export(*RESTATED))) == [JUNE_17, JUNE_18]
+
+    def test_nothing_is_reported_because_others_exported_other_days_meanwhile(self, make_export, publish, mocker):
+        publish(make_export(*THREE_DAYS))
+        publish(make_export(("2026-06-19", "parse", "1", 1)))
+        load = mocker.patch.object(Publication, "load", autospec=True)
+
+        def load_before_another_export(publication):
+            mocker.stop(load)
+            publication.load()
+            publish(make_export(("2026-06-19", "parse", "2", 1)))
+
+        load.side_effect = load_before_another_export
+        assert changed(publish(make_export(*THREE_DAYS))) == []
 
     def test_after_others_have_written_the_table(self, root, make_export, publish):
         publish(make_export(*THREE_DAYS))
@@ -393,6 +417,25 @@ class TestCheck:
             with pytest.raises(DatasetMismatchError, match="is a Delta table"):
                 attempt()
 
+    def test_and_if_its_first_versions_were_removed(self, root, make_export, publish, capsys):
+        export = make_export(*THREE_DAYS)
+        publish(export)
+        table = DeltaTable(root)
+        table.create_checkpoint()
+        for version in range(table.version()):
+            (root / "_delta_log" / f"{version:020}.json").unlink()
+
+        assert changed(publish(export)) == []
+        assert main([str(root)]) == 0
+        assert capsys.readouterr().out == "3 days, 1 files, 0 problems\n"
+        with pytest.raises(DatasetMismatchError, match="is a Delta table"):
+            open_sink(str(root), None, FORMATS["jsonl"], {}).check()
+
+    def test_one_that_forbids_to_replace_rows_is_refused(self, root, make_export, publish, refused):
+        publish(make_export(*THREE_DAYS))
+        DeltaTable(root).alter.set_table_properties({"delta.appendOnly": "true"})
+        refused("has the property delta.appendOnly, which forbids to replace usage that was restated")
+
     def test_a_table_of_something_else_is_refused(self, root, refused):
         write_deltalake(root, pa.table({"a": [1]}))
         refused("was made by something else")
@@ -409,6 +452,7 @@ class TestCheck:
         ("protocol", "named"),
         [
             ({"minReaderVersion": 1, "minWriterVersion": 8}, "writer version 8"),
+            ({"minReaderVersion": 1, "minWriterVersion": 6}, "writer version 6"),
             (
                 {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["appendOnly", "zebraStripes"]},
                 "needs the features zebraStripes of writer version 7",
@@ -442,10 +486,18 @@ class TestCheck:
             assert rows(tmp_path / name) == rows_of(export)
             assert {path.name for path in (tmp_path / name).iterdir()} == {"_delta_log", "_reducto", "group_by=product"}
 
-    @pytest.mark.parametrize("name", ["%41", "a%2Fb", "a\\b", "[a]", "a^b", "a|b", "a\tb"])
+    @pytest.mark.parametrize("name", ["%41", "a%2Fb", "a\\b", "[a]", "a^b", "a|b", "a\tb", "a\x85b", "a\u2028b"])
     def test_one_that_the_library_takes_for_another_is_refused(self, tmp_path, name):
         with pytest.raises(ValueError, match=r"output_path must not contain .* for output_format='delta'"):
             open_sink(str(tmp_path / name), None, FORMATS["delta"], {})
+
+    @pytest.mark.parametrize("path", ["a#b", "a?b", "a/./b", "."])
+    def test_in_an_object_store_also_what_it_cuts_off_or_leaves_out(self, tmp_path, make_export, path):
+        with pytest.raises(ValueError, match=r"output_path must not contain '[#?/.]+' for output_format='delta'"):
+            check_table_location(f"s3://lake/{path}")
+        export = make_export(*THREE_DAYS)
+        open_sink(f"{tmp_path}/{path}", None, FORMATS["delta"], {}).publish(export.report, export.query)
+        assert rows(tmp_path / path) == rows_of(export)
 
 
 class TestHistory:
@@ -560,6 +612,11 @@ class TestVerify:
             *(("unknown", f"org_abc123 by product on {day}") for day in (JUNE_16, JUNE_17, JUNE_18)),
         ]
 
+    def test_a_table_of_something_else_is_refused(self, root):
+        write_deltalake(root, pa.table({"a": [1]}))
+        with pytest.raises(DatasetMismatchError, match="was made by something else"):
+            verify_table(str(root))
+
     def test_where_no_table_is(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no Delta table at"):
             verify_table(str(tmp_path))
@@ -648,6 +705,43 @@ class TestUpkeep:
 
         assert "Could not compact the Delta table: no space left. The next try is after 20 commits" in caplog.text
 
+    def test_days_at_the_end_of_the_calendar(self, root, make_export, publish):
+        for number in range(upkeep.MAX_FILES + 1):
+            publish(make_export(("9999-12-31", "parse", "1", 1), org_id=f"org_{number}"))
+        assert upkeep.compact_table(str(root)) == 0
+
+    def test_files_that_tell_no_days_are_left_alone(self, root, make_export, publish, on):
+        publish(make_export(("2026-01-01", "parse", "1", 1)))
+        DeltaTable(root).alter.set_table_properties({"delta.dataSkippingNumIndexedCols": "0"})
+        exports = self.fill(publish, make_export, 12, ["org_a"])
+        on(2026, 12, 1)
+
+        assert upkeep.compact_table(str(root)) == 0
+        DeltaTable(root).optimize.compact()
+        assert upkeep.compact_table(str(root)) == 0
+        assert rows(root) == rows_of(*exports, make_export(("2026-01-01", "parse", "1", 1)))
+
+    @pytest.mark.parametrize("filters", [{}, {"products": ("parse",)}])
+    def test_of_whatever_filters(self, root, make_export, publish, on, filters):
+        for number in range(upkeep.MAX_FILES + 1):
+            publish(make_export(("2026-01-01", "parse", "1", 1), org_id=f"org_{number}", **filters))
+        on(2026, 12, 1)
+        assert upkeep.compact_table(str(root)) == upkeep.MAX_FILES
+        assert upkeep.vacuum_table(str(root)) == []
+
+    @pytest.mark.parametrize(
+        "run", [upkeep.compact_table, lambda path: upkeep.vacuum_table(path, keep_days=1)], ids=["compact", "vacuum"]
+    )
+    def test_a_table_of_something_else_is_left_alone(self, root, run):
+        write_deltalake(root, pa.table({"a": [1]}))
+        write_deltalake(root, pa.table({"a": [2]}), mode="overwrite")
+        age(root, timedelta(days=10))
+        before = sorted(root.rglob("*"))
+
+        with pytest.raises(DatasetMismatchError, match="was made by something else"):
+            run(str(root))
+        assert sorted(root.rglob("*")) == before
+
     def test_vacuum_keeps_what_history_needs(self, root, make_export, publish):
         publish(make_export(*THREE_DAYS))
         publish(make_export(*RESTATED))
@@ -656,8 +750,9 @@ class TestUpkeep:
 
         assert upkeep.vacuum_table(str(root)) == []
         assert rows(root, version=1) == rows_of(make_export(*THREE_DAYS))
-        with pytest.raises(ValueError, match="keep_days must be at least 1"):
-            upkeep.vacuum_table(str(root), keep_days=0)
+        for days in (0, True, "365"):
+            with pytest.raises(ValueError, match="keep_days must be a whole number, 1 or more, not"):
+                upkeep.vacuum_table(str(root), keep_days=days)
         assert upkeep.vacuum_table(str(root), keep_days=365) != []
         assert rows(root) == rows_of(make_export(*THREE_DAYS))
         assert verify_table(str(root)).problems == ()

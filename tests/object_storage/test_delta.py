@@ -80,6 +80,29 @@ class TestS3:
         assert error.type == "ReductoExportError"
         assert f"could not read s3://{bucket}/table" in error.message
 
+    def test_a_store_that_overwrites_what_must_only_be_created_is_refused(self, s3, bucket, mocker):
+        ask = s3._ask_moto
+        mocker.patch.object(s3, "_ask_moto", lambda environ, call: ask(environ | {"HTTP_IF_NONE_MATCH": ""}, call))
+        sink = open_sink(f"s3://lake@{bucket}/table", None, check_format("delta"), {})
+
+        with pytest.raises(ValueError, match=r"If-None-Match.*ignores: exports .* would lose each other's commits"):
+            sink.check()
+        assert s3.objects(bucket) == {}
+
+    def test_the_environment_does_not_change_the_connection(self, s3, bucket, monkeypatch):
+        for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.setenv(variable, "http://127.0.0.1:1")
+        report, query = large_answer(FIRST, LAST, "1.5")
+        for url in (f"s3://lake@{bucket}/table", f"s3://token@{bucket}/table"):
+            sink = open_sink(url, None, check_format("delta"), {})
+            sink.check(query)
+            sink.publish(report, query)
+            monkeypatch.setenv("AWS_SESSION_TOKEN", "of another key")
+            monkeypatch.setenv("AIRFLOW_CONN_TOKEN", s3.connection(aws_session_token="a-token-of-the-tests"))
+
+        with pytest.raises(ValueError, match=r"AWS_SESSION_TOKEN is set, .* keys of connection 'lake'"):
+            open_sink(f"s3://lake@{bucket}/table", None, check_format("delta"), {}).check(query)
+
 
 @pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path):

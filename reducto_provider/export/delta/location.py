@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
+from uuid import uuid4
 
+from reducto_provider.export.delta.journal import FOLDER
+from reducto_provider.export.sink import storage_errors
 from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path
 
 DELTA_STORES: Final = ("s3", "s3a", "abfs", "abfss")
@@ -28,7 +33,9 @@ _CONNECTION_STRING_OPTIONS = {
 }
 
 # What deltalake takes for something else: it decodes paths once too often, and fails for some characters.
-_UNSAFE = re.compile(r"[\[\]\\^|\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+_UNSAFE = re.compile(r"[\[\]\\^|\x00-\x1f\x7f-\x9f\u2028\u2029]|%[0-9A-Fa-f]{2}")
+# It cuts the URL of an object store at these, and leaves out such a folder: the table would be elsewhere.
+_UNSAFE_IN_URL = re.compile(r"[?#]|/\.(?=/|\Z)")
 
 Options = Callable[[], Mapping[str, str]]
 """Return the options for the store's client, with credentials that have not expired."""
@@ -47,9 +54,33 @@ def check_table_location(output_path: object) -> str:
             f"output_path must be a local path or one of {', '.join(DELTA_STORES)} for output_format='delta', "
             f"not {path!r}"
         )
-    if found := _UNSAFE.search(path):
+    found = _UNSAFE.search(path) or (scheme in DELTA_STORES and _UNSAFE_IN_URL.search(path))
+    if found:
         raise ValueError(f"output_path must not contain {found[0]!r} for output_format='delta': {path!r}")
     return path
+
+
+def check_exclusive_creation(storage: Storage) -> None:
+    """
+    Check that the store can create an object only if there is none, on which commits at the same time rely.
+
+    :raises ValueError: if the store overwrites the object instead.
+    :raises PublishError: if it can't be written.
+    """
+    name = f"{FOLDER}/.{uuid4().hex}.writing"
+    with storage_errors(f"could not write to {storage.location()}"):
+        storage.create(name, b"")
+        try:
+            storage.create(name, b"")
+        except FileExistsError:
+            return
+        finally:
+            with suppress(OSError):  # a table needs no permission to remove objects
+                storage.remove(name)
+    raise ValueError(
+        f"output_path must be in a store that can create an object only if there is none (If-None-Match), which "
+        f"{storage.location()} ignores: exports at the same time would lose each other's commits. Export to files there"
+    )
 
 
 def table_location(storage: Storage, output_path: str, conn_id: str | None) -> tuple[str, Options]:
@@ -77,12 +108,13 @@ def _s3_options(conn_id: str | None) -> Options:
 
     hook = S3Hook(aws_conn_id=conn_id)
     # One session: credentials of a role are renewed in it, without another look at the connection.
-    credentials = hook.get_session().get_credentials()
+    session = hook.get_session()
+    credentials = session.get_credentials()
     fixed: dict[str, str] = {}
-    if region := hook.region_name:
+    if region := hook.region_name or session.region_name:
         fixed["AWS_REGION"] = region
     if endpoint := hook.conn_config.get_service_endpoint_url("s3"):
-        fixed["AWS_ENDPOINT_URL"] = endpoint
+        fixed["AWS_ENDPOINT_URL"] = fixed["AWS_ENDPOINT_URL_S3"] = endpoint
         fixed["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
     if hook.verify is False:
         fixed["AWS_ALLOW_INVALID_CERTIFICATES"] = "true"
@@ -91,6 +123,11 @@ def _s3_options(conn_id: str | None) -> Options:
         if credentials is None:
             return {**fixed, "AWS_SKIP_SIGNATURE": "true"}
         key = credentials.get_frozen_credentials()
+        if not key.token and os.environ.get("AWS_SESSION_TOKEN"):
+            raise ValueError(
+                "the environment variable AWS_SESSION_TOKEN is set, and deltalake would send it with the keys of "
+                f"connection {conn_id!r}, which have no token. Unset it where the task runs"
+            )
         token = {"AWS_SESSION_TOKEN": key.token} if key.token else {}
         return {**fixed, "AWS_ACCESS_KEY_ID": key.access_key, "AWS_SECRET_ACCESS_KEY": key.secret_key, **token}
 

@@ -76,6 +76,9 @@ class Publication:
         """
         self._table_id = table.id
         self._counts = {year: table.commit_count(self.journal.counter(year)) for year in self._years}
+        for year, count in self._counts.items():
+            if self._years[year].commit != count:  # others have replaced other days of the year since it was read
+                self._years[year] = self.journal.read(year)
         known = {
             day: each
             for year, recorded in self._years.items()

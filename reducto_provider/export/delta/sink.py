@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Final, Self
 from reducto_provider.export import reported
 from reducto_provider.export.delta.commits import OtherCommits
 from reducto_provider.export.delta.journal import Journal
-from reducto_provider.export.delta.location import Options, check_table_location, table_location
+from reducto_provider.export.delta.location import (
+    Options,
+    check_exclusive_creation,
+    check_table_location,
+    table_location,
+)
 from reducto_provider.export.delta.publication import Publication
 from reducto_provider.export.delta.table import TABLE_COLUMNS, ConflictError, UsageDeltaTable
 from reducto_provider.export.delta.upkeep import COMMITS_BETWEEN, compact_oldest
@@ -93,6 +98,8 @@ class UsageTable(Sink):
     def check(self, query: UsageQuery | None = None, run: str | None = None) -> None:
         with self._lock:
             table = self._newest()
+            if table is None:
+                check_exclusive_creation(self._storage)
             self._commits = OtherCommits(self._storage, -1 if table is None else table.version)
 
     def publish(
@@ -205,7 +212,7 @@ class UsageTable(Sink):
         """Publish together, and leave an error in each that failed."""
         try:
             self._commit(batch)
-        except Exception as error:  # noqa: BLE001  # raised by the thread of each
+        except BaseException as error:  # noqa: BLE001  # raised by the thread of each
             for publication in batch:
                 publication.error = publication.error or error
         finally:

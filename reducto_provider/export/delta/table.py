@@ -39,7 +39,7 @@ _RETENTION = "interval 3650 days"
 _RETENTIONS = {"delta.logRetentionDuration": _RETENTION, "delta.deletedFileRetentionDuration": _RETENTION}
 
 # What deltalake writes; it refuses other features only when it commits.
-_MAX_WRITER_VERSION = 7
+_WRITER_VERSIONS = {*range(1, 6), 7}
 _WRITER_FEATURES = {
     *("appendOnly", "invariants", "checkConstraints", "changeDataFeed", "generatedColumns", "deletionVectors"),
     *("timestampNtz", "v2Checkpoint"),
@@ -142,9 +142,14 @@ class UsageDeltaTable:
 
         :raises DatasetMismatchError: naming the differences and the remedy.
         """
+        if str(self._table.metadata().configuration.get("delta.appendOnly")).lower() == "true":
+            raise DatasetMismatchError(
+                f"the Delta table at {self._location} has the property delta.appendOnly, which forbids to replace "
+                "usage that was restated. Remove the property, or export to another output_path"
+            )
         protocol = self._table.protocol()
         unknown = sorted(set(protocol.writer_features or ()) - _WRITER_FEATURES)
-        if protocol.min_writer_version > _MAX_WRITER_VERSION or unknown:
+        if protocol.min_writer_version not in _WRITER_VERSIONS or unknown:
             needed = f"the features {', '.join(map(short, unknown))} of " if unknown else ""
             raise DatasetMismatchError(
                 f"the Delta table at {self._location} needs {needed}writer version {protocol.min_writer_version}, "
@@ -206,12 +211,15 @@ class UsageDeltaTable:
         return [unquote(path) for path in pa.table(self._table.get_add_actions())["path"].to_pylist()]
 
     def data_files(self) -> list[DataFile]:
-        """Return the table's files."""
+        """Return the table's files. Those of other writers that tell no days are left out."""
         import pyarrow as pa
 
         found = pa.table(self._table.get_add_actions(flatten=True))
         names = ("partition.group_by", "min.date", "max.date", "size_bytes")
-        return [DataFile(*values) for values in zip(*(found[name].to_pylist() for name in names), strict=True)]
+        if not set(names) <= set(found.column_names):
+            return []
+        files = zip(*(found[name].to_pylist() for name in names), strict=True)
+        return [DataFile(*values) for values in files if None not in values]
 
     def compact(self, group_by: str, first: date, last: date) -> None:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from calendar import monthrange
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from reducto_provider.export.delta.location import check_table_location, table_location
 from reducto_provider.export.delta.table import ConflictError, DataFile, UsageDeltaTable
 from reducto_provider.export.storage import open_storage
+from reducto_provider.usage.checks import check_whole_number
 from reducto_provider.usage.days import DayRange, today
 
 COMMITS_BETWEEN: Final = 20
@@ -52,9 +54,10 @@ def vacuum_table(output_path: str, conn_id: str | None = None, *, keep_days: int
     :param keep_days: None for the ten years that the table's history is kept. Versions before can't be read any more.
     :return: the names of the removed files.
     :raises ValueError: if ``keep_days`` is less than one: readers and exports may still use such files.
+    :raises DatasetMismatchError: if the table is not one of usage.
     """
-    if keep_days is not None and keep_days < 1:
-        raise ValueError(f"keep_days must be at least 1, not {keep_days!r}")
+    if keep_days is not None:
+        check_whole_number("keep_days", keep_days, 1)
     return _open(output_path, conn_id).vacuum(keep_days)
 
 
@@ -109,7 +112,7 @@ def _parts(month: DayRange, files: list[DataFile]) -> Iterator[DayRange]:
 def _months(first: date, last: date) -> Iterator[DayRange]:
     """Yield the months that are over by ``last``, from that of ``first`` on."""
     start = first.replace(day=1)
-    while (end := (start + timedelta(days=31)).replace(day=1) - timedelta(days=1)) <= last:
+    while (end := start.replace(day=monthrange(start.year, start.month)[1])) <= last:
         yield DayRange(start, end)
         start = end + timedelta(days=1)
 
@@ -120,4 +123,5 @@ def _open(output_path: str, conn_id: str | None) -> UsageDeltaTable:
     table = UsageDeltaTable.open(uri, options(), storage.location())
     if table is None:
         raise FileNotFoundError(f"there is no Delta table at {storage.location()}")
+    table.check(table.filters)
     return table

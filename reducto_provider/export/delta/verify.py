@@ -32,6 +32,7 @@ def verify_table(output_path: str, conn_id: str | None = None) -> Verification:
     table = UsageDeltaTable.open(uri, options(), storage.location())
     if table is None:
         raise FileNotFoundError(f"there is no Delta table at {storage.location()}")
+    table.check(table.filters)
     files = table.file_names()
     present = {name for folder in {name.partition("/")[0] for name in files} for name in storage.names(folder)}
     exported, problems = _journals(storage)
