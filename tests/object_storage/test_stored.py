@@ -446,7 +446,7 @@ class TestIndex:
         assert writes(s3) == [INDEX]
         assert files()[INDEX] == right
 
-    @pytest.mark.parametrize("lie", WRONG, ids=repr)
+    @pytest.mark.parametrize("lie", WRONG, ids=lambda lie: repr(lie)[:60])
     def test_one_that_is_wrong_is_no_proof(self, s3, export, files, put, right, lie):
         days = json.loads(right)
         put(INDEX, json.dumps({day: found | lie for day, found in days.items()}).encode())
@@ -587,7 +587,7 @@ class TestReader:
         found = reader.exported_days("org_acme", "product", DayRange(FIRST, LAST))
         assert found.unreadable == (DAY,)
 
-    @pytest.mark.parametrize("lie", WRONG, ids=repr)
+    @pytest.mark.parametrize("lie", WRONG, ids=lambda lie: repr(lie)[:60])
     def test_an_index_that_is_wrong_is_no_proof(self, reader, files, put, truth, lie):
         days = json.loads(files()[INDEX])
         put(INDEX, json.dumps({day: found | lie for day, found in days.items()}).encode())
