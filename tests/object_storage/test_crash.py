@@ -19,7 +19,9 @@ from botocore.exceptions import ClientError
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.reader import UsageReader
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery
 from tests.object_storage import writers
 from tests.object_storage.answers import decoded, files_of, large_answer, local_files
@@ -87,6 +89,19 @@ def disagreeing(storage: Storage, days: list[date]) -> list[str]:
     return found
 
 
+def as_read(storage: Storage, days: list[date]) -> dict[date, tuple[str | None, int, bool]]:
+    """What a reader says of the days, who may use the index."""
+    found = UsageReader(storage).exported_days("org_acme", "product", DayRange(days[0], days[-1]))
+    assert found.unreadable == ()
+    return {day: (each.sha256, each.request_count, each.is_final) for day, each in found.days.items()}
+
+
+def as_described(storage: Storage, days: list[date]) -> dict[date, tuple[str | None, int, bool]]:
+    """What the manifests say of the days."""
+    found = {day: json.loads(storage.read(f"metadata/{ROOT}/dt={day}.json")) for day in days}
+    return {day: (each["sha256"], each["request_count"], each["final"]) for day, each in found.items()}
+
+
 class TestKilled:
     def test_at_every_step_in_a_local_folder(self, tmp_path, wholes, started):
         url = f"file://{tmp_path}/usage"
@@ -148,6 +163,7 @@ class TestKilled:
                     ours.send("go")
                     writer.join()
                 reader.look()
+                assert as_read(storage, [FIRST, SECOND]) == as_described(storage, [FIRST, SECOND])
 
         assert [writer.exitcode for writer, _ in waiting] == [-signal.SIGKILL] * steps
         assert reader.wrong == []
@@ -210,6 +226,14 @@ class TestAtTheSameTime:
             ]
             assert storage.read(name) in last, day
         assert disagreeing(storage, list(self.DAYS)) == []
+        # Both wrote the index, and the later one may have left out or overwritten lines of the other.
+        assert as_read(storage, list(self.DAYS)) == as_described(storage, list(self.DAYS))
+        for answers in given:
+            writers.export(url, "jsonl", answers[-1:])
+        index = json.loads(storage.read(f"metadata/{ROOT}/index.json"))
+        assert {date.fromisoformat(day): each["sha256"] for day, each in index.items()} == {
+            day: sha256 for day, (sha256, *_) in as_described(storage, list(self.DAYS)).items()
+        }
 
 
 class Turns:
