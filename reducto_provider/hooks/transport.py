@@ -28,6 +28,7 @@ from reducto_provider.exceptions import (
 )
 from reducto_provider.hooks import event_loop
 from reducto_provider.hooks.answers import Answer, Parameters, content_encoding, printable, raise_for_status
+from reducto_provider.hooks.bounded_protocol import limit_headers
 from reducto_provider.hooks.settings import ReductoSettings, proxy_url
 
 MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
@@ -257,8 +258,10 @@ def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[Resolve
 
 
 def _open_session(settings: ReductoSettings, verify: bool | ssl.SSLContext) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=verify, resolver=_Resolver())
+    limit_headers(connector)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=verify, resolver=_Resolver()),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=HEADERS,
         auto_decompress=False,
