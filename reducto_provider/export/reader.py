@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -22,6 +22,7 @@ from reducto_provider.export.manifest import (
     DATASET_FILE,
     FIRST_VERSION,
     DayManifests,
+    Manifest,
     checksum,
     decode_manifest,
     parse_manifest_name,
@@ -69,6 +70,19 @@ class ExportedDay:
     exported_at: str
     run: str | None
     sha256: str | None
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Self:
+        return cls(
+            day=manifest.date,
+            row_count=manifest.row_count,
+            credits=None if manifest.credits is None else Decimal(manifest.credits),
+            request_count=manifest.request_count,
+            is_final=manifest.is_final,
+            exported_at=manifest.exported_at,
+            run=manifest.run,
+            sha256=manifest.sha256,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +170,7 @@ class UsageReader:
         self._storage = storage
         self._cache = cache or RowCache(0)
         self._max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
-        self._format, self.filters = self._read_identity()
+        self.format, self.filters = self._read_identity()
 
     def _read_identity(self) -> tuple[Format, Mapping[str, Sequence[str]]]:
         """Return the format of the rows, and the filters of the usage."""
@@ -232,9 +246,13 @@ class UsageReader:
         with storage_errors(f"could not read {self._storage.location(name)}"):
             return self._storage.read(name)
 
+    def file_name(self, org_id: str, group_by: str, day: date) -> str:
+        """Return the name of a day's file, which a day without usage does not have."""
+        return f"data/{partition_of(org_id, group_by)}/dt={day}/usage.{self.format.extension}"
+
     def _rows_of_day(self, org_id: str, group_by: str, exported: ExportedDay) -> list[UsageRow]:
         manifests = DayManifests(self._storage, org_id, group_by)
-        name = f"data/{manifests.partition}/dt={exported.day}/usage.{self._format.extension}"
+        name = self.file_name(org_id, group_by, exported.day)
         location = self._storage.location(name)
         for read in range(MAX_READS):
             if exported.sha256 is None:
@@ -260,9 +278,9 @@ class UsageReader:
 
     def _decode(self, content: bytes, exported: ExportedDay, location: str) -> list[UsageRow]:
         try:
-            rows = self._format.decode(content)
+            rows = self.format.decode(content)
         except ValueError as error:
-            raise UsageReadError(f"{location} can't be decoded as {self._format.name}: {error}") from error
+            raise UsageReadError(f"{location} can't be decoded as {self.format.name}: {error}") from error
         if len(rows) != exported.row_count or any(row.date != exported.day for row in rows):
             raise UsageReadError(f"{location} does not have the {exported.row_count} rows of {exported.day} alone")
         return rows
@@ -280,16 +298,7 @@ class UsageReader:
                 raise ValueError(f"it is of {manifest.date}")
         except ValueError as error:
             return UsageReadError(f"{self._storage.location(name)} can't be decoded: {error}")
-        return ExportedDay(
-            day=day,
-            row_count=manifest.row_count,
-            credits=None if manifest.credits is None else Decimal(manifest.credits),
-            request_count=manifest.request_count,
-            is_final=manifest.is_final,
-            exported_at=manifest.exported_at,
-            run=manifest.run,
-            sha256=manifest.sha256,
-        )
+        return ExportedDay.from_manifest(manifest)
 
     def _format_of(self, identity: _Identity) -> Format:
         format = FORMATS.get(identity.format)
