@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -69,6 +69,19 @@ class ExportedDay:
     exported_at: str
     run: str | None
     sha256: str | None
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Self:
+        return cls(
+            day=manifest.date,
+            row_count=manifest.row_count,
+            credits=None if manifest.credits is None else Decimal(manifest.credits),
+            request_count=manifest.request_count,
+            is_final=manifest.final,
+            exported_at=manifest.exported_at,
+            run=manifest.run,
+            sha256=manifest.sha256,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +169,7 @@ class UsageReader:
         self._storage = storage
         self._cache = cache or RowCache(0)
         self._max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
-        self._format, self.filters = self._read_identity()
+        self.format, self.filters = self._read_identity()
 
     def _read_identity(self) -> tuple[Format, Mapping[str, Sequence[str]]]:
         """Return the format of the rows, and the filters of the usage."""
@@ -198,7 +211,7 @@ class UsageReader:
 
     def exported_days(self, org_id: str, group_by: str, days: DayRange) -> ExportedDays:
         """Return what the manifests say of these days. The index saves reading those that a listing proves."""
-        stored = self._stored_days(org_id, group_by)
+        stored = self.stored_days(org_id, group_by)
         with storage_errors(f"could not list {self._storage.location(stored.folder)}"):
             listed = stored.list_manifests()
             exported = [day for day in listed if days.first <= day <= days.last]
@@ -228,15 +241,16 @@ class UsageReader:
 
     def manifest(self, org_id: str, group_by: str, day: date) -> bytes | None:
         """Return the content of a day's manifest, None if there is none."""
-        name = self._stored_days(org_id, group_by).manifest_name(day)
+        name = self.stored_days(org_id, group_by).manifest_name(day)
         with storage_errors(f"could not read {self._storage.location(name)}"):
             return self._storage.read(name)
 
-    def _stored_days(self, org_id: str, group_by: str) -> StoredDays:
-        return StoredDays(self._storage, org_id, group_by, self.filters, self._format.extension)
+    def stored_days(self, org_id: str, group_by: str) -> StoredDays:
+        """Return the files and manifests of an organization by a dimension."""
+        return StoredDays(self._storage, org_id, group_by, self.filters, self.format.extension)
 
     def _rows_of_day(self, org_id: str, group_by: str, exported: ExportedDay) -> list[UsageRow]:
-        stored = self._stored_days(org_id, group_by)
+        stored = self.stored_days(org_id, group_by)
         name = stored.file(exported.day)
         location = self._storage.location(name)
         for read in range(MAX_READS):
@@ -263,9 +277,9 @@ class UsageReader:
 
     def _decode(self, content: bytes, exported: ExportedDay, location: str) -> list[UsageRow]:
         try:
-            rows = self._format.decode(content)
+            rows = self.format.decode(content)
         except ValueError as error:
-            raise UsageReadError(f"{location} can't be decoded as {self._format.name}: {error}") from error
+            raise UsageReadError(f"{location} can't be decoded as {self.format.name}: {error}") from error
         if len(rows) != exported.row_count or any(row.date != exported.day for row in rows):
             raise UsageReadError(f"{location} does not have the {exported.row_count} rows of {exported.day} alone")
         return rows
@@ -282,16 +296,7 @@ class UsageReader:
                 return UsageReadError(f"{location} can't be decoded: {error}")
         if manifest is None:  # removed since it was listed
             return None
-        return ExportedDay(
-            day=day,
-            row_count=manifest.row_count,
-            credits=None if manifest.credits is None else Decimal(manifest.credits),
-            request_count=manifest.request_count,
-            is_final=manifest.final,
-            exported_at=manifest.exported_at,
-            run=manifest.run,
-            sha256=manifest.sha256,
-        )
+        return ExportedDay.from_manifest(manifest)
 
     def _format_of(self, identity: _Identity) -> Format:
         format = FORMATS.get(identity.format)

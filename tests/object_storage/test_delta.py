@@ -17,7 +17,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from reducto_provider.export.convert import main
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.reader import read_usage
 from reducto_provider.export.sink import open_sink
 from reducto_provider.usage.query import UsageQuery
 from tests.airflows import DELTA
@@ -71,6 +73,26 @@ class TestS3:
         assert [file["changed"] for file in second.xcom("days")["files"]] == [False, True, False]
         table.update_incremental()
         assert rows(table) == expected()
+
+    def test_files_become_a_table_and_are_read(self, export, s3, bucket, simulator, monkeypatch, capsys):
+        monkeypatch.setenv("AIRFLOW_CONN_LAKE", s3.connection())
+        files, table = f"s3://lake@{bucket}/files", f"s3://lake@{bucket}/deep/table"
+        export(days={"output_path": files, "output_format": "csv", "compression": "gzip"}).expect()
+        truth = [(r.date, r.group, r.credits, r.requests) for r in simulator.truth("org_acme", FIRST, LAST)]
+
+        assert main([files, table]) == 0
+        found = read_usage(table, org_id="org_acme", start=FIRST, end=LAST)
+        assert [(row.date, row.group, row.credits, row.request_count) for row in found] == truth
+        before = s3.objects(bucket)
+        assert main([files, table]) == 0
+        assert "In all: 0 converted, 3 already there" in capsys.readouterr().out
+        assert s3.objects(bucket) == before
+
+        [file, *_] = [key for key in before if key.startswith("files/data/")]
+        s3.bystander.delete_object(Bucket=bucket, Key=file)
+        assert main([files, f"{table}_2"]) == 1
+        assert f"{file} is missing" in capsys.readouterr().err
+        assert not [key for key in s3.objects(bucket) if key.startswith("deep/table_2")]
 
     def test_a_key_that_is_refused_is_a_clear_error(self, export, s3, bucket):
         place = {"output_path": f"s3://lake@{bucket}/table", "output_format": "delta"}

@@ -6,6 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from reducto_provider.export.reader import read_usage
+from reducto_provider.usage.query import DIMENSIONS
 from simulator import Altered
 
 DAG = """
@@ -43,6 +45,41 @@ def test_what_agrees(reconcile, simulator):
     }
     dimensions = [dict(request.query)["groupBy"] for request in simulator.requests]
     assert dimensions == ["product", "feature", "api_key", "file_type"]
+
+
+AFTER_EXPORT = """
+from datetime import timedelta
+from tests.airflow_sdk import DAG
+from reducto_provider.operators.fleet import ReductoUsageFleetExportOperator
+from reducto_provider.operators.reconciliation import ReductoUsageReconciliationOperator
+
+DAYS = {{"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}}
+DIMENSIONS = ["product", "feature", "api_key", "file_type"]
+
+with DAG("export_and_reconcile", schedule=None):
+    ReductoUsageFleetExportOperator(
+        task_id="export", organizations=["org_acme"], group_by=DIMENSIONS, output_path={path!r},
+        output_format="delta", **DAYS
+    ) >> ReductoUsageReconciliationOperator(
+        task_id="reconcile", org_id="org_acme", retry_delay=timedelta(seconds=0), **DAYS
+    )
+"""
+
+
+def test_after_an_export_to_a_table_both_have_the_same_totals(run_dag, tmp_path):
+    result = run_dag(AFTER_EXPORT.format(path=str(tmp_path / "table"))).expect()
+
+    reconciled = result.xcom("reconcile")
+    for group_by in DIMENSIONS:
+        rows = read_usage(
+            str(tmp_path / "table"),
+            org_id="org_acme",
+            group_by=group_by,
+            start=date(2026, 5, 1),
+            end=date(2026, 5, 31),
+        )
+        assert float(sum(row.credits for row in rows)) == reconciled["credits"] > 0, group_by
+        assert sum(row.request_count for row in rows) == reconciled["request_count"], group_by
 
 
 def test_filters_that_nothing_matches_are_warned_of(reconcile):

@@ -172,7 +172,7 @@ class UsageTableReader(UsageReader):
         return found
 
     def _digest(self, rows: Sequence[UsageRow]) -> str | None:
-        return self._format.digest(rows, rows)
+        return self.format.digest(rows, rows)
 
 
 def _exported(day: date, recorded: Day) -> ExportedDay:

@@ -123,6 +123,20 @@ class UsageDeltaTable:
             raise ConflictError(str(error)) from error
         return cls(table, location)
 
+    @classmethod
+    def open_or_create(cls, uri: str, options: Mapping[str, str], location: str, filters: Filters) -> UsageDeltaTable:
+        """
+        Return the newest version of the table, or create it.
+
+        :raises DatasetMismatchError: if it has other filters, or can't be read.
+        :raises ConflictError: if another export was faster.
+        """
+        table = cls.open(uri, options, location)
+        if table is None:
+            return cls.create(uri, options, location, filters)
+        table.check(filters)
+        return table
+
     @property
     def id(self) -> str:
         return str(self._table.metadata().id)
