@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from reducto_provider.export import reported
 from reducto_provider.export.delta.commits import OtherCommits
+from reducto_provider.export.delta.counts import CommitCounts
 from reducto_provider.export.delta.journal import Day, Journal
 from reducto_provider.export.delta.location import (
     Options,
@@ -80,6 +81,7 @@ class UsageTable(Sink):
         self._used_options: Mapping[str, str] = {}
         self._last_final_day = date.min
         self._commits = OtherCommits(storage)
+        self._counts = CommitCounts(storage)
         self._is_upkeep_due = False
 
     @classmethod
@@ -115,10 +117,11 @@ class UsageTable(Sink):
             table = self._newest()
             if table is None:
                 return None
-            counts = {year: table.commit_count(journal.counter(year)) for year in {day.year for day in days}}
+            with storage_errors(f"could not read {self.location}"):
+                counts = self._counts.find(table, {journal.counter(day.year) for day in days})
         with storage_errors(f"could not read the exported days of {query.org_id} at {self.location}"):
-            for year, count in counts.items():
-                found |= journal.read(year).known_at(table.id, count)
+            for year in {day.year for day in days}:
+                found |= journal.read(year).known_at(table.id, counts[journal.counter(year)])
             known = {day: found[day] for day in days if day in found and found[day].is_of(query, run, attempt)}
             if len(known) < len(days):
                 return None
@@ -273,8 +276,9 @@ class UsageTable(Sink):
                 )
         current = [publication for publication in batch if publication.error is None]
         rows = table.read_rows([publication.days for publication in current]) if current else {}
+        counts = self._counts.find(table, [counter for each in current for counter in each.counters.values()])
         for publication in current:
-            publication.compare(table, rows.get(publication.partition, {}), self._last_final_day)
+            publication.compare(table.id, counts, rows.get(publication.partition, {}), self._last_final_day)
         changed = [publication for publication in current if publication.export_record]
         if changed:
             table.replace(
