@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from reducto_provider import __version__
 from reducto_provider.export.delta import upkeep
+from reducto_provider.export.delta.counts import CommitCounts
 from reducto_provider.export.delta.journal import Day, Journal
 from reducto_provider.export.delta.location import check_table_location
 from reducto_provider.export.delta.publication import Publication
@@ -316,6 +318,67 @@ class TestChanges:
 
         assert changed(publish(make_export(*THREE_DAYS))) == [JUNE_16, JUNE_17, JUNE_18]
         assert changed(publish(make_export(*THREE_DAYS))) == []
+
+
+class TestCommitCounts:
+    @pytest.fixture
+    def find(self, root):
+        """The counts, which must be those that the library finds."""
+        counts = CommitCounts(LocalStorage(root))
+
+        def find(**version):
+            table = UsageDeltaTable(DeltaTable(root, **version), "")
+            counters = [Journal(LocalStorage(root), f"org_{number}", "product").counter(2026) for number in range(3)]
+            found = counts.find(table, counters)
+            assert found == {counter: table.commit_count(counter) for counter in counters}
+            return list(found.values())
+
+        return find
+
+    def publish(self, publish, make_export, *numbers):
+        for number, times in enumerate(numbers):
+            for credits in range(times):
+                publish(make_export(("2026-06-16", "parse", str(credits), 1), org_id=f"org_{number}"))
+
+    def test_each_commit_is_read_once(self, find, publish, make_export, mocker):
+        self.publish(publish, make_export, 1, 2, 0)
+        read = mocker.spy(LocalStorage, "read")
+        assert find() == [1, 2, 0]
+        assert find() == [1, 2, 0]
+        self.publish(publish, make_export, 0, 0, 2)
+        read.reset_mock()
+        assert find() == [1, 2, 2]
+
+        names = [name for (_, name), _ in read.call_args_list]
+        assert names == ["_delta_log/00000000000000000004.json", "_delta_log/00000000000000000005.json"]
+
+    def test_after_a_checkpoint(self, root, find, publish, make_export):
+        self.publish(publish, make_export, 1, 2, 3)
+        DeltaTable(root).create_checkpoint()
+        for path in root.glob("_delta_log/*.json"):
+            path.unlink()
+        assert find() == [1, 2, 3]
+        self.publish(publish, make_export, 2)  # the first of them is as before
+        assert find() == [2, 2, 3]
+
+    @pytest.mark.parametrize(
+        "hint", [b"{", b'{"version": 3, "parts": 2}', b'{"version": 2}', b'{"version": 3, "sizeInBytes": 1}', b"\xff"]
+    )
+    def test_whatever_the_hint_says(self, root, find, publish, make_export, hint):
+        self.publish(publish, make_export, 1, 2)
+        DeltaTable(root).create_checkpoint()
+        self.publish(publish, make_export, 0, 0, 1)
+        (root / "_delta_log" / "_last_checkpoint").write_bytes(hint)
+        assert find() == [1, 2, 1]
+
+    def test_of_an_older_version_and_of_a_table_made_anew(self, root, find, publish, make_export):
+        self.publish(publish, make_export, 2, 1)
+        assert find() == [2, 1, 0]
+        DeltaTable(root).create_checkpoint()
+        assert find(version=1) == [1, 0, 0]
+        shutil.rmtree(root)
+        self.publish(publish, make_export, 1)
+        assert find() == [1, 0, 0]
 
 
 class TestExportedDays:

@@ -21,8 +21,6 @@ from reducto_provider.usage.report import UsageReport, UsageRow, format_decimal,
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from reducto_provider.export.delta.table import UsageDeltaTable
-
 
 class Publication:
     """
@@ -64,25 +62,32 @@ class Publication:
     def partition(self) -> tuple[str, str]:
         return self.report.org_id, self.report.group_by
 
+    @property
+    def counters(self) -> Mapping[int, str]:
+        """By year, under what the table counts its commits."""
+        return {year: self.journal.counter(year) for year in self._years}
+
     def load(self) -> None:
         """Read what is known of the days."""
         self._years = {year: self.journal.read(year) for year in sorted({day.year for day in self._digests})}
 
-    def compare(self, table: UsageDeltaTable, rows: Mapping[date, Sequence[UsageRow]]) -> None:
+    def compare(self, table: str, counts: Mapping[str, int], rows: Mapping[date, Sequence[UsageRow]]) -> None:
         """
         Find out which days have changed.
 
+        :param table: the id of the table.
+        :param counts: those of :attr:`counters`.
         :param rows: those in the table, by day.
         """
-        self._table_id = table.id
-        self._counts = {year: table.commit_count(self.journal.counter(year)) for year in self._years}
+        self._table_id = table
+        self._counts = {year: counts[counter] for year, counter in self.counters.items()}
         for year, count in self._counts.items():
             if self._years[year].commit != count:  # others have replaced other days of the year since it was read
                 self._years[year] = self.journal.read(year)
         known = {
             day: each
             for year, recorded in self._years.items()
-            for day, each in recorded.known_at(table.id, self._counts[year]).items()
+            for day, each in recorded.known_at(table, self._counts[year]).items()
         }
         self._changed = []
         for day, digest in self._digests.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from reducto_provider.export import reported
 from reducto_provider.export.delta.commits import OtherCommits
+from reducto_provider.export.delta.counts import CommitCounts
 from reducto_provider.export.delta.journal import Journal
 from reducto_provider.export.delta.location import (
     Options,
@@ -76,6 +77,7 @@ class UsageTable(Sink):
         self._table: UsageDeltaTable | None = None
         self._used_options: Mapping[str, str] = {}
         self._commits = OtherCommits(storage)
+        self._counts = CommitCounts(storage)
         self._is_upkeep_due = False
 
     @classmethod
@@ -246,8 +248,9 @@ class UsageTable(Sink):
                 )
         current = [publication for publication in batch if publication.error is None]
         rows = table.read_rows([publication.days for publication in current]) if current else {}
+        counts = self._counts.find(table, [counter for each in current for counter in each.counters.values()])
         for publication in current:
-            publication.compare(table, rows.get(publication.partition, {}))
+            publication.compare(table.id, counts, rows.get(publication.partition, {}))
         changed = [publication for publication in current if publication.export_record]
         if changed:
             table.replace(

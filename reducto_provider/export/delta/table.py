@@ -14,6 +14,7 @@ import msgspec
 
 from reducto_provider.export.delta.commits import CommitRecord, Days, ExportRecord, sql_literal
 from reducto_provider.export.formats import COLUMNS
+from reducto_provider.export.formats.base import ROWS_PER_BATCH
 from reducto_provider.export.sink import DatasetMismatchError, Filters, short
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import CREDITS_SCALE, UsageRow
@@ -204,9 +205,10 @@ class UsageDeltaTable:
     def read_rows(self, days: Sequence[Days]) -> dict[tuple[str, str], dict[date, list[UsageRow]]]:
         """Return the rows of some days in the order of a report, by organization and dimension and by day."""
         found: dict[tuple[str, str], dict[date, list[UsageRow]]] = {}
-        for row in self._scan(predicate=_any_of(days)).to_pylist():
-            partition = row.pop("org_id"), row.pop("group_by")
-            found.setdefault(partition, {}).setdefault(row["date"], []).append(UsageRow(**row))
+        for batch in self._scan(predicate=_any_of(days)).to_batches(ROWS_PER_BATCH):
+            for row in batch.to_pylist():
+                partition = row.pop("org_id"), row.pop("group_by")
+                found.setdefault(partition, {}).setdefault(row["date"], []).append(UsageRow(**row))
         for by_day in found.values():
             for rows in by_day.values():
                 rows.sort(key=row_order)
