@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
+from functools import cache, partial
 from http.server import HTTPServer
 from io import BytesIO
 from threading import Thread
@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import Request, RequestHandler
@@ -36,6 +38,10 @@ _PRECONDITION_FAILED = {
 class _Handler(RequestHandler):
     def do_POST(self) -> None:  # noqa: N802
         parts = urlsplit(self.path)
+        if parts.path == "/token":
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(200, {"access_token": "emulated", "expires_in": 3600, "token_type": "Bearer"})
+            return
         if parse_qs(parts.query).get("ifGenerationMatch") == ["0"]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.rfile = BytesIO(body)
@@ -46,14 +52,25 @@ class _Handler(RequestHandler):
             except NotFound:
                 pass
             else:
-                content = json.dumps(_PRECONDITION_FAILED).encode()
-                self.send_response(412)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                self._answer(412, _PRECONDITION_FAILED)
                 return
         super().do_POST()
+
+    def _answer(self, status: int, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@cache
+def _private_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
 
 
 class GcsServer:
@@ -83,6 +100,17 @@ class GcsServer:
         return {each["name"]: self._storage.get_file(bucket, each["name"]) for each in found}
 
     def connection(self, **extra: Any) -> str:
-        """Return an Airflow connection to this server, as JSON."""
-        extra = {"is_anonymous": True, "project": "finops", "gcs.endpoint": self.url, **extra}
+        """
+        Return an Airflow connection to this server, as JSON.
+
+        It has the key of a service account: older Google providers need a token, which nobody anonymous gets.
+        """
+        key = {
+            "type": "service_account",
+            "project_id": "finops",
+            "private_key": _private_key(),
+            "client_email": "exports@finops.iam.gserviceaccount.com",
+            "token_uri": f"{self.url}/token",
+        }
+        extra = {"keyfile_dict": key, "project": "finops", "gcs.endpoint": self.url, **extra}
         return json.dumps({"conn_type": "google_cloud_platform", "extra": extra})

@@ -54,7 +54,7 @@ def test_export_again_and_restated(export, server, bucket, simulator, tmp_path, 
         report, query = answer(simulator.usage, "org_acme", date(2026, 5, 1), date(2026, 5, 3))
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         UsageDataset(open_storage(f"{place}/deep/usage"), check_format("parquet"), {}).publish(report, query)
-        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report)
+        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report, query)
         return {name: content for name, content in local_files(place).items() if is_usage(name)}
 
     def found():
