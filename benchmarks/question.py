@@ -43,7 +43,8 @@ def aiohttp_alone(url: str) -> Iterator[Ask]:
     async def ask(session: aiohttp.ClientSession) -> float:
         async with session.get(f"{url}/api/v1/usage/export", params=asked) as response:
             response.raise_for_status()
-            return sum(row["credits"] for row in (await response.json())["data"])
+            rows = (await response.json())["data"]
+            return sum(float(row["credits"]) for row in rows)
 
     async def open_session() -> aiohttp.ClientSession:
         return aiohttp.ClientSession(headers=headers)

@@ -54,16 +54,21 @@ def main(home: str) -> None:
         importlib.import_module(f"airflow.sdk.execution_time.{name}")
     from airflow.providers.standard.operators.empty import EmptyOperator
 
-    EmptyOperator(task_id="empty").execute({})  # type: ignore[arg-type]
+    EmptyOperator(task_id="empty").execute({})
     before = set(sys.modules)
     moments.append(cpu())
     from reducto_provider.operators.export import ReductoUsageExportOperator
 
     def export(name: str) -> None:
-        given = {"usage_start_date": DAY, "usage_end_date": DAY, "output_path": f"{home}/{name}"}
-        task = ReductoUsageExportOperator(task_id=name, org_id=ORG, **given)
+        task = ReductoUsageExportOperator(
+            task_id=name,
+            org_id=ORG,
+            usage_start_date=DAY,
+            usage_end_date=DAY,
+            output_path=f"{home}/{name}",
+        )
         ti = type("TaskInstance", (), {"dag_id": "d", "run_id": "r", "task_id": name, "map_index": -1})
-        task.execute({"ti": ti, "outlet_events": {}})  # type: ignore[typeddict-item, arg-type]
+        task.execute({"ti": ti, "outlet_events": {}})  # type: ignore[typeddict-item]
 
     for name in ("first", "second"):
         export(name)
