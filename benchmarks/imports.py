@@ -17,7 +17,7 @@ MODULES: Final = (
 )
 HEAVY: Final = {
     *("aiohttp", "requests", "urllib3", "tenacity", "fsspec", "upath", "boto3", "botocore", "pyarrow", "pandas"),
-    *("numpy", "duckdb", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
+    *("numpy", "duckdb", "croniter", "airflow.providers.http.hooks", "airflow.io", "airflow.sdk.io"),
 }
 """Modules that this package must not load when a DAG file is parsed."""
 

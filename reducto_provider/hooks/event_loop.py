@@ -113,6 +113,7 @@ class _Call(Generic[Result]):
         self._context = copy_context()
         self._context.run(_call.set, self)
         self._task: asyncio.Task[Result] | None = None
+        self._begun = False
         self._cancelled = False
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._futures: set[asyncio.Future[Any]] | None = set()
@@ -122,17 +123,18 @@ class _Call(Generic[Result]):
         try:
             self.loop.call_soon_threadsafe(self._begin)
             self._serve()
-            task = self._task
         except BaseException:
             self.cancel()
             self.loop.call_soon_threadsafe(self._begin)  # the interrupt may have come before the first call
             if self._task is None or not self._task.done():
                 with suppress(queue.Empty):
                     self._serve(CANCEL_GRACE)
+            self.loop.call_soon_threadsafe(self._close)
             raise
         finally:
             _calls.discard(self)
-            self.loop.call_soon_threadsafe(self._close)
+        # A connection keeps its context alive, and so this call. Not by a call into the loop, which wakes its thread.
+        task, self._task = self._task, None
         assert task is not None  # noqa: S101  # for mypy
         return task.result()
 
@@ -161,7 +163,8 @@ class _Call(Generic[Result]):
         return self._jobs.get(timeout=timeout)
 
     def _begin(self) -> None:
-        if self._task is None:
+        if not self._begun:
+            self._begun = True
             self._task = self.loop.create_task(self._coroutine, context=self._context)
             self._task.add_done_callback(self._end)
             if self._cancelled:
@@ -175,10 +178,11 @@ class _Call(Generic[Result]):
     def _end(self, task: asyncio.Task[Result]) -> None:
         if not task.cancelled():
             task.exception()  # an interrupted caller does not retrieve it, and asyncio would log that
+        self._cancel_jobs()
         self._jobs.put(None)
 
     def _close(self) -> None:
-        self._task = None  # a connection keeps its context alive, and so this call
+        self._task = None
         self._cancel_jobs()
 
     def _cancel_jobs(self) -> None:

@@ -10,7 +10,6 @@ from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import pendulum
-from croniter import croniter
 
 from reducto_provider.usage.days import ABOUT_A_DAY, USAGE_TIMEZONE, DayRange, day_of, days_between, month_of
 from reducto_provider.usage.schedule import Schedule, on_the_clock
@@ -155,6 +154,8 @@ def _first_early_run(run: Run, today: date, settle_days: int) -> _EarlyRun | Non
     begin = pendulum.instance(datetime.combine(today, time.min), tz=USAGE_TIMEZONE)
     zone, offset = schedule.timezone or USAGE_TIMEZONE, schedule.run_offset
     # Yesterday's run may be due today.
+    from croniter import croniter  # not when a DAG file is parsed
+
     cron = croniter(schedule.expression, begin.subtract(days=2).in_timezone(zone).naive())
     on_the_wall: list[datetime] = []
     ticks: list[pendulum.DateTime] = []
