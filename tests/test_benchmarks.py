@@ -66,7 +66,7 @@ def test_an_export_to_s3_is_measured_and_right(monkeypatch):
     assert rounds.their("requests") == 1 + 2 * 3
     assert rounds.our("requests") < rounds.their("requests") + 20
 
-    three_days = object_store.make_answer(3, object_store.GROUPS_A_DAY)
+    three_days = object_store.make_answer(3, object_store.GROUPS)
     monkeypatch.setattr(object_store, "make_answer", lambda *_: three_days._replace(rows=three_days.rows[1:]))
     with pytest.raises(WrongOutputError, match="the files of 3 days in S3"):
         object_store.compare(3, 1)
