@@ -351,7 +351,7 @@ class TestCommitCounts:
     def test_after_a_checkpoint(self, root, find, publish, make_export):
         self.publish(publish, make_export, 1, 2, 3)
         DeltaTable(root).create_checkpoint()
-        for path in root.glob("_delta_log/*.json"):
+        for path in sorted(root.glob("_delta_log/*.json"))[:-1]:
             path.unlink()
         assert find() == [1, 2, 3]
         self.publish(publish, make_export, 2)  # the first of them is as before
