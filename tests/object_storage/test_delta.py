@@ -18,6 +18,7 @@ import pytest
 from deltalake import DeltaTable
 
 from reducto_provider.export.convert import main
+from reducto_provider.export.delta.verify import verify_table
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.reader import read_usage
 from reducto_provider.export.sink import open_sink
@@ -25,7 +26,7 @@ from reducto_provider.usage.query import UsageQuery
 from tests.airflows import DELTA
 from tests.object_storage import writers
 from tests.object_storage.answers import large_answer
-from tests.object_storage.s3server import BYSTANDER, REGION, refusal
+from tests.object_storage.s3server import ACCESS_DENIED, BYSTANDER, REGION, refusal
 
 FIRST, LAST = date(2026, 5, 1), date(2026, 5, 3)
 LOST = refusal("500 Internal Server Error", "InternalError", "nobody is there to read this")
@@ -110,6 +111,17 @@ class TestS3:
         with pytest.raises(ValueError, match=r"If-None-Match.*ignores: exports .* would lose each other's commits"):
             sink.check()
         assert s3.objects(bucket) == {}
+
+    def test_a_key_that_may_not_remove_objects_is_enough(self, s3, bucket):
+        def refuse_removals(call, serve):
+            return ACCESS_DENIED if call.method in ("DELETE", "POST") else serve()
+
+        report, query = large_answer(FIRST, LAST, "1.5")
+        sink = open_sink(f"s3://lake@{bucket}/table", None, check_format("delta"), {})
+        with s3.answering(refuse_removals):
+            sink.check(query)
+            sink.publish(report, query)
+        assert verify_table(f"s3://lake@{bucket}/table").problems == ()
 
     def test_the_environment_does_not_change_the_connection(self, s3, bucket, monkeypatch):
         for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):

@@ -37,6 +37,9 @@ _UNSAFE = re.compile(r"[\[\]\\^|\x00-\x1f\x7f-\x9f\u2028\u2029]|%[0-9A-Fa-f]{2}"
 # It cuts the URL of an object store at these, and leaves out such a folder: the table would be elsewhere.
 _UNSAFE_IN_URL = re.compile(r"[?#]|/\.(?=/|\Z)")
 
+TEMPORARY: Final = ".writing"
+"""How the names of objects end that may be left if they can't be removed."""
+
 Options = Callable[[], Mapping[str, str]]
 """Return the options for the store's client, with credentials that have not expired."""
 
@@ -69,7 +72,7 @@ def check_exclusive_creation(storage: Storage) -> None:
     """
     if not isinstance(storage, ObjectStorage):  # a file system can
         return
-    name = f"{FOLDER}/.{uuid4().hex}.writing"
+    name = f"{FOLDER}/.{uuid4().hex}{TEMPORARY}"
     with storage_errors(f"could not write to {storage.location()}"):
         storage.create(name, b"")
         try:

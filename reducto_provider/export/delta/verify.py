@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from reducto_provider.export.delta.commits import Days
 from reducto_provider.export.delta.journal import FOLDER, Day, Journal
-from reducto_provider.export.delta.location import check_table_location, table_location
+from reducto_provider.export.delta.location import TEMPORARY, check_table_location, table_location
 from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
 from reducto_provider.export.storage import Storage, open_storage
@@ -54,7 +54,8 @@ def _journals(storage: Storage) -> tuple[dict[Partition, dict[date, Day]], list[
     for name in storage.names(FOLDER):
         match = _NAME.fullmatch(name)
         if match is None:
-            problems.append(Problem("unknown", name, "it does not list the exported days of anything"))
+            if not name.endswith(TEMPORARY):
+                problems.append(Problem("unknown", name, "it does not list the exported days of anything"))
         elif year := match[3]:
             partition = unquote(match[1]), match[2]
             days = Journal(storage, *partition).read(int(year)).days
