@@ -31,9 +31,9 @@ def answer(source: Usage, org_id: str, first: date, last: date, **fields: Any) -
     return decoded(query, source.rows(org_id, first, last, query.group_by, {}))
 
 
-def large_answer(first: date, last: date, credits: str, *without: date) -> Answer:
+def large_answer(first: date, last: date, credits: str, *without: date, org_id: str = "org_acme") -> Answer:
     """Many groups a day, each with these credits, but for days without usage."""
-    query = UsageQuery(start=first, end=last, org_id="org_acme")
+    query = UsageQuery(start=first, end=last, org_id=org_id)
     days = [date.fromordinal(number) for number in range(first.toordinal(), last.toordinal() + 1)]
     return decoded(
         query,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, timedelta
 from hashlib import md5
@@ -13,8 +14,11 @@ import pytest
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.reader import UsageReader
 from reducto_provider.export.storage import ObjectStorage, open_storage
 from reducto_provider.export.verify import verify_dataset
+from reducto_provider.usage.days import DayRange
+from reducto_provider.usage.query import UsageQuery
 from tests.object_storage import answers
 from tests.object_storage.s3server import refusal
 
@@ -25,6 +29,44 @@ DAY = date(2026, 5, 20)
 FILE = f"data/{ROOT}/dt={DAY}/usage.parquet"
 MANIFEST = f"metadata/{ROOT}/dt={DAY}.json"
 INDEX = f"metadata/{ROOT}/index.json"
+
+
+UNDECODABLE = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff",
+    b'{"x": 1}',
+    b'{"2026-05-20": 1}',
+    b'{"2026-05-20": {}}',
+    b"[" * 100_000,
+    b'{"2026-05-20": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+]
+"""Indexes that can't be decoded."""
+
+WRONG = [
+    {"digest": "0" * 64},
+    {"digest": None, "sha256": None, "version": None, "rows": 0},
+    {"credits": "NaN"},
+    {"credits": "1" * 5000},
+    {"credits": None},
+    {"requests": -1},
+    {"requests": 2**70},
+    {"final": False},
+    {"size": 1},
+    {"version": "0" * 32},
+    {"change": "0123456789abcdef"},
+    {"change": "../../etc"},
+    {"asked": ["2026-05-20", "2026-05-20"]},
+    {"run": "x" * 100_000},
+    {"run": "\ud800"},
+    {"exported_at": ""},
+    {"package_version": "0"},
+    {"asked": ["", ""]},
+    {"rows": True},
+]
+"""What an index may hold of a day, and its manifest does not."""
 
 
 @pytest.fixture
@@ -129,6 +171,83 @@ class TestRequests:
             export(date(2025, 12, 30), date(2026, 1, 2))
         assert answered == [("dt=202", 65)] * 2
 
+    def test_of_35_days_across_new_year(self, s3, export, usage):
+        days = date(2025, 12, 5), date(2026, 1, 8)
+        assert len(export(*days)) == 35
+
+        assert changed(export(*days)) == []
+        assert writes(s3) == []
+        unchanged = len(s3.calls)
+        assert unchanged == 6
+
+        usage.restate("org_acme", date(2026, 1, 1), factor=2)
+        assert changed(export(*days)) == [date(2026, 1, 1)]
+        assert len(s3.calls) <= unchanged + 8
+
+    def test_of_ten_years_only_the_months_concerned_are_listed(self, s3, export, files, put):
+        """By the number of days in the index: one listing of all would take more requests than one for each year."""
+        export(date(2025, 12, 30), date(2026, 1, 2))
+        line, days = next(iter(json.loads(files()[INDEX]).values())), {}
+        for number in range(3650):
+            days[str(date(2026, 1, 2) - timedelta(days=number))] = line
+        put(INDEX, json.dumps(days | json.loads(files()[INDEX])).encode())
+
+        def listed(*days):
+            assert not any(file.written for file in export(*days))
+            return [call.prefix.rpartition("/")[2] for call in s3.calls if call.prefix]
+
+        assert listed(date(2026, 1, 2), date(2026, 1, 2)) == ["dt=2026-01"] * 2
+        assert listed(date(2025, 12, 30), date(2025, 12, 31)) == ["dt=2025-12"] * 2
+        assert listed(date(2025, 12, 30), date(2026, 1, 2)) == ["dt=2025-12", "dt=2026-01"] * 2
+
+    def test_of_a_fleet_of_which_one_organization_has_changed(self, s3, bucket, usage):
+        """Three days of each organization, as one sink for all of them publishes."""
+        organizations = [f"org_{number:03}" for number in range(40)]
+
+        def export(number):
+            dataset = UsageDataset(open_storage(f"s3://lake@{bucket}/usage"), check_format("parquet"), {})
+            s3.calls.clear()
+            dataset.check()
+            with ThreadPoolExecutor(8) as executor:
+                published = list(
+                    executor.map(
+                        lambda org_id: dataset.publish(
+                            *answers.large_answer(FIRST, date(2026, 5, 20), number(org_id), org_id=org_id)
+                        ),
+                        organizations,
+                    )
+                )
+            changes = {
+                (org_id, "product"): [(file.day, file.change) for file in files if file.changed]
+                for org_id, files in zip(organizations, published, strict=True)
+            }
+            dataset.acknowledge({each: found for each, found in changes.items() if found})
+            return [org_id for (org_id, _), found in changes.items() if found]
+
+        assert export(lambda _: "1") == organizations
+        assert export(lambda _: "1") == []
+        assert writes(s3) == []
+        assert len(s3.calls) == 1 + 4 * len(organizations)
+
+        assert export(lambda org_id: "2" if org_id == "org_007" else "1") == ["org_007"]
+        assert len(s3.calls) == 1 + 4 * len(organizations) + 12
+        assert len(s3.calls) <= 5 * len(organizations)
+
+    def test_a_query_that_says_the_same_in_another_way(self, s3, bucket, usage):
+        """The organization is the key's own, and filters are in another order."""
+
+        def export(**fields):
+            report, _ = answers.answer(usage, "org_acme", FIRST, LAST)
+            query = UsageQuery(start=FIRST, end=LAST, **fields)
+            dataset = UsageDataset(open_storage(f"s3://lake@{bucket}/usage"), check_format("csv"), query.filters())
+            s3.calls.clear()
+            dataset.check()
+            return dataset.publish(report, query)
+
+        export(org_id="org_acme", products=("parse", "extract"))
+        assert not any(file.written for file in export(products=("extract", "parse")))
+        assert len(s3.calls) == 5
+
 
 class TestHealed:
     """A day that is not as it was published is written again."""
@@ -150,6 +269,20 @@ class TestHealed:
         assert files()[FILE] == before[FILE]
         assert verify_dataset(open_storage(f"s3://lake@{bucket}/usage")).problems == ()
         assert changed(found) == ([DAY] if name == MANIFEST else [])
+
+    def test_a_file_that_was_uploaded_in_parts_is_read(self, s3, export, files, bucket, before):
+        """Its ETag is no MD5. Its content is the same."""
+        key = {"Bucket": bucket, "Key": f"usage/{FILE}"}
+        upload = s3.bystander.create_multipart_upload(**key)["UploadId"]
+        part = s3.bystander.upload_part(**key, UploadId=upload, PartNumber=1, Body=before[FILE])
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        s3.bystander.complete_multipart_upload(**key, UploadId=upload, MultipartUpload=parts)
+        assert s3.bystander.head_object(**key)["ETag"].endswith('-1"')
+
+        found = export()
+
+        assert not any(file.written for file in found)
+        assert sum(call.key == f"usage/{FILE}" for call in s3.calls) == 1
 
     def test_a_damaged_file_of_the_same_size(self, export, files, put, before):
         put(FILE, before[FILE][:-1] + bytes([before[FILE][-1] ^ 1]))
@@ -304,22 +437,7 @@ class TestIndex:
         export()
         assert len(s3.calls) == 5
 
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"",
-            b"{",
-            b"[]",
-            b"null",
-            b"\xff",
-            b'{"x": 1}',
-            b'{"2026-05-20": 1}',
-            b'{"2026-05-20": {}}',
-            b"[" * 100_000,
-            b'{"2026-05-20": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        ],
-        ids=lambda content: repr(content[:20]),
-    )
+    @pytest.mark.parametrize("content", UNDECODABLE, ids=lambda content: repr(content[:20]))
     def test_one_that_can_not_be_decoded_is_replaced(self, s3, export, files, put, right, content):
         put(INDEX, content)
 
@@ -328,26 +446,7 @@ class TestIndex:
         assert writes(s3) == [INDEX]
         assert files()[INDEX] == right
 
-    @pytest.mark.parametrize(
-        "lie",
-        [
-            {"digest": "0" * 64},
-            {"digest": None, "sha256": None, "version": None, "rows": 0},
-            {"credits": "NaN"},
-            {"credits": "1" * 5000},
-            {"credits": None},
-            {"requests": -1},
-            {"requests": 2**70},
-            {"final": False},
-            {"size": 1},
-            {"version": "0" * 32},
-            {"change": "0123456789abcdef"},
-            {"change": "../../etc"},
-            {"asked": ["2026-05-20", "2026-05-20"]},
-            {"run": "x" * 100_000},
-        ],
-        ids=repr,
-    )
+    @pytest.mark.parametrize("lie", WRONG, ids=repr)
     def test_one_that_is_wrong_is_no_proof(self, s3, export, files, put, right, lie):
         days = json.loads(right)
         put(INDEX, json.dumps({day: found | lie for day, found in days.items()}).encode())
@@ -390,3 +489,130 @@ class TestIndex:
         export(succeeds=False)
 
         assert writes(s3)[-1] == INDEX
+
+
+class TestOlderManifests:
+    """Of versions of this package that knew neither the MD5 nor whether the day was over, and no index."""
+
+    @pytest.fixture
+    def before(self, s3, export, files, put, bucket):
+        export()
+        for name, content in files().items():
+            if name.startswith(f"metadata/{ROOT}/dt="):
+                manifest = json.loads(content)
+                del manifest["md5"], manifest["final"]
+                put(name, json.dumps(manifest | {"attempt": {"number": 1, "fingerprint": "0"}}).encode())
+        return files()
+
+    @pytest.mark.parametrize("index", ["of a later version", "none"])
+    def test_they_are_written_again_and_nothing_has_changed(self, s3, export, files, bucket, before, index):
+        if index == "none":
+            s3.bystander.delete_object(Bucket=bucket, Key=f"usage/{INDEX}")
+
+        found = export()
+
+        assert changed(found) == []
+        assert all(file.written for file in found)
+        assert {json.loads(files()[MANIFEST])[name] for name in ("md5", "final")} == {
+            md5(before[FILE]).hexdigest(),
+            True,
+        }
+        export()
+        assert len(s3.calls) == 5
+
+    @pytest.mark.usefixtures("before")
+    def test_they_are_read_as_not_final(self, export, bucket):
+        reader = UsageReader(open_storage(f"s3://lake@{bucket}/usage"))
+        assert {day.is_final for day in days_of(reader).values()} == {False}
+        export()
+        assert {day.is_final for day in days_of(reader).values()} == {True}
+
+
+def days_of(reader, first=FIRST, last=LAST):
+    found = reader.exported_days("org_acme", "product", DayRange(first, last))
+    assert found.unreadable == ()
+    return found.days
+
+
+class TestReader:
+    """A reader uses the index as an export does: it saves reading the manifests that a listing proves."""
+
+    @pytest.fixture
+    def reader(self, export, bucket):
+        export()
+        return UsageReader(open_storage(f"s3://lake@{bucket}/usage"))
+
+    @pytest.fixture
+    def truth(self, monkeypatch, reader):
+        """Return what the manifests themselves say."""
+
+        def truth(first=FIRST):
+            with monkeypatch.context() as patch:
+                patch.setattr(ObjectStorage, "md5s", lambda *_: None)
+                return days_of(reader, first)
+
+        return truth
+
+    def test_of_35_days_it_reads_the_index(self, s3, export, reader, truth):
+        export(LONG_AGO)
+        s3.calls.clear()
+        found = days_of(reader, LONG_AGO)
+        assert [(call.method, call.key or call.prefix) for call in s3.calls] == [
+            ("GET", f"usage/metadata/{ROOT}/dt="),
+            ("GET", f"usage/{INDEX}"),
+        ]
+        assert found == truth(LONG_AGO)
+        assert len(found) == 35
+
+        s3.calls.clear()
+        days_of(reader, DAY, DAY)
+        assert [call.key or call.prefix for call in s3.calls] == [
+            f"usage/metadata/{ROOT}/dt=",
+            f"usage/{MANIFEST}",
+        ]
+
+    def test_a_manifest_that_was_removed_is_missing(self, s3, bucket, reader):
+        s3.bystander.delete_object(Bucket=bucket, Key=f"usage/{MANIFEST}")
+        found = days_of(reader)
+        assert DAY not in found
+        assert len(found) == 4
+
+    def test_a_manifest_that_was_altered_counts_whatever_the_index_holds(self, reader, files, put):
+        put(MANIFEST, json.dumps(json.loads(files()[MANIFEST]) | {"request_count": 7, "run": "foreign"}).encode())
+        found = days_of(reader)[DAY]
+        assert (found.request_count, found.run) == (7, "foreign")
+
+    def test_a_manifest_that_is_none_is_unreadable_whatever_the_index_holds(self, reader, put):
+        put(MANIFEST, b"{}")
+        found = reader.exported_days("org_acme", "product", DayRange(FIRST, LAST))
+        assert found.unreadable == (DAY,)
+
+    @pytest.mark.parametrize("lie", WRONG, ids=repr)
+    def test_an_index_that_is_wrong_is_no_proof(self, reader, files, put, truth, lie):
+        days = json.loads(files()[INDEX])
+        put(INDEX, json.dumps({day: found | lie for day, found in days.items()}).encode())
+        assert days_of(reader) == truth()
+
+    @pytest.mark.parametrize("content", [None, *UNDECODABLE], ids=lambda content: repr(content)[:20])
+    def test_an_index_that_is_missing_or_can_not_be_decoded(self, s3, bucket, reader, put, truth, content):
+        if content is None:
+            s3.bystander.delete_object(Bucket=bucket, Key=f"usage/{INDEX}")
+        else:
+            put(INDEX, content)
+        assert days_of(reader) == truth()
+
+    def test_an_index_of_before_a_restatement(self, reader, export, files, put, usage, truth):
+        old = files()[INDEX]
+        usage.restate("org_acme", DAY, factor=2)
+        export()
+        put(INDEX, old)
+        assert days_of(reader) == truth()
+
+    def test_an_index_with_the_lines_of_other_days(self, reader, files, put, truth):
+        days = json.loads(files()[INDEX])
+        put(INDEX, json.dumps(dict(zip(days, reversed(days.values()), strict=True))).encode())
+        assert days_of(reader) == truth()
+
+    @pytest.mark.usefixtures("no_digests")
+    def test_where_versions_are_no_digests_it_reads_the_manifests(self, reader, truth):
+        assert days_of(reader) == truth()
