@@ -24,6 +24,7 @@ from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.wire import decode_report
 from tests.airflows import new_in
+from tests.object_storage.s3server import S3Server
 from tests.plugins.server import PageServer
 
 pytestmark = new_in(3, 1, "a page of a plugin in the navigation")
@@ -34,11 +35,11 @@ THEMES = ("light", "dark")
 HOSTILE = '<script>alert("x")</script> & an organization with quite a long name'
 
 
-def publish(folder: Path, org_id: str, group_by: str, groups: list[str], scale: float, absent: set[date]) -> None:
+def publish(location: str, org_id: str, group_by: str, groups: list[str], scale: float, absent: set[date]) -> None:
     """Publish ten weeks of usage, without some days."""
     values, last = random.Random(f"{org_id}{group_by}"), today() - timedelta(days=1)
     days = [last - timedelta(days=back) for back in range(70, -1, -1)]
-    dataset = UsageDataset(open_storage(str(folder)), check_format("jsonl"), {})
+    dataset = UsageDataset(open_storage(location), check_format("jsonl"), {})
     for week in range(0, len(days), 7):
         some = [day for day in days[week : week + 7] if day not in absent]
         for day in some:
@@ -64,15 +65,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
         ("org_initech", 80, set()),
         (HOSTILE, 50, set()),
     ):
-        publish(folder, org_id, "product", products, scale, gap)
-    publish(folder, "org_acme", "feature", [f"feature {number}" for number in range(13)] + ["=<b>1"], 200, set())
+        publish(str(folder), org_id, "product", products, scale, gap)
+    publish(str(folder), "org_acme", "feature", [f"feature {number}" for number in range(13)] + ["=<b>1"], 200, set())
     month = today().day
     budgets = {"org_acme": 1400 * month, "org_globex": 350 * month, "org_initech": 20 * max(1, month - 1)}
     datasets = [
         {"name": "Production", "path": str(folder), "budgets": budgets},
         {"name": "Staging", "path": f"{folder}/none"},
     ]
-    with PageServer(tmp_path_factory.mktemp("airflow"), datasets) as server:
+    # Below a path, as behind a proxy. The picture is made without one.
+    with PageServer(tmp_path_factory.mktemp("airflow"), datasets, path="/airflow") as server:
         yield server
 
 
@@ -107,6 +109,12 @@ class Frame:
         self.see(selector).click()
         self.wait(lambda browser: expected in browser.find_element(By.TAG_NAME, "main").text)
 
+    def save(self, file: Path, height: int) -> None:
+        """Save a picture of Airflow's page."""
+        self.browser.switch_to.default_content()
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**self._metrics, "height": height})
+        self.browser.save_screenshot(str(file))
+
     def check(self, name: str, tmp_path: Path) -> None:
         """Check what is shown in the frame: no horizontal scrolling, no console error, no violation that axe finds."""
         too_wide = self.browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
@@ -140,7 +148,7 @@ def test_the_page(
     assert background == ("rgb(255, 255, 255)" if theme == "light" else "rgb(20, 23, 28)")
     page.check(f"overview-{theme}-{width}", tmp_path)
 
-    page.go("a[href*='org_id=org_acme']", "Groups by credits")
+    page.go("a[href*='org_id=org_acme']", "The largest groups first")
     page.check(f"organization-{theme}-{width}", tmp_path)
 
     Select(page.see("select[name=group_by]")).select_by_value("feature")
@@ -155,3 +163,40 @@ def test_the_page(
     page.check(f"failed-{theme}-{width}", tmp_path)
     # The last one is a 503, which the browser reports.
     assert [error for error in errors(browser) if "503" not in error] == []
+
+
+@pytest.fixture
+def example(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageServer]:
+    """A server with a dataset in an object store, which is fit for the docs."""
+    store = S3Server()
+    try:
+        store.bystander.create_bucket(Bucket="finops-lake")
+        monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+        absent = {today() - timedelta(days=back) for back in (16, 17)}
+        organizations = {"org_acme": 900, "org_globex": 300, "org_umbrella": 420, "org_initech": 60}
+        for org_id, scale in organizations.items():
+            gap = absent if org_id == "org_umbrella" else set()
+            publish("s3://lake@finops-lake/reducto", org_id, "product", ["parse", "extract", "split"], scale, gap)
+        day = max(1, today().day - 1)  # 1.1 of the scale is used on the mean day
+        shares = {"org_acme": 1.15, "org_globex": 0.97, "org_umbrella": 0.7, "org_initech": 0.4}
+        budgets = {org_id: round(scale * 1.1 * day / shares[org_id], -1) for org_id, scale in organizations.items()}
+        dataset = {"name": "Production", "path": "s3://finops-lake/reducto", "conn_id": "lake", "budgets": budgets}
+        env = {"AIRFLOW_CONN_LAKE": store.connection()}
+        with PageServer(tmp_path_factory.mktemp("airflow"), [dataset], env) as server:
+            yield server
+    finally:
+        store.close()
+
+
+def test_the_picture(
+    example: PageServer, open_browser: Callable[[Path], Chrome], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Make the first picture of README and docs; `make picture` keeps it."""
+    page = Frame(open_browser(example.home), example, 1200, "light")
+    page.open(example)
+    cards = page.wait(lambda browser: browser.find_elements(By.CSS_SELECTOR, "ul.cards > li"))
+    assert len(cards) == 4
+    assert "s3://finops-lake/reducto" in page.see("main").text
+    file = Path(pytestconfig.getoption("--picture", None) or tmp_path / "usage-page.png")
+    page.save(file, 700)
+    assert 10_000 < file.stat().st_size < 150_000
