@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import airflow_task, answer_to_file, answers, fleet, growth, imports, waiting
+from benchmarks import airflow_task, answer_to_file, answers, fleet, growth, imports, object_store, waiting
 from benchmarks.measuring import MIB, Rounds, WrongOutputError
 from benchmarks.page import PAGE, Result, Section, document, table
 
@@ -239,6 +239,35 @@ organization is queried exactly once, and all files are compared with the simula
 """
 
 
+def storing(size: Size) -> Section:
+    """A first export to an object store."""
+    rounds = object_store.compare(size.days, size.rounds)
+    each = f"{object_store.SECONDS_PER_REQUEST * 1000:.0f} ms"
+    return Section(
+        title="A first export to S3",
+        how=STORING.format(days=size.days, each=each),
+        results=[
+            Result(
+                what=f"a file and a manifest for each of {size.days} days, {each} a request",
+                against=f"the writes alone, {object_store.WRITES_AT_A_TIME} at a time",
+                aim="at most 1.5 times its time",
+                ours=f"{seconds(rounds.our('wall'))} ({rounds.our('requests'):,.0f} requests)",
+                theirs=f"{seconds(rounds.their('wall'))} ({rounds.their('requests'):,.0f} requests)",
+                value=1 / rounds.ratio("wall"),
+                limit=1.5,
+                why="Here the days are encoded and compared as well, and read back by listings.",
+            )
+        ],
+    )
+
+
+STORING: Final = """
+One response with {days} days is published as JSON lines into an empty bucket: from the check of the dataset to its
+index. The store is moto's S3 server in another process, which waits {each} before it answers a request. Theirs writes
+two objects for each day, of the size of its rows. All files are read back and compared with the exact figures.
+"""
+
+
 def waits(size: Size) -> Section:
     """Sensors that wait."""
     nothing, ours, theirs = (
@@ -411,6 +440,7 @@ PARTS: Final[dict[str, Callable[[Size], Section]]] = {
     "files": files,
     "airflow": airflow,
     "fleet": organizations,
+    "storing": storing,
     "waiting": waits,
     "imports": importing,
     "growth": growing,

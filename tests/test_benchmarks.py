@@ -10,7 +10,7 @@ for name in ("pandas", "orjson"):
     pytest.importorskip(name, reason="make .venv/.with-bench installs what the benchmarks need")
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import answer_to_file, imports  # noqa: E402
+from benchmarks import answer_to_file, imports, object_store  # noqa: E402
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
 from benchmarks.measuring import Rounds, WrongOutputError, check_equal, in_a_process  # noqa: E402
 from benchmarks.page import Result, Section, document  # noqa: E402
@@ -57,6 +57,19 @@ def test_a_wrong_output_fails(tmp_path, name, side, wrong):
 def test_a_process_that_fails_is_wrong_output():
     with pytest.raises(WrongOutputError, match="no_such_side"):
         in_a_process("benchmarks.answer_to_file", "parquet", "no_such_side", "/")
+
+
+def test_an_export_to_s3_is_measured_and_right(monkeypatch):
+    pytest.importorskip("s3fs")
+    monkeypatch.setattr(object_store, "SECONDS_PER_REQUEST", 0.0)
+    rounds = object_store.compare(3, 1)
+    assert rounds.their("requests") == 1 + 2 * 3
+    assert rounds.our("requests") < rounds.their("requests") + 20
+
+    three_days = object_store.make_answer(3, object_store.GROUPS)
+    monkeypatch.setattr(object_store, "make_answer", lambda *_: three_days._replace(rows=three_days.rows[1:]))
+    with pytest.raises(WrongOutputError, match="the files of 3 days in S3"):
+        object_store.compare(3, 1)
 
 
 def test_something_heavy_is_wrong_output(monkeypatch):

@@ -310,6 +310,21 @@ class TestExportedDays:
         assert known[today].credits == "1.5"
         assert known[today].request_count == 3
 
+    def test_a_day_that_was_not_over_becomes_final_without_a_commit(self, root, make_export, open_table):
+        export, sink = make_export(*THREE_DAYS), open_table()
+        files = sink.publish(export.report, export.query, RUN, JUNE_18)
+        assert {day: each.final for day, each in self.journal(root).days.items()} == {
+            JUNE_16: True,
+            JUNE_17: True,
+            JUNE_18: False,
+        }
+        assert all(file.written for file in files)
+
+        files = sink.publish(export.report, export.query, RUN, JUNE_19)
+        assert {each.final for each in self.journal(root).days.values()} == {True}
+        assert not any(file.written for file in files)
+        assert DeltaTable(root).version() == 1
+
     def test_across_the_end_of_a_year(self, root, make_export, publish):
         days = [(day, "parse", "1", 1) for day in ("2025-12-30", "2025-12-31", "2026-01-01")]
         publish(make_export(*days))

@@ -19,7 +19,10 @@ from botocore.exceptions import ClientError
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
+from reducto_provider.export.reader import UsageReader
 from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.export.stored import StoredDays
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery
 from tests.object_storage import writers
 from tests.object_storage.answers import decoded, files_of, large_answer, local_files
@@ -87,6 +90,19 @@ def disagreeing(storage: Storage, days: list[date]) -> list[str]:
     return found
 
 
+def as_read(storage: Storage, days: list[date]) -> dict[date, tuple[str | None, int, bool]]:
+    """What a reader says of the days, who may use the index."""
+    found = UsageReader(storage).exported_days("org_acme", "product", DayRange(days[0], days[-1]))
+    assert found.unreadable == ()
+    return {day: (each.sha256, each.request_count, each.is_final) for day, each in found.days.items()}
+
+
+def as_described(storage: Storage, days: list[date]) -> dict[date, tuple[str | None, int, bool]]:
+    """What the manifests say of the days."""
+    found = {day: json.loads(storage.read(f"metadata/{ROOT}/dt={day}.json")) for day in days}
+    return {day: (each["sha256"], each["request_count"], each["final"]) for day, each in found.items()}
+
+
 class TestKilled:
     def test_at_every_step_in_a_local_folder(self, tmp_path, wholes, started):
         url = f"file://{tmp_path}/usage"
@@ -148,6 +164,7 @@ class TestKilled:
                     ours.send("go")
                     writer.join()
                 reader.look()
+                assert as_read(storage, [FIRST, SECOND]) == as_described(storage, [FIRST, SECOND])
 
         assert [writer.exitcode for writer, _ in waiting] == [-signal.SIGKILL] * steps
         assert reader.wrong == []
@@ -210,6 +227,14 @@ class TestAtTheSameTime:
             ]
             assert storage.read(name) in last, day
         assert disagreeing(storage, list(self.DAYS)) == []
+        # Both wrote the index, and the later one may have left out or overwritten lines of the other.
+        assert as_read(storage, list(self.DAYS)) == as_described(storage, list(self.DAYS))
+        for answers in given:
+            writers.export(url, "jsonl", answers[-1:])
+        index = json.loads(storage.read(f"metadata/{ROOT}/index.json"))
+        assert {date.fromisoformat(day): each["sha256"] for day, each in index.items()} == {
+            day: sha256 for day, (sha256, *_) in as_described(storage, list(self.DAYS)).items()
+        }
 
 
 class Turns:
@@ -239,9 +264,9 @@ class Turns:
 
 
 class StepwiseStorage(Storage):
-    """A store in memory, of which each step on a day waits for its turn."""
+    """A store in memory, of which each step on a day or the index waits for its turn."""
 
-    def __init__(self, files: dict[str, bytes], turns: Turns, writer: int, lists: bool) -> None:
+    def __init__(self, files: dict[str, bytes], turns: Turns | None, writer: int, lists: bool) -> None:
         self._files = files
         self._lists = lists
         self._turns = turns
@@ -279,7 +304,7 @@ class StepwiseStorage(Storage):
         return {n: hashlib.md5(found).hexdigest() for n, found in self._files.items() if n.startswith(start)}
 
     def _wait(self, name: str) -> None:
-        if "dt=" in name:
+        if self._turns and ("dt=" in name or name.endswith("/index.json")):
             self._turns.wait(self._writer)
 
 
@@ -314,6 +339,9 @@ class TestEveryOrder:
         for thread in threads:
             thread.join()
         content = files.get(self.NAME)
+        stored = StoredDays(StepwiseStorage(files, None, 0, lists=True), "org_acme", "product", {}, "jsonl")
+        stored.look([FIRST])
+        assert stored.manifest(FIRST) == stored.read_manifest(FIRST), "whatever the index holds"
         manifest = json.loads(files[f"metadata/{ROOT}/dt={FIRST}.json"])
         return content, manifest["sha256"] == (None if content is None else hashlib.sha256(content).hexdigest()), errors
 
@@ -334,7 +362,7 @@ class TestEveryOrder:
         if there:
             self.mix(given[:1], (), lists, start)
 
-        for order in product((0, 1), repeat=10):
+        for order in product((0, 1), repeat=11):
             content, agrees, errors = self.mix(given, order, lists, dict(start))
             assert (errors, content in wholes, agrees) == ([], True, True), order
 
@@ -343,6 +371,6 @@ class TestEveryOrder:
         given, wholes = self.answers(tmp_path, 1, 2, 0)
 
         for seed in range(200):
-            order = random.Random(seed).choices((0, 1, 2), k=30)
+            order = random.Random(seed).choices((0, 1, 2), k=40)
             content, agrees, errors = self.mix(given, order, lists, {})
             assert (errors, content in wholes, agrees) == ([], True, True), order

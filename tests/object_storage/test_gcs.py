@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import date
+from hashlib import md5
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_export_again_and_restated(export, server, bucket, simulator, tmp_path, 
         report, query = answer(simulator.usage, "org_acme", date(2026, 5, 1), date(2026, 5, 3))
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         UsageDataset(open_storage(f"{place}/deep/usage"), check_format("parquet"), {}).publish(report, query)
-        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report)
+        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report, query)
         return {name: content for name, content in local_files(place).items() if is_usage(name)}
 
     def found():
@@ -88,9 +89,27 @@ def test_what_it_takes_of_the_store(server, bucket):
     storage.replace("a=%2F/c", bytes(range(256)) * 1000)
     assert storage.read("a=%2F/c") == bytes(range(256)) * 1000
     assert list(storage.names("")) == ["a=%2F/b", "a=%2F/c"]
+    listed = {name: md5(storage.read(name)).hexdigest() for name in storage.names("")}
+    assert storage.md5s("", "a=") == listed
+    assert storage.md5s("a=%2F", "c") == {"a=%2F/c": listed["a=%2F/c"]}
+    storage.replace("a=%2F/c", b"other")
+    assert storage.md5s("a=%2F", "c") == {"a=%2F/c": md5(b"other").hexdigest()}
     storage.remove("a=%2F/c")
     assert list(server.objects(bucket)) == ["usage/a=%2F/b"]
     assert storage.account is None
+
+
+def test_days_that_have_not_changed_are_proven_by_a_listing(bucket, monkeypatch):
+    days = answers.answer(answers.usage(), "org_acme", date(2026, 5, 1), date(2026, 5, 3))
+    dataset = UsageDataset(open_storage(f"gs://lake@{bucket}/usage"), check_format("parquet"), {})
+    assert all(file.written for file in dataset.publish(*days))
+
+    storage = open_storage(f"gs://lake@{bucket}/usage")
+    read, found = storage.read, []
+    monkeypatch.setattr(storage, "read", lambda name="": found.append(name.rpartition("/")[2]) or read(name))
+    dataset = UsageDataset(storage, check_format("parquet"), {})
+    assert not any(file.written for file in dataset.publish(*days))
+    assert sorted(found) == [".reported-2026", "dataset.json", "index.json"]
 
 
 def test_exactly_one_of_two_first_exports_wins(server, bucket):

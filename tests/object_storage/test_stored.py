@@ -233,6 +233,18 @@ class TestRequests:
         assert len(s3.calls) == 1 + 4 * len(organizations) + 12
         assert len(s3.calls) <= 5 * len(organizations)
 
+    @pytest.mark.parametrize("org_id", ["../../etc", "a b&c%2F+", "org\u00e9\N{SNOWMAN}", "<Key>\n*?[a]{}"])
+    def test_of_an_organization_with_a_strange_id(self, s3, bucket, org_id):
+        def export():
+            dataset = UsageDataset(open_storage(f"s3://lake@{bucket}/usage"), check_format("csv"), {})
+            s3.calls.clear()
+            dataset.check()
+            return dataset.publish(*answers.large_answer(FIRST, DAY, "1", DAY, org_id=org_id))
+
+        export()
+        assert not any(file.written for file in export())
+        assert len(s3.calls) == 5
+
     def test_a_query_that_says_the_same_in_another_way(self, s3, bucket, usage):
         """The organization is the key's own, and filters are in another order."""
 
@@ -446,7 +458,7 @@ class TestIndex:
         assert writes(s3) == [INDEX]
         assert files()[INDEX] == right
 
-    @pytest.mark.parametrize("lie", WRONG, ids=repr)
+    @pytest.mark.parametrize("lie", WRONG, ids=lambda lie: repr(lie)[:60])
     def test_one_that_is_wrong_is_no_proof(self, s3, export, files, put, right, lie):
         days = json.loads(right)
         put(INDEX, json.dumps({day: found | lie for day, found in days.items()}).encode())
@@ -587,7 +599,7 @@ class TestReader:
         found = reader.exported_days("org_acme", "product", DayRange(FIRST, LAST))
         assert found.unreadable == (DAY,)
 
-    @pytest.mark.parametrize("lie", WRONG, ids=repr)
+    @pytest.mark.parametrize("lie", WRONG, ids=lambda lie: repr(lie)[:60])
     def test_an_index_that_is_wrong_is_no_proof(self, reader, files, put, truth, lie):
         days = json.loads(files()[INDEX])
         put(INDEX, json.dumps({day: found | lie for day, found in days.items()}).encode())
