@@ -37,7 +37,7 @@ DUCKDBS := 1.1.0 2.0.1
 
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet
 
-.PHONY: help demo e2e e2e-short test test-airflow test-harness fuzz soak oldest matrix plain azure gcs engines spark \
+.PHONY: help demo e2e e2e-short test test-airflow picture test-harness fuzz soak oldest matrix plain azure gcs engines spark \
   focus focus-validator lint types docs dist bench backtest pins clean
 
 help: ## show this list
@@ -64,6 +64,9 @@ test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of
 test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope $(AIRFLOW_TESTS) $(ARGS)
 	@$(BIN)/python -m pytest $(AIRFLOW_TESTS_ALONE) $(ARGS)
+
+picture: $(READY) ## make the picture of the usage page in README and docs (needs chromium and chromium-driver)
+	@$(BIN)/python -m pytest tests/browser/test_usage_page.py -k picture --picture docs/usage-page.png $(ARGS)
 
 test-harness: $(READY) ## test the harness with which the tests run Airflow
 	@$(BIN)/python -m pytest $(HARNESS) $(ARGS)

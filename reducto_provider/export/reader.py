@@ -168,7 +168,7 @@ class UsageReader:
     ) -> None:
         self._storage = storage
         self._cache = cache or RowCache(0)
-        self._max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
+        self.max_concurrent_reads = max_concurrent_reads if storage.max_concurrent_writes > 1 else 1
         self.format, self.filters = self._read_identity()
 
     def _read_identity(self) -> tuple[Format, Mapping[str, Sequence[str]]]:
@@ -191,13 +191,16 @@ class UsageReader:
         """The URI with nothing encoded, for people."""
         return self._storage.location()
 
-    def organizations(self) -> dict[str, tuple[str, ...]]:
-        """Return the organizations that have been exported, sorted, and the dimensions of each."""
+    def org_ids(self) -> list[str]:
+        """Return the organizations that have a folder, sorted. In it may be no dimension yet."""
         with storage_errors(f"could not list {self.location}"):
             folders = self._storage.folders(self._folder)
-        ids = [org_id for folder in folders if (org_id := _org_id(folder)) is not None]
-        dimensions = self._map(self.dimensions, ids)
-        return {org_id: found for org_id, found in sorted(zip(ids, dimensions, strict=True)) if found}
+        return sorted(org_id for folder in folders if (org_id := _org_id(folder)) is not None)
+
+    def organizations(self) -> dict[str, tuple[str, ...]]:
+        """Return the organizations that have been exported, sorted, and the dimensions of each."""
+        ids = self.org_ids()
+        return {org_id: found for org_id, found in zip(ids, self._map(self.dimensions, ids), strict=True) if found}
 
     def dimensions(self, org_id: str) -> tuple[str, ...]:
         """Return the dimensions by which an organization has been exported; none for an unknown one."""
@@ -227,6 +230,23 @@ class UsageReader:
                 unreadable.append(day)
         span = DayRange(listed[0], listed[-1]) if listed else None
         return ExportedDays(days=found, unreadable=tuple(unreadable), span=span)
+
+    def indexed_days(self, org_id: str, group_by: str, days: DayRange) -> ExportedDays | None:
+        """
+        Return what the index holds of these days, with one request. Nothing proves it: an index may be behind.
+
+        :return: None if there is no index, or it can't be decoded.
+        """
+        stored = self.stored_days(org_id, group_by)
+        with storage_errors(f"could not read the index in {self._storage.location(stored.folder)}"):
+            try:
+                found = stored.indexed(days)
+            except ValueError:  # no export writes what the index holds
+                return None
+        if found is None:
+            return None
+        manifests, span = found
+        return ExportedDays(days={each.date: ExportedDay.from_manifest(each) for each in manifests}, span=span)
 
     def rows(self, org_id: str, group_by: str, exported: Iterable[ExportedDay]) -> list[UsageRow]:
         """
@@ -316,9 +336,9 @@ class UsageReader:
 
     def _map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
         """Return the results for all items, in order. From an object store several are read at a time."""
-        if self._max_concurrent_reads == 1 or len(items) <= 1:
+        if self.max_concurrent_reads == 1 or len(items) <= 1:
             return [function(item) for item in items]
-        with ThreadPoolExecutor(min(self._max_concurrent_reads, len(items))) as executor:
+        with ThreadPoolExecutor(min(self.max_concurrent_reads, len(items))) as executor:
             try:
                 return list(executor.map(function, items))
             except BaseException:

@@ -22,6 +22,7 @@ from reducto_provider.export.manifest import (
 )
 from reducto_provider.export.sink import Filters
 from reducto_provider.export.storage import Storage
+from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import FILTER_PARAMETERS
 
 _NAMES_PER_REQUEST: Final = 1000
@@ -82,6 +83,25 @@ class StoredDays:
         """Read the index if the store's listings can prove what it holds."""
         if self._md5s:
             self._index.load()
+
+    def indexed(self, days: DayRange) -> tuple[list[Manifest], DayRange] | None:
+        """
+        Return the manifests of these days as the index has them, unproven, and the first and the last day it has.
+
+        :return: None if it has none.
+        :raises ValueError: if it holds what no export writes.
+        """
+        self._index.load()
+        held = sorted(self._index.days)
+        if not held:
+            return None
+        manifests = []
+        for day in held:
+            if days.first <= day <= days.last:
+                if (indexed := self._index.find(day)) is None:
+                    raise ValueError(f"the index can't be decoded at {day}")
+                manifests.append(indexed.manifest(day, self.file(day), self.query(*indexed.asked)))
+        return manifests, DayRange(held[0], held[-1])
 
     def manifest(self, day: date) -> Manifest | None:
         """

@@ -15,6 +15,10 @@ from selenium import webdriver
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--picture", help="the file to write the picture of the usage page to")
+
+
 @pytest.fixture(scope="session")
 def chromium() -> tuple[str, str]:
     """The browser and what drives it."""

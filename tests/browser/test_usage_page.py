@@ -24,6 +24,7 @@ from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.wire import decode_report
 from tests.airflows import new_in
+from tests.object_storage.s3server import S3Server
 from tests.plugins.server import PageServer
 
 pytestmark = new_in(3, 1, "a page of a plugin in the navigation")
@@ -34,23 +35,28 @@ THEMES = ("light", "dark")
 HOSTILE = '<script>alert("x")</script> & an organization with quite a long name'
 
 
-def publish(folder: Path, org_id: str, group_by: str, groups: list[str], scale: float, absent: set[date]) -> None:
-    """Publish ten weeks of usage, without some days."""
+def publish(location: str, org_id: str, group_by: str, groups: list[str], scale: float, absent: set[date]) -> float:
+    """Publish ten weeks of usage, without some days. Return the credits of this month."""
     values, last = random.Random(f"{org_id}{group_by}"), today() - timedelta(days=1)
     days = [last - timedelta(days=back) for back in range(70, -1, -1)]
-    dataset = UsageDataset(open_storage(str(folder)), check_format("jsonl"), {})
-    for week in range(0, len(days), 7):
-        some = [day for day in days[week : week + 7] if day not in absent]
-        for day in some:
-            usage = [
-                {"date": str(day), "group": group, "credits": round(scale * values.random(), 1), "requestCount": 40}
-                for group in groups
-                if day.weekday() < 5 or group == groups[0]
-            ]
-            echo = {"orgId": org_id, "startDate": str(day), "endDate": str(day), "groupBy": group_by}
-            query = UsageQuery(start=day, end=day, org_id=org_id, group_by=group_by)
-            report = decode_report(json.dumps({**echo, "data": usage}).encode(), query)
-            dataset.publish(report, query, run="reducto_usage/scheduled/export_usage")
+    dataset = UsageDataset(open_storage(location), check_format("jsonl"), {})
+    month = 0.0
+    gaps = [place for place, day in enumerate(days) if day in absent]
+    for start, end in zip([0, *(place + 1 for place in gaps)], [*gaps, len(days)], strict=True):
+        if not (some := days[start:end]):
+            continue
+        usage = [
+            {"date": str(day), "group": group, "credits": round(scale * values.random(), 1), "requestCount": 40}
+            for day in some
+            for group in groups
+            if day.weekday() < 5 or group == groups[0]
+        ]
+        query = UsageQuery(start=some[0], end=some[-1], org_id=org_id, group_by=group_by)
+        echo = {"orgId": org_id, "startDate": str(some[0]), "endDate": str(some[-1]), "groupBy": group_by}
+        report = decode_report(json.dumps({**echo, "data": usage}).encode(), query)
+        dataset.publish(report, query, run="reducto_usage/scheduled/export_usage")
+        month += sum(row["credits"] for row in usage if row["date"] >= f"{today():%Y-%m}")
+    return month
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +70,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
         ("org_initech", 80, set()),
         (HOSTILE, 50, set()),
     ):
-        publish(folder, org_id, "product", products, scale, gap)
-    publish(folder, "org_acme", "feature", [f"feature {number}" for number in range(13)] + ["=<b>1"], 200, set())
+        publish(str(folder), org_id, "product", products, scale, gap)
+    publish(str(folder), "org_acme", "feature", [f"feature {number}" for number in range(13)] + ["=<b>1"], 200, set())
     month = today().day
     budgets = {"org_acme": 1400 * month, "org_globex": 350 * month, "org_initech": 20 * max(1, month - 1)}
     datasets = [
         {"name": "Production", "path": str(folder), "budgets": budgets},
         {"name": "Staging", "path": f"{folder}/none"},
     ]
-    with PageServer(tmp_path_factory.mktemp("airflow"), datasets) as server:
+    # Below a path, as behind a proxy. The picture is made without one.
+    with PageServer(tmp_path_factory.mktemp("airflow"), datasets, path="/airflow") as server:
         yield server
 
 
@@ -107,6 +114,12 @@ class Frame:
         self.see(selector).click()
         self.wait(lambda browser: expected in browser.find_element(By.TAG_NAME, "main").text)
 
+    def save(self, file: Path, height: int) -> None:
+        """Save a picture of Airflow's page."""
+        self.browser.switch_to.default_content()
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**self._metrics, "height": height})
+        self.browser.save_screenshot(str(file))
+
     def check(self, name: str, tmp_path: Path) -> None:
         """Check what is shown in the frame: no horizontal scrolling, no console error, no violation that axe finds."""
         too_wide = self.browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
@@ -140,7 +153,7 @@ def test_the_page(
     assert background == ("rgb(255, 255, 255)" if theme == "light" else "rgb(20, 23, 28)")
     page.check(f"overview-{theme}-{width}", tmp_path)
 
-    page.go("a[href*='org_id=org_acme']", "Groups by credits")
+    page.go("a[href*='org_id=org_acme']", "The largest groups first")
     page.check(f"organization-{theme}-{width}", tmp_path)
 
     Select(page.see("select[name=group_by]")).select_by_value("feature")
@@ -155,3 +168,46 @@ def test_the_page(
     page.check(f"failed-{theme}-{width}", tmp_path)
     # The last one is a 503, which the browser reports.
     assert [error for error in errors(browser) if "503" not in error] == []
+
+
+@pytest.fixture
+def example(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageServer]:
+    """A server with a dataset in an object store, which is fit for the docs."""
+    store = S3Server()
+    try:
+        store.bystander.create_bucket(Bucket="finops-lake")
+        monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+        absent = {today() - timedelta(days=back) for back in (16, 17)}
+        budgets = {}
+        for org_id, scale, share in (
+            ("org_acme", 900, 1.15),
+            ("org_globex", 300, 0.97),
+            ("org_umbrella", 420, 0.7),
+            ("org_initech", 60, 0.4),
+        ):
+            gap = absent if org_id == "org_umbrella" else set()
+            location, products = "s3://lake@finops-lake/reducto", ["parse", "extract", "split"]
+            used = publish(location, org_id, "product", products, scale, gap)
+            budgets[org_id] = round(used / share, -2) or 1000
+        dataset = {"name": "Production", "path": "s3://finops-lake/reducto", "conn_id": "lake", "budgets": budgets}
+        env = {"AIRFLOW_CONN_LAKE": store.connection()}
+        with PageServer(tmp_path_factory.mktemp("airflow"), [dataset], env) as server:
+            yield server
+    finally:
+        store.close()
+
+
+def test_the_picture(
+    example: PageServer, open_browser: Callable[[Path], Chrome], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Make the first picture of README and docs; `make picture` keeps it."""
+    page = Frame(open_browser(example.home), example, 1200, "light")
+    page.open(example)
+    cards = page.wait(lambda browser: browser.find_elements(By.CSS_SELECTOR, "ul.cards > li"))
+    assert len(cards) == 4
+    # What the indexes hold is shown until it is proven.
+    page.wait(lambda browser: not [link.click() for link in browser.find_elements(By.CSS_SELECTOR, ".note a")])
+    assert "s3://finops-lake/reducto" in page.see("main").text
+    file = Path(pytestconfig.getoption("--picture", None) or tmp_path / "usage-page.png")
+    page.save(file, 780)
+    assert 10_000 < file.stat().st_size < 150_000

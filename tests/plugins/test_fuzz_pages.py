@@ -219,7 +219,14 @@ def test_the_overview(world):
     found = source.overview(world.today, 60)
     assert found.unread == 0
     html = overview_page(
-        found.info, found.summaries, datasets=[], page=1, unread=0, today=world.today, links=Links(dataset=0)
+        found.info,
+        found.summaries,
+        datasets=[],
+        page=1,
+        unread=0,
+        unproven=0,
+        today=world.today,
+        links=Links(dataset=0),
     )
     Page(html).check_harmless()
     cards = [" ".join(card.split()) for card in Table(html).cards]

@@ -60,6 +60,10 @@ class TestProjection:
         found = summary({day: amount for day, amount in FULL.items() if day < date(2026, 11, 16)})
         assert (found.projection.total, found.projection.since) == (Decimal("303"), date(2026, 11, 16))
 
+    def test_a_last_day_that_is_not_complete_is_its_first(self, summary):
+        found = summary({**FULL, YESTERDAY: "50"}, not_final=(YESTERDAY,))
+        assert (found.projection.total, found.projection.since) == (Decimal("342.9"), YESTERDAY)
+
     def test_a_gap_forbids_it(self, summary):
         gap = date(2026, 11, 3)
         found = summary({day: amount for day, amount in FULL.items() if day != gap})

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from reducto_provider.plugins.usage_page import source as source_module
+from reducto_provider.export.reader import UsageReader
 from reducto_provider.plugins.usage_page.__main__ import render_file
 from reducto_provider.plugins.usage_page.pages import (
     Links,
@@ -54,6 +54,7 @@ def test_the_overview_is_harmless_and_complete(source):
         datasets=[(0, HOSTILE[0]), (1, HOSTILE[1])],
         page=1,
         unread=0,
+        unproven=0,
         today=TODAY,
         links=Links(dataset=0),
     )
@@ -112,7 +113,14 @@ def test_pages_of_25(publish):
 
     def page(number):
         html = overview_page(
-            found.info, found.summaries, datasets=[], page=number, unread=0, today=TODAY, links=Links(dataset=2)
+            found.info,
+            found.summaries,
+            datasets=[],
+            page=number,
+            unread=0,
+            unproven=0,
+            today=TODAY,
+            links=Links(dataset=2),
         )
         page = Page(html)
         return [attributes["href"] for tag, attributes in page.elements if tag == "a"], " ".join(page.text.split())
@@ -130,7 +138,14 @@ class TestStates:
     def overview(self, location, **fields):
         found = PageSource(PageDataset(name="a", path=location, **fields)).overview(TODAY, 30)
         html = overview_page(
-            found.info, found.summaries, datasets=[], page=1, unread=found.unread, today=TODAY, links=Links(dataset=0)
+            found.info,
+            found.summaries,
+            datasets=[],
+            page=1,
+            unread=found.unread,
+            unproven=found.unproven,
+            today=TODAY,
+            links=Links(dataset=0),
         )
         return " ".join(Page(html).text.split())
 
@@ -165,9 +180,25 @@ class TestStates:
                 raise OSError("the store says <no>")
             return read(reader, org_id, *_)
 
-        read = source_module.best_dimension
-        monkeypatch.setattr(source_module, "best_dimension", fail)
+        read = UsageReader.exported_days
+        monkeypatch.setattr(UsageReader, "exported_days", fail)
         text = self.overview(location)
         assert "org_bad Not read: the store says <no>" in text
         assert "1 credit, no budget" in text
-        assert "Not read, listed last1" in text.replace(" 1", "1")
+        assert "Not read, listed last 1" in text
+
+    def test_what_is_not_read_or_not_proven_is_said(self, publish):
+        found = PageSource(PageDataset(name="a", path=publish({date(2026, 11, 3): {"a": 1}}))).overview(TODAY, 30)
+        html = overview_page(
+            found.info,
+            found.summaries,
+            datasets=[],
+            page=1,
+            unread=1,
+            unproven=1200,
+            today=TODAY,
+            links=Links(dataset=0),
+        )
+        text = " ".join(Page(html).text.split())
+        assert "1 organization is still being read and in no figure here." in text
+        assert "The figures of 1,200 organizations are those of the index" in text

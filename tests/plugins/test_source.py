@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 from datetime import date
+from pathlib import Path
 
 import pytest
 
+from reducto_provider.export.reader import UsageReader
 from reducto_provider.export.storage import LocalStorage
+from reducto_provider.plugins.usage_page import refresh
 from reducto_provider.plugins.usage_page import source as source_module
 from reducto_provider.plugins.usage_page.settings import PageDataset
 from reducto_provider.plugins.usage_page.source import NotExportedError, PageSource
 from reducto_provider.usage.days import DayRange
 
 TODAY = date(2026, 11, 21)
+
+
+def _fail(*_):
+    raise PermissionError("no")
 
 
 class TestSource:
@@ -45,13 +52,13 @@ class TestSource:
 
     @pytest.mark.parametrize(("times", "shown"), [(0, 2), (10**6, 1)])
     def test_it_is_read_again_after_a_while_that_depends_on_how_long_it_took(self, publish, monkeypatch, times, shown):
-        monkeypatch.setattr(source_module, "FRESH_FOR_TIMES", times)
+        monkeypatch.setattr(refresh, "FRESH_FOR_TIMES", times)
         source = PageSource(PageDataset(name="a", path=publish({date(2026, 11, 3): {"a": 1}})))
         assert [each.used for each in source.overview(TODAY, 30).summaries] == [1]
         publish({date(2026, 11, 3): {"a": 2}})
         assert [each.used for each in source.overview(TODAY, 30).summaries] == [shown]
         assert source.organization("org_acme", None, None, TODAY)[1].total == 2
-        monkeypatch.setattr(source_module, "MAX_FRESH_SECONDS", 0)
+        monkeypatch.setattr(refresh, "MAX_FRESH_SECONDS", 0)
         again = PageSource(PageDataset(name="a", path=publish({date(2026, 11, 3): {"a": 2}})))
         again.overview(TODAY, 30)
         publish({date(2026, 11, 3): {"a": 3}})
@@ -77,16 +84,20 @@ class TestSource:
     def test_any_error_is_of_its_organization_alone(self, publish, monkeypatch):
         publish({date(2026, 11, 3): {"a": 1}}, org_id="org_bad")
         source = PageSource(PageDataset(name="a", path=publish({date(2026, 11, 3): {"a": 1}}, org_id="org_good")))
-        best = source_module.best_dimension
+        read = UsageReader.exported_days
 
         def fail(reader, org_id, *arguments):
             if org_id == "org_bad":
                 raise ArithmeticError("s3://key:secret@bucket")
-            return best(reader, org_id, *arguments)
+            return read(reader, org_id, *arguments)
 
-        monkeypatch.setattr(source_module, "best_dimension", fail)
+        monkeypatch.setattr(UsageReader, "exported_days", fail)
         found = source.overview(TODAY, 30)
-        assert (found.unread, [each.error for each in found.summaries]) == (0, ["", "s3://***@bucket"])
+        assert (found.unread, found.unproven, [each.error for each in found.summaries]) == (
+            0,
+            0,
+            ["", "s3://***@bucket"],
+        )
 
     def test_a_store_that_hangs_is_waited_for_only_so_long(self, publish, monkeypatch):
         location = publish({date(2026, 11, 3): {"a": 1}})
@@ -106,7 +117,93 @@ class TestSource:
         released.set()
         assert [each.used for each in source.overview(TODAY, 30).summaries] == [1]
 
+    def test_what_was_read_after_a_request_is_shown_by_the_next(self, publish, monkeypatch):
+        """Else a dataset that takes longer than a request waits would be read again and again, and never be shown."""
+        source = PageSource(PageDataset(name="a", path=publish({date(2026, 11, 3): {"a": 1}})))
+        released, read = threading.Event(), LocalStorage.read
+        monkeypatch.setattr(LocalStorage, "read", lambda storage, name: released.wait(30) and read(storage, name))
+        with pytest.raises(TimeoutError):
+            source.overview(TODAY, 0)
+        first = source._refresh
+        released.set()
+        assert first._ended.wait(30)
+        monkeypatch.setattr(LocalStorage, "read", _fail)
+        monkeypatch.setattr(first, "_fresh_until", float("inf"))
+        assert [each.used for each in source.overview(TODAY, 0).summaries] == [1]
+
+    def test_an_error_is_not_kept(self, publish, monkeypatch):
+        source = PageSource(PageDataset(name="a", path=publish({date(2026, 11, 3): {"a": 1}})))
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStorage, "read", _fail)
+            with pytest.raises(OSError, match="no"):
+                source.overview(TODAY, 30)
+        assert [each.used for each in source.overview(TODAY, 30).summaries] == [1]
+
     def test_no_dataset_yet(self, tmp_path):
         source = PageSource(PageDataset(name="a", path=f"{tmp_path}/none"))
         with pytest.raises(ValueError, match=r"there is no metadata/dataset.json"):
             source.overview(TODAY, 30)
+
+
+class TestIndex:
+    """What the indexes hold is shown at once, and then what is proven: an index may be behind."""
+
+    @pytest.fixture
+    def location(self, publish):
+        november = {date(2026, 11, day): {"a": 1} for day in range(1, 21)}
+        for org_id in ("org_a", "org_b", "org_c"):
+            location = publish(november, org_id=org_id)
+        return location
+
+    @pytest.fixture
+    def source(self, location):
+        return PageSource(PageDataset(name="a", path=location))
+
+    @pytest.fixture
+    def held(self, monkeypatch):
+        """Manifests are not read until the event is set."""
+        released, read = threading.Event(), UsageReader.exported_days
+
+        def wait(*arguments):
+            assert released.wait(30)
+            return read(*arguments)
+
+        monkeypatch.setattr(UsageReader, "exported_days", wait)
+        monkeypatch.setattr(refresh, "_PROOF_SECONDS", 0)
+        yield released
+        released.set()
+
+    def shown(self, source):
+        found = source.overview(TODAY, 30)
+        return found.unread, found.unproven, {each.org_id: each.used for each in found.summaries}
+
+    def proven(self, source, released):
+        released.set()
+        source._refresh._ended.wait(30)
+        return self.shown(source)
+
+    def test_what_is_in_all_indexes_needs_one_request_each(self, source, held, monkeypatch):
+        names, read = [], LocalStorage.read
+        monkeypatch.setattr(LocalStorage, "read", lambda storage, name: names.append(name) or read(storage, name))
+        assert self.shown(source) == (0, 3, {"org_a": 20, "org_b": 20, "org_c": 20})
+        assert len(names) == 1 + 3
+        assert self.proven(source, held) == (0, 0, {"org_a": 20, "org_b": 20, "org_c": 20})
+
+    @pytest.mark.parametrize("content", [None, b"{", b'{"2026-11-03": {}}', b'{"2026-11-03": {"credits": "NaN"}}'])
+    def test_without_an_index_that_can_be_decoded_it_is_being_read(self, location, source, held, content):
+        index = Path(location) / "metadata/org_id=org_b/group_by=product/index.json"
+        index.unlink() if content is None else index.write_bytes(content)
+        assert self.shown(source) == (1, 2, {"org_a": 20, "org_c": 20})
+        assert self.proven(source, held) == (0, 0, {"org_a": 20, "org_b": 20, "org_c": 20})
+
+    def test_an_index_that_is_behind_is_corrected(self, publish, location, source, held):
+        index = Path(location) / "metadata/org_id=org_b/group_by=product/index.json"
+        behind = index.read_bytes()
+        publish({date(2026, 11, 20): {"a": 100}}, org_id="org_b")
+        index.write_bytes(behind)
+        assert self.shown(source)[2]["org_b"] == 20
+        assert self.proven(source, held)[2] == {"org_a": 20, "org_b": 119, "org_c": 20}
+
+    def test_a_folder_without_exports_is_no_organization(self, location, source):
+        (Path(location) / "metadata/org_id=org_d/other").mkdir(parents=True)
+        assert self.shown(source) == (0, 0, {"org_a": 20, "org_b": 20, "org_c": 20})

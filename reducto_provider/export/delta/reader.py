@@ -65,6 +65,9 @@ class UsageTableReader(UsageReader):
             span=DayRange(min(found), max(found)) if found else None,
         )
 
+    def indexed_days(self, org_id: str, group_by: str, days: DayRange) -> None:
+        """Return None: a table has no index, and needs none, since a year is one record."""
+
     def rows(self, org_id: str, group_by: str, exported: Iterable[ExportedDay]) -> list[UsageRow]:
         expected = {each.day: each for each in exported}
         found: dict[date, list[UsageRow]] = {}

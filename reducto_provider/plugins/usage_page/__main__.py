@@ -36,9 +36,8 @@ def render_file(dataset: PageDataset, day: date) -> str:
     """
     source = PageSource(dataset)
     reader = source.open()
-    summaries = sort_summaries(
-        source.summary(reader, org_id, dimensions, day) for org_id, dimensions in reader.organizations().items()
-    )
+    found = [source.summary(reader, org_id, day) for org_id in reader.org_ids()]
+    summaries = sort_summaries(summary for summary in found if summary is not None)
     usages = [_usage(source, summary.org_id, day) for summary in summaries]
     return file_page(source.info(reader), summaries, usages, today=day)
 

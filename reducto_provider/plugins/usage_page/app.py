@@ -191,6 +191,7 @@ async def overview(chosen: _Chosen, visible: _Visible, page: int = 1) -> Respons
             datasets=[(each.place, each.settings.name) for each in visible],
             page=page,
             unread=found.unread,
+            unproven=found.unproven,
             today=day,
             links=Links(dataset=chosen.place),
         )

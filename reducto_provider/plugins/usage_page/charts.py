@@ -36,17 +36,15 @@ class Column:
     rects: tuple[Rect, ...]
 
 
-def budget_bar(summary: OrganizationSummary) -> tuple[tuple[Rect, ...], float | None]:
-    """Return the parts of an organization's bar, 100 wide, and where its budget ends; None without a budget."""
-    used, projected, budget = summary.used or Decimal(0), summary.projection.total or Decimal(0), summary.budget
-    scale = max(used, projected, budget or Decimal(0))
-    if not scale:
-        return (), None
+def budget_bar(summary: OrganizationSummary) -> tuple[tuple[Rect, ...], float]:
+    """Return the parts of the bar of an organization with a budget, 100 wide, and where the budget ends."""
+    used, projected, budget = summary.used or _ZERO, summary.projection.total or _ZERO, summary.budget or _ZERO
+    scale = max(used, projected, budget)
     rects = []
     if projected > used:
         rects.append(Rect(0, 0, _part(projected, scale), HEIGHT, "projected"))
     rects.append(Rect(0, 0, _part(used, scale), HEIGHT, "over" if summary.is_exceeded else "used"))
-    return tuple(rects), None if budget is None else _part(budget, scale)
+    return tuple(rects), _part(budget, scale)
 
 
 def sparkline(summary: OrganizationSummary) -> tuple[Rect, ...]:

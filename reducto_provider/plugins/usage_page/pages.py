@@ -91,6 +91,7 @@ def overview_page(
     datasets: Sequence[tuple[int, str]],
     page: int,
     unread: int,
+    unproven: int,
     today: date,
     links: Links,
 ) -> str:
@@ -100,6 +101,7 @@ def overview_page(
     :param summaries: all of them, in their order.
     :param datasets: the datasets to choose from: places and names.
     :param unread: the number of organizations that are still being read.
+    :param unproven: the number of those whose figures are what the index holds, and are still being checked.
     """
     pages = max(1, -(-len(summaries) // PAGE_SIZE))
     page = min(max(page, 1), pages)
@@ -114,6 +116,7 @@ def overview_page(
         page=page,
         pages=pages,
         unread=unread,
+        unproven=unproven,
         totals=Totals.of(summaries),
         today=today,
         links=links,

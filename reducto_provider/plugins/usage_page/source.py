@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
-from queue import Empty, SimpleQueue
 from typing import Final
 
 from reducto_provider.export.reader import ExportedDays, RowCache, UsageReader, open_reader
 from reducto_provider.export.sink import short
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage, months_needed, organization_usage
-from reducto_provider.plugins.usage_page.overview import (
-    OrganizationSummary,
-    days_needed,
-    sort_summaries,
-    summarize,
-)
+from reducto_provider.plugins.usage_page.overview import OrganizationSummary, days_needed, summarize
 from reducto_provider.plugins.usage_page.pages import Choices, DatasetInfo
 from reducto_provider.plugins.usage_page.redaction import without_credentials
+from reducto_provider.plugins.usage_page.refresh import Overview, Refresh
 from reducto_provider.plugins.usage_page.settings import PageDataset
 from reducto_provider.usage.days import DayRange, month_of
 from reducto_provider.usage.query import DIMENSIONS
 
-MAX_FRESH_SECONDS: Final = 60.0
-"""For how long an overview is shown before it is read again, at most."""
-
-FRESH_FOR_TIMES: Final = 20
-"""How many times as long as it took to be read an overview is shown. One that is read at once is always the latest."""
-
 MAX_ROWS: Final = 500_000
 """How many rows of two months a page is made of, at most: with more of them a few readers would fill the memory."""
 
-_READERS: Final = 4
-_READS_PER_READER: Final = 8
+_READS_OF_A_PAGE: Final = 8
 _MAX_CACHED_ROWS: Final = 200_000
 _MAX_MONTHS: Final = 36
 _ONE_DAY: Final = timedelta(days=1)
@@ -49,19 +35,6 @@ class TooManyRowsError(LookupError):
     """An organization has more rows than a page is made of."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overview:
-    """
-    The organizations of a dataset, sorted.
-
-    :param unread: the number of those that are still being read, and are not among them.
-    """
-
-    info: DatasetInfo
-    summaries: list[OrganizationSummary]
-    unread: int
-
-
 class PageSource:
     """
     One dataset of the page. Every method may be called in several threads at once.
@@ -73,32 +46,34 @@ class PageSource:
         self._dataset = dataset
         self._cache = RowCache(_MAX_CACHED_ROWS)
         self._lock = threading.Lock()
-        self._refresh: _Refresh | None = None
-        self._latest: _Refresh | None = None
+        self._refresh: Refresh | None = None
+        self._latest: Refresh | None = None
 
     def overview(self, today: date, seconds: float) -> Overview:
         """
-        Return the overview, read within the last :data:`MAX_FRESH_SECONDS` if the store is fast enough.
+        Return the overview: what was read before, if it is fresh or until it has been read again.
 
-        :param seconds: how long to wait for what has not been read. Then what was read before is returned, or what has
-            been read by then.
+        :param seconds: how long to wait for what has not been read. Then what has been read by then is returned, if
+            nothing was before.
         :raises UsageReadError: if there is no dataset that can be read.
         :raises OSError: if the store can't be read, or has not answered in time.
         """
         with self._lock:
+            # It may have ended after the last request had waited long enough.
+            if self._refresh is not None and self._refresh.has_ended:
+                if not self._refresh.has_failed:
+                    self._latest = self._refresh
+                self._refresh = None
             latest = self._latest
             if latest is not None and latest.is_fresh(today):
                 return latest.overview()
-            if self._refresh is None or self._refresh.has_ended:
-                self._refresh = _Refresh(self, today)
+            if self._refresh is None:
+                self._refresh = Refresh(self, today)
             refresh = self._refresh
         refresh.wait(seconds)
-        if refresh.has_ended:
-            found = refresh.overview()
-            with self._lock:
-                self._latest = refresh
-            return found
-        return latest.overview() if latest is not None and latest.today == today else refresh.overview()
+        if latest is not None and latest.today == today and not refresh.has_ended:
+            return latest.overview()
+        return refresh.overview()
 
     def organization(
         self, org_id: str, group_by: str | None, month: date | None, today: date
@@ -117,10 +92,11 @@ class PageSource:
         dimensions = self._dimensions(reader, org_id)
         if group_by is not None and group_by not in dimensions:
             raise NotExportedError(f"{short(org_id)} has not been exported by {short(group_by)}")
-        dimension, found = (
-            (group_by, reader.exported_days(org_id, group_by, DayRange(today, today)))
-            if group_by
-            else best_dimension(reader, org_id, dimensions, DayRange(_month_so_far(today).first, today))
+        so_far = DayRange(_month_so_far(today).first, today)
+        dimension, found = best_dimension(
+            lambda dimension: reader.exported_days(org_id, dimension, so_far),
+            (group_by,) if group_by else dimensions,
+            today,
         )
         if found.span is None:
             raise NotExportedError(f"no day of {short(org_id)} has been exported by {dimension}")
@@ -153,14 +129,14 @@ class PageSource:
             raise NotExportedError(f"{day} of {short(org_id)} has not been exported by {group_by}")
         return content
 
-    def open(self) -> UsageReader:
+    def open(self, max_concurrent_reads: int = _READS_OF_A_PAGE) -> UsageReader:
         """
         Return a reader of the dataset.
 
         :raises UsageReadError: if there is no dataset that can be read.
         :raises OSError: if the store can't be read.
         """
-        return open_reader(self._dataset.path, self._dataset.conn_id, self._cache, _READS_PER_READER)
+        return open_reader(self._dataset.path, self._dataset.conn_id, self._cache, max_concurrent_reads)
 
     def info(self, reader: UsageReader) -> DatasetInfo:
         """Return what the pages say of the dataset."""
@@ -171,24 +147,44 @@ class PageSource:
             read_at=datetime.now(UTC),
         )
 
-    def summary(
-        self, reader: UsageReader, org_id: str, dimensions: tuple[str, ...], today: date
-    ) -> OrganizationSummary:
-        """Return an organization's summary. An error becomes part of it, so that it hides no other organization."""
-        dimension = dimensions[0]
-        budget = self._dataset.budgets.get(org_id)
+    def summary(self, reader: UsageReader, org_id: str, today: date) -> OrganizationSummary | None:
+        """
+        Return an organization's summary, None if it has not been exported.
+
+        An error becomes part of it, so that it hides no other organization.
+        """
+        days = days_needed(today)
         try:
-            dimension, exported = best_dimension(reader, org_id, dimensions, days_needed(today))
-            return summarize(org_id, dimension, exported, self._dataset.metric, budget, today)
+            if not (dimensions := reader.dimensions(org_id)):
+                return None
+            dimension, exported = best_dimension(
+                lambda dimension: reader.exported_days(org_id, dimension, days), dimensions, today
+            )
+            return self._summarize(org_id, dimension, exported, today)
         except Exception as error:  # noqa: BLE001  # whatever it is, the other organizations are shown
             return OrganizationSummary(
                 org_id=org_id,
-                group_by=dimension,
+                group_by=DIMENSIONS[0],
                 metric=self._dataset.metric,
                 month=month_of(today),
-                budget=budget,
+                budget=self._dataset.budgets.get(org_id),
                 error=short(without_credentials(str(error))),
             )
+
+    def indexed_summary(self, reader: UsageReader, org_id: str, today: date) -> OrganizationSummary | None:
+        """Return an organization's summary by what its indexes hold, which nothing proves; None without an index."""
+        days = days_needed(today)
+        try:
+            dimension, exported = best_dimension(
+                lambda dimension: reader.indexed_days(org_id, dimension, days), DIMENSIONS, today
+            )
+            return self._summarize(org_id, dimension, exported, today)
+        except Exception:  # noqa: BLE001  # the summary by the manifests will say what is wrong
+            return None
+
+    def _summarize(self, org_id: str, dimension: str, exported: ExportedDays, today: date) -> OrganizationSummary:
+        budget = self._dataset.budgets.get(org_id)
+        return summarize(org_id, dimension, exported, self._dataset.metric, budget, today)
 
     def _dimensions(self, reader: UsageReader, org_id: str) -> tuple[str, ...]:
         dimensions = reader.dimensions(org_id)
@@ -197,91 +193,20 @@ class PageSource:
         return dimensions
 
 
-class _Refresh:
-    """One reading of a dataset's overview, by a few threads. They are daemons: a store that hangs holds up no exit."""
-
-    def __init__(self, source: PageSource, today: date) -> None:
-        self.today = today
-        self._source = source
-        self._started = time.monotonic()
-        self._fresh_until = self._started
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._summaries: list[OrganizationSummary] = []
-        self._total = 0
-        self._info: DatasetInfo | None = None
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="reducto-usage-page", daemon=True).start()
-
-    @property
-    def has_ended(self) -> bool:
-        return self._ended.is_set()
-
-    def is_fresh(self, today: date) -> bool:
-        return today == self.today and time.monotonic() < self._fresh_until
-
-    def wait(self, seconds: float) -> None:
-        self._ended.wait(seconds)
-
-    def overview(self) -> Overview:
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._info is None:
-                raise TimeoutError("the store has not answered yet: load the page again in a while")
-            summaries = sort_summaries(self._summaries)
-            return Overview(info=self._info, summaries=summaries, unread=self._total - len(summaries))
-
-    def _run(self) -> None:
-        try:
-            reader = self._source.open()
-            organizations = reader.organizations()
-            with self._lock:
-                self._info, self._total = self._source.info(reader), len(organizations)
-            self._summarize(reader, organizations)
-        except Exception as error:  # noqa: BLE001  # raised by overview()
-            with self._lock:
-                self._error = error
-        finally:
-            now = time.monotonic()
-            self._fresh_until = now + min(MAX_FRESH_SECONDS, FRESH_FOR_TIMES * (now - self._started))
-            self._ended.set()
-
-    def _summarize(self, reader: UsageReader, organizations: Mapping[str, tuple[str, ...]]) -> None:
-        waiting: SimpleQueue[tuple[str, tuple[str, ...]]] = SimpleQueue()
-        for each in organizations.items():
-            waiting.put(each)
-
-        def work() -> None:
-            while True:
-                try:
-                    org_id, dimensions = waiting.get_nowait()
-                except Empty:
-                    return
-                summary = self._source.summary(reader, org_id, dimensions, self.today)
-                with self._lock:
-                    self._summaries.append(summary)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(_READERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-
 def best_dimension(
-    reader: UsageReader, org_id: str, dimensions: tuple[str, ...], days: DayRange
+    read: Callable[[str], ExportedDays | None], dimensions: Iterable[str], today: date
 ) -> tuple[str, ExportedDays]:
     """
     Return the dimension that has the most of the month's days, and then the latest ones, with the days it has. All have
     the same totals, so the first one that has the whole month until yesterday will do.
 
-    :param days: those to return, until today; at least :func:`_month_so_far`.
+    :param read: returns the days of a dimension until today, at least those of :func:`_month_so_far`.
     """
-    so_far = _month_so_far(days.last)
+    so_far = _month_so_far(today)
     best: tuple[tuple[int, int, date], str, ExportedDays] | None = None
     for dimension in sorted(dimensions, key=DIMENSIONS.index):
-        found = reader.exported_days(org_id, dimension, days)
+        if (found := read(dimension)) is None:
+            continue
         of_month = [each for day, each in found.days.items() if day >= so_far.first]
         final = sum(each.is_final for each in of_month)
         completeness = final, len(of_month), found.span.last if found.span else date.min
@@ -290,7 +215,7 @@ def best_dimension(
         if final >= so_far.length:
             break
     if best is None:
-        raise NotExportedError(f"{short(org_id)} has not been exported")
+        raise NotExportedError("no dimension has been exported")
     return best[1:]
 
 

@@ -158,15 +158,12 @@ def credits_of(found: Iterable[Day]) -> list[Decimal | None]:
 
 
 def describe_budget(summary: OrganizationSummary) -> str:
-    """Describe the bar of an organization's month."""
+    """Describe the bar of an organization with a budget."""
     if summary.used is None:
         return "The service sent no credits for some days."
     within = f"used in {month(summary.month.first)}"
-    if summary.budget is None:
-        text = f"{amount(summary.used, summary.metric)} {within}, no budget."
-    else:
-        budget = amount(summary.budget, summary.metric)
-        text = f"{number(summary.used)} of {budget} {within}: {percent(summary.share)}."
+    budget = amount(summary.budget, summary.metric)
+    text = f"{number(summary.used)} of {budget} {within}: {percent(summary.share)}."
     if summary.projection.total is not None:
         text += f" Projected: {rounded(summary.projection.total)}."
     return text
