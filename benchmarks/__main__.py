@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import airflow_task, answer_to_file, answers, fleet, growth, imports, waiting
+from benchmarks import airflow_task, answer_to_file, answers, fleet, growth, imports, tables, waiting
 from benchmarks.measuring import MIB, Rounds, WrongOutputError
 from benchmarks.page import PAGE, Result, Section, document, table
 
@@ -224,6 +224,69 @@ organization is queried exactly once, and all files are compared with the simula
 """
 
 
+def delta(size: Size) -> Section:
+    """A Delta table beside files."""
+    queries = tables.compare_queries(size.organizations, size.rounds)
+    fleets = tables.compare_fleets(size.organizations, max(1, size.rounds // 2))
+    what = f"a day of {size.organizations:,} organizations written to S3"
+    ours, theirs = fleets.our("requests"), fleets.their("requests")
+    return Section(
+        title="A Delta table and files",
+        how=DELTA.format(
+            organizations=size.organizations, files=size.organizations * tables.MONTH.length, rounds=len(fleets.ours)
+        ),
+        results=[
+            Result(
+                what=f"a month of {size.organizations:,} organizations queried with DuckDB",
+                against="the same usage in files",
+                aim="at least 20 times as fast",
+                ours=seconds(queries.our("wall")),
+                theirs=seconds(queries.their("wall")),
+                value=queries.ratio("wall"),
+                limit=20,
+                at_least=True,
+            ),
+            Result(
+                what=f"{what}: time",
+                against="the same usage in files",
+                aim="no slower",
+                ours=f"{seconds(fleets.our('wall'))} (CPU: {seconds(fleets.our('cpu'))})",
+                theirs=f"{seconds(fleets.their('wall'))} (CPU: {seconds(fleets.their('cpu'))})",
+                value=fleets.ratio("wall"),
+                limit=1.0,
+                at_least=True,
+                unit="{:.2f} times as fast",
+                why=WHY_DELTA,
+            ),
+            Result(
+                what=f"{what}: requests",
+                against="the same usage in files",
+                aim="fewer",
+                ours=f"{ours:,.0f}",
+                theirs=f"{theirs:,.0f}",
+                value=ours,
+                limit=theirs - 1,
+                unit=f"{ours / theirs:.2f} times",
+                why=WHY_DELTA,
+            ),
+        ],
+    )
+
+
+WHY_DELTA: Final = (
+    "Each organization has a file of its exported days beside the table, which is read and written like a manifest."
+)
+
+DELTA: Final = """
+The month of {organizations:,} organizations is {files:,} Parquet files, or the table that
+`python -m reducto_provider.export.convert` makes of them. DuckDB sums the credits of each organization in a separate
+process, which has imported everything: over the files with Hive partitions, over the table with `deltalake` and a
+pyarrow dataset. Opening either is part of the time; both are on a local disk and have just been written. The day is
+published by eight threads, as a fleet does, to an S3 server on this machine (moto's, which answers one request after
+the other), medians of {rounds} rounds. All credits are compared with the exact figures.
+"""
+
+
 def waits(size: Size) -> Section:
     """Sensors that wait."""
     nothing, ours, theirs = (
@@ -396,6 +459,7 @@ PARTS: Final[dict[str, Callable[[Size], Section]]] = {
     "files": files,
     "airflow": airflow,
     "fleet": organizations,
+    "delta": delta,
     "waiting": waits,
     "imports": importing,
     "growth": growing,
