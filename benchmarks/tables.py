@@ -15,7 +15,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from benchmarks.measuring import Rounds, Sample, check_equal, in_a_process, measured
-from reducto_provider.export.convert import convert_dataset
+from reducto_provider.export.delta.upkeep import compact_table
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.sink import open_sink
 from reducto_provider.usage.days import DayRange
@@ -99,9 +99,9 @@ def compare_queries(count: int, rounds: int) -> Rounds:
     expected = credits_of(count, MONTH)
     with tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
         with patch.object(os, "fsync"):
-            publish(f"{folder}/files", "files", count, MONTH)
-            for _ in convert_dataset(f"{folder}/files", f"{folder}/table"):
-                pass
+            for kind in FORMATS:
+                publish(f"{folder}/{kind}", kind, count, MONTH)
+        compact_table(f"{folder}/table")
 
         def take(kind: str) -> Sample:
             sample, rows = in_a_process("benchmarks.tables", "query", kind, f"{folder}/{kind}")
