@@ -241,7 +241,7 @@ def delta(size: Size) -> Section:
                 "the same usage in files",
                 queries,
                 20,
-                "Opening the table and importing its log take a fixed time.",
+                "Opening the table takes a fixed time.",
             ),
             Result(
                 what=f"{what}: time",
@@ -271,7 +271,9 @@ def delta(size: Size) -> Section:
 
 
 WHY_DELTA: Final = (
-    "Each organization has a file of its exported days beside the table, which is read and written like a manifest."
+    "Each organization has a file of its exported days beside the table, which is read and written like a manifest. "
+    "And before a commit, `deltalake` reads the commits since the last checkpoint again for each organization, to find "
+    "out how often its days have been committed."
 )
 
 DELTA: Final = """
