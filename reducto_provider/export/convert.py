@@ -93,7 +93,8 @@ def convert_dataset(
         for batch in files.read(group_by, organizations):
             conversions = [Conversion(storage, org_id, group_by, days) for org_id, days in batch.items()]
             with storage_errors(f"could not convert {files.location}; the conversion can be run again"):
-                commit(UsageDeltaTable.open_or_create(uri, options(), storage.location(), files.filters), conversions)
+                opened = UsageDeltaTable.open_or_create(uri, options(), storage.location(), files.filters)
+                commit(opened, conversions, storage.max_concurrent_writes)
             for conversion in conversions:
                 for day, outcome in conversion.outcomes.items():
                     outcomes[day][outcome] += 1

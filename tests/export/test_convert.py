@@ -123,6 +123,16 @@ class TestAgain:
         rows = read_usage(str(table), org_id="org_abc123", start=MAY_30, end=date(2026, 6, 3))
         assert rows == list(restated.report.rows)
 
+    def test_a_day_that_became_final_since(self, files, table, publish):
+        for moment in ("2026-06-02T12:00:00Z", "2026-06-03T12:00:00Z"):
+            with time_machine.travel(moment, tick=False):
+                publish(files, *USAGE)
+            days = convert(files, table)
+
+        assert days[2:] == ["2026-06-01 by product: 1 already there", "2026-06-02 by product: 1 converted"]
+        assert exported(table)[JUNE_2][2]
+        assert DeltaTable(table).version() == 2, "no commit for it"
+
     def test_what_was_exported_to_the_table_since_is_kept(self, files, table, publish):
         with time_machine.travel("2026-06-10T00:00:00Z", tick=False):
             publish(files, *USAGE)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from itertools import repeat
 from typing import TYPE_CHECKING, Final, Literal
 
 from reducto_provider.export.delta.commits import Days, ExportRecord
@@ -73,8 +75,7 @@ class Conversion:
         for day, each in self._days.items():
             digest = self._digests[day]
             if _digest(rows.get(day, ())) == digest:
-                is_recorded = day in self._known and self._known[day].rows_sha256 == digest
-                self.outcomes[day] = "present" if is_recorded else "converted"
+                self.outcomes[day] = "present" if self._is_recorded(day) else "converted"
             elif day in exported:
                 is_newer = exported[day].exported_at > each.manifest.exported_at
                 self.outcomes[day] = "newer" if is_newer else "converted"
@@ -119,6 +120,14 @@ class Conversion:
                 reported[day] = each.manifest.change
         self._reported.add(reported)
 
+    def _is_recorded(self, day: date) -> bool:
+        known = self._known.get(day)
+        return (
+            known is not None
+            and known.rows_sha256 == self._digests[day]
+            and (known.final or not self._days[day].manifest.final)
+        )
+
     def _day(self, day: date) -> Day:
         manifest, rows = self._days[day].manifest, self._days[day].rows
         credits = sum_credits(rows)
@@ -133,19 +142,20 @@ class Conversion:
         )
 
 
-def commit(table: UsageDeltaTable, conversions: Sequence[Conversion]) -> bool:
+def commit(table: UsageDeltaTable, conversions: Sequence[Conversion], max_threads: int) -> None:
     """
-    Commit the days that the table lacks, and record them.
+    Commit the days that the table lacks, and record them. If it lacks none, nothing is committed.
 
-    :return: whether there were any: if not, nothing is committed.
+    :param max_threads: how many conversions to compare and record at a time.
     :raises TimeoutError: if others keep committing the same days.
     """
     for number in range(_MAX_COMMITS):
         time.sleep(number and random.uniform(0, min(_MAX_PAUSE, 0.02 * 2**number)))  # noqa: S311
         table.update()
         rows = table.read_rows([each.days for each in conversions])
-        for each in conversions:
-            each.compare(table, rows.get(each.partition, {}))
+        with ThreadPoolExecutor(max_threads) as threads:
+            of_each = [rows.get(each.partition, {}) for each in conversions]
+            list(threads.map(Conversion.compare, conversions, repeat(table), of_each))
         changed = [each for each in conversions if each.export_records]
         try:
             if changed:
@@ -157,9 +167,9 @@ def commit(table: UsageDeltaTable, conversions: Sequence[Conversion]) -> bool:
         except ConflictError as error:
             conflict = error
             continue
-        for each in conversions:
-            each.record()
-        return bool(changed)
+        with ThreadPoolExecutor(max_threads) as threads:
+            list(threads.map(Conversion.record, conversions))
+        return
     raise TimeoutError(f"{_MAX_COMMITS} commits in a row have conflicted with others: {conflict}")
 
 
