@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock, Thread
@@ -98,9 +98,11 @@ class S3Server:
         self.bystander = self.client("s3")
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        with ExitStack() as stack:
+            stack.callback(self._server.server_close)
+            stack.callback(self._thread.join)
+            stack.callback(self._server.shutdown)
+            stack.callback(self.bystander.close)
 
     def client(self, service: str) -> Any:
         """A client of boto3 that sees everything and leaves no trace."""

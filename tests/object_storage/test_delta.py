@@ -153,7 +153,9 @@ class TestEightWriters:
         mine = [(f"org_{number}", self.days(0, 2)) for number in range(8)]
         if is_compacted:
             self.compacted(place, clock, *mine)
-        calls = [(writers.export_current_usage, url, org_id, days, clock, 2) for org_id, days in mine]
+        # What a second export replaces is no longer in the compacted file.
+        times = 1 if is_compacted else 2
+        calls = [(writers.export_current_usage, url, org_id, days, clock, times) for org_id, days in mine]
         together(*calls, environment=env)
 
         self.check(read, {f"org_{number}": 3 for number in range(8)})

@@ -92,8 +92,10 @@ class AirflowDeployment(RunningAirflow):
     # -- the processes
 
     def stop(self) -> None:
-        super().stop()
-        self._client.close()
+        try:
+            super().stop()
+        finally:
+            self._client.close()
 
     def start_service(self, service: Service) -> None:
         """Start one process, without waiting for it."""
