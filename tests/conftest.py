@@ -35,9 +35,9 @@ PROJECT = Path(__file__).parents[1]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Have the name of a test say that this Airflow lacks what it is about."""
-    from tests.airflows import told
+    from tests.airflows import reason_for_skip
 
-    if reason := told(metafunc.definition):
+    if reason := reason_for_skip(metafunc.definition):
         metafunc.parametrize((), [pytest.param(id=reason)])
 
 

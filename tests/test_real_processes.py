@@ -11,7 +11,7 @@ import pytest
 from simulator import Simulator, status
 from tests.airflows import AIRFLOW, PARTITIONS, SHARED_STREAMS, gone_in, new_in
 
-pytestmark = new_in(3, 0, "the REST API through which real processes are asked")
+pytestmark = new_in(3, 0, "the REST API that reads the state of real processes")
 
 HEADER = """
 from datetime import datetime, timedelta
@@ -280,18 +280,18 @@ def test_a_key_revoked_while_waiting_fails_at_once(airflow, service):
 
 
 @SHARED_STREAMS
-def test_who_asks_the_same_shares_one_poll(airflow, service):
+def test_equal_queries_share_one_poll(airflow, service):
     airflow.unpause("wait_together")
     run_id = airflow.trigger("wait_together")["dag_run_id"]
     for number in range(8):
         airflow.wait_for_task("wait_together", run_id, "wait", "deferred", map_index=number, timeout=120)
 
-    def asked():
+    def requests():
         return [r for r in service.requests if ("orgId", "org_globex") in r.query]
 
-    before = len(asked())
-    airflow.wait_for(lambda: len(asked()) >= before + 3, 30, "three polls")
-    polls = asked()[before:]
+    before = len(requests())
+    airflow.wait_for(lambda: len(requests()) >= before + 3, 30, "three polls")
+    polls = requests()[before:]
     gaps = [later.monotonic - earlier.monotonic for earlier, later in pairwise(polls)]
     assert all(gap > 1 for gap in gaps), "eight sensors, one request an interval"
 
@@ -315,32 +315,32 @@ def test_before_streams_are_shared_each_polls_for_itself(airflow, service):
     for number in range(8):
         airflow.wait_for_task("wait_together", run_id, "wait", "deferred", map_index=number, timeout=120)
 
-    def asked():
+    def requests():
         return [r for r in service.requests if ("orgId", "org_globex") in r.query]
 
-    before = len(asked())
-    airflow.wait_for(lambda: len(asked()) >= before + 24, 60, "three polls of each")
+    before = len(requests())
+    airflow.wait_for(lambda: len(requests()) >= before + 24, 60, "three polls of each")
     service.usage.add("org_globex", datetime.now(UTC).date(), credits=10_000_000, requests=1)
     airflow.wait_for_run("wait_together", run_id, state="success")
 
 
 def test_a_fleet_knows_a_retry_from_a_clear(airflow, service):
-    def asked():
+    def requests():
         return [dict(r.query)["orgId"] for r in service.requests if ("startDate", "2026-05-01") in r.query]
 
     airflow.unpause("fleet")
     run_id = None
     for clears in (0, 1, 2):
         service.faults.add(status(500), times=1, org="org_umbrella")
-        before = len(asked())
+        before = len(requests())
         if run_id is None:
             run_id = airflow.trigger("fleet")["dag_run_id"]
         else:
             airflow.clear("fleet", run_id)
-        airflow.wait_for(lambda: len(asked()) >= before + 3, 240, "two tries")  # noqa: B023
+        airflow.wait_for(lambda: len(requests()) >= before + 3, 240, "two tries")  # noqa: B023
         airflow.wait_for_run("fleet", run_id, state="success")
 
-        assert sorted(asked()[before:]) == ["org_acme", "org_umbrella", "org_umbrella"]
+        assert sorted(requests()[before:]) == ["org_acme", "org_umbrella", "org_umbrella"]
         [task] = airflow.task_instances("fleet", run_id)
         assert task["try_number"] == 2 * (clears + 1)
         result = airflow.xcom("fleet", run_id, "export")

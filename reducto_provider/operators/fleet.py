@@ -343,19 +343,19 @@ class FleetExport:
                     if outcome.status != "exported":
                         await stack.enter_async_context(hook)
                         outcome.status = "exported"
-                    days = await self._ask_until_published(hook, part, attempt)
+                    days = await self._request_until_published(hook, part, attempt)
                     self.sources.append((settings.base_url, entry.org_id, entry.group_by))
                 outcome.add(days)
 
-    async def _ask_until_published(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
+    async def _request_until_published(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
         for _ in range(MAX_REQUESTS - 1):
             try:
-                return await self._ask_and_publish(hook, query, attempt)
+                return await self._request_and_publish(hook, query, attempt)
             except OutdatedReportError as error:
-                await event_loop.run_aside(self._log, logging.WARNING, "%s: asking again", error)
-        return await self._ask_and_publish(hook, query, attempt)
+                await event_loop.run_aside(self._log, logging.WARNING, "%s: requesting again", error)
+        return await self._request_and_publish(hook, query, attempt)
 
-    async def _ask_and_publish(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
+    async def _request_and_publish(self, hook: ReductoHook, query: UsageQuery, attempt: Attempt) -> PublishedDays:
         if auth_error := self._auth_errors.get(hook.reducto_conn_id):
             raise ReductoAuthenticationError(auth_error)
         final = query.end < today()  # checked before the request: the day may end meanwhile

@@ -714,7 +714,7 @@ class TestChanges:
         export_day("1", succeeds=True)
         place.put(f"data/{ROOT}/dt=2026-06-17/usage.jsonl", b'{"date":"2026-06-17"}\n')
 
-        assert not export_day("1", succeeds=True), "nobody was told of what was there"
+        assert not export_day("1", succeeds=True), "what was there was never reported"
         place.put(f"data/{ROOT}/dt=2026-06-17/usage.jsonl", b'{"date":"2026-06-17"}\n')
         assert export_day("2", succeeds=True)
 
@@ -841,23 +841,26 @@ class TestTries:
             {"products": ("parse",)},
         ],
     )
-    def test_another_question_is_not_answered(self, dataset, query, fields):
+    def test_another_query_is_not_answered(self, dataset, query, fields):
         assert dataset.published_before(replace(query, **fields), "run", self.SECOND) is None
 
     @pytest.mark.parametrize(
-        ("figure", "told"),
+        ("figure", "value"),
         [
-            *(("credits", told) for told in ("NaN", "Infinity", "-1", "1e999999999", "1_0", "", "1" * 5_000, 5, True)),
-            *((figure, told) for figure in ("row_count", "request_count") for told in (-1, 1.5, "1", None)),
+            *(
+                ("credits", value)
+                for value in ("NaN", "Infinity", "-1", "1e999999999", "1_0", "", "1" * 5_000, 5, True)
+            ),
+            *((figure, value) for figure in ("row_count", "request_count") for value in (-1, 1.5, "1", None)),
         ],
     )
-    def test_figures_that_no_export_writes_are_not_told_on(self, place, dataset, query, figure, told):
+    def test_figures_that_no_export_writes_are_not_passed_on(self, place, dataset, query, figure, value):
         name = "metadata/org_id=org%2Fabc/group_by=product/dt=2026-06-17.json"
-        place.put(name, json.dumps({**json.loads(place.files()[name]), figure: told}).encode())
+        place.put(name, json.dumps({**json.loads(place.files()[name]), figure: value}).encode())
 
         assert dataset.published_before(query, "run", self.SECOND) is None
 
-    def test_a_day_that_is_missing_or_was_exported_otherwise_is_asked_for_again(
+    def test_a_day_that_is_missing_or_was_exported_otherwise_is_requested_again(
         self, place, dataset, export, query, make_export
     ):
         name = "metadata/org_id=org%2Fabc/group_by=product/dt=2026-06-17.json"

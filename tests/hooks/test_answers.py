@@ -54,7 +54,7 @@ from tests.hooks.queries import (
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """The next requests meet these faults, `times` each; with three attempts, this comes of it."""
+    """The next requests meet these faults, `times` each; with three attempts, this is the outcome."""
 
     faults: tuple[Fault, ...]
     times: int | None = 1
@@ -157,7 +157,7 @@ SCENARIOS = {
         for how, scenario in transient(CutShort(chunked=True), **NO_ANSWER).items()
     },
     "one fault after another": Scenario(faults=(Reset(), status(429)), requests=3),
-    "a passing fault, then a lasting one": Scenario(
+    "a transient fault, then a lasting one": Scenario(
         faults=(status(503), status(400)), error=ReductoRequestError, requests=2
     ),
     "a stall in the headers": transient(Stall(30), **TIMED_OUT)["always"],
@@ -276,16 +276,16 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/problem+json"])
 @pytest.mark.parametrize("reason", REASONS)
-def test_the_reason_of_the_service_is_told(simulator: Simulator, connect: Connect, reason: str, kind: str) -> None:
-    body, told = REASONS[reason]
+def test_the_reason_of_the_service_is_shown(simulator: Simulator, connect: Connect, reason: str, kind: str) -> None:
+    body, shown = REASONS[reason]
     simulator.faults.add(Reply(422, json.dumps(body), {"Content-Type": kind}))
     connect(host=simulator.url)
-    with pytest.raises(ReductoRequestError, match=rf"^Reducto refused the request \(422: {told}\): startDate="):
+    with pytest.raises(ReductoRequestError, match=rf"^Reducto refused the request \(422: {shown}\): startDate="):
         ReductoHook().get_usage(QUERY)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=utf-8", None])
-def test_a_reason_as_text_is_told(listen: Callable[..., Any], connect: Connect, kind: str | None) -> None:
+def test_a_reason_as_text_is_shown(listen: Callable[..., Any], connect: Connect, kind: str | None) -> None:
     head = f"Content-Type: {kind}\r\n" if kind else ""
     listener = listen(
         lambda request, proper: [
@@ -309,7 +309,7 @@ def test_a_reason_as_text_is_told(listen: Callable[..., Any], connect: Connect, 
         ("not for people", "application/octet-stream"),
     ],
 )
-def test_what_is_no_reason_is_not_told(simulator: Simulator, connect: Connect, body: str, kind: str) -> None:
+def test_what_is_no_reason_is_not_shown(simulator: Simulator, connect: Connect, body: str, kind: str) -> None:
     simulator.faults.add(Reply(400, body, {"Content-Type": kind}))
     connect(host=simulator.url)
     with pytest.raises(ReductoRequestError, match=r"request \(400\): "):

@@ -226,7 +226,7 @@ class TestKilled:
             current = 0
             for number in range(1, 26):
                 ours, theirs = Pipe()
-                writer = started(writers.export_table_when_told, url, [self.ANSWERS[number % 3]], theirs)
+                writer = started(writers.export_table_on_command, url, [self.ANSWERS[number % 3]], theirs)
                 ours.recv()
                 ours.send("go")
                 if number < 23:  # the last three may finish: each answer is seen
@@ -258,7 +258,7 @@ class TestKilled:
         wrong, outcomes, current = [], Counter(), 1
         for step in range(steps):
             ours, theirs = Pipe()
-            writer = started(writers.export_table_when_told, url, [self.ANSWERS[step % 3]], theirs, environment=env)
+            writer = started(writers.export_table_on_command, url, [self.ANSWERS[step % 3]], theirs, environment=env)
             ours.recv()
             requests = count()
 

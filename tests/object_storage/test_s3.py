@@ -367,7 +367,7 @@ class TestPermissions:
 
 
 class TestRequests:
-    """What an export asks of the store, and so what it costs: the table in the guide."""
+    """The requests of an export to the store, and so what it costs: the table in the guide."""
 
     def test_of_a_day(self, s3, storage):
         usage, counts = answers.usage(), {}
@@ -375,7 +375,7 @@ class TestRequests:
 
         def publish(title, last):
             s3.calls.clear()
-            dataset.check()  # as the operator does, before it asks the service
+            dataset.check()  # as the operator does, before it sends a request
             files = dataset.publish(*answers.answer(usage, "org_acme", FIRST, last))
             counts[title] = Counter(call.method for call in s3.calls)
             return files
@@ -384,7 +384,7 @@ class TestRequests:
         s3.calls.clear()
         acknowledge(storage, {metadata_folder("org_acme", "product"): {file.day: file.change for file in files}})
         noted = Counter(call.method for call in s3.calls)
-        # Of a range, one day more makes the difference; what is left is asked once for each export.
+        # Of a range, one day more makes the difference; what is left is requested once for each export.
         publish("unchanged 10", date(2026, 5, 10))
         publish("unchanged 9", date(2026, 5, 9))
         usage.restate("org_acme", date(2026, 5, 10), factor=0)
@@ -402,7 +402,7 @@ class TestRequests:
             "noting that changes were reported": noted,
         }
         written = [
-            f"| {title} | {asked['GET']} | {asked['PUT']} | {asked['DELETE']} |" for title, asked in rows.items()
+            f"| {title} | {calls['GET']} | {calls['PUT']} | {calls['DELETE']} |" for title, calls in rows.items()
         ]
         assert [line for line in written if line not in GUIDE.read_text()] == []
 

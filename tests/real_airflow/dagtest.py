@@ -35,7 +35,7 @@ class DagTestTimeoutError(DagTestError, TimeoutError):
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """What a task instance came to. `map_index` is -1 for a task that is not mapped."""
+    """The outcome of a task instance. `map_index` is -1 for a task that is not mapped."""
 
     task_id: str
     map_index: int
@@ -46,7 +46,7 @@ class TaskInstance:
 
 @dataclass(frozen=True)
 class TaskError:
-    """What one try of a task raised. `state` is what became of the try: `failed` or `up_for_retry`."""
+    """What one try of a task raised. `state` is that of the try: `failed` or `up_for_retry`."""
 
     task_id: str
     map_index: int
@@ -66,7 +66,7 @@ class DagTestResult:
     state: str
     task_instances: tuple[TaskInstance, ...]
     xcoms: Mapping[tuple[str, int, str], Any]
-    """By task, map index and key. The values are what lies in the database: JSON, encoded where need be."""
+    """By task, map index and key. The values are as in the database: JSON, encoded where need be."""
     asset_events: tuple[Mapping[str, Any], ...]
     errors: tuple[TaskError, ...]
     log: str

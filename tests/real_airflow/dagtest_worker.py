@@ -5,8 +5,8 @@ the threads that `DAG.test` leaves behind and a run that hangs all end with it.
 
 Started as a script with the folder of its Airflow, the descriptor of its end of a `multiprocessing` pipe and the names
 of modules to import once, before the forks.
-Says "ready", then answers each request (a dict) with the exit status of its fork. What the run came to lies
-in the run's own folder: `result.json` and `log.txt`.
+Says "ready", then answers each request (a dict) with the exit status of its fork. The outcome of the run is
+in its own folder: `result.json` and `log.txt`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _run_dag(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         raise ImportError("\n".join(bag.import_errors.values()))
     dag_id = request.get("dag_id") or (next(iter(bag.dags)) if len(bag.dags) == 1 else None)
     if dag_id not in bag.dags:
-        raise LookupError(f"asked for dag_id={dag_id!r}; the file holds {sorted(bag.dags)}")
+        raise LookupError(f"no DAG with dag_id={dag_id!r}; the file holds {sorted(bag.dags)}")
 
     errors = _collect_errors()
     # The dates are there only when given: DAG.test takes a logical date of None for a run without one.

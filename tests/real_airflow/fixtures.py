@@ -48,7 +48,7 @@ def dag_runner(dag_runner_factory: Callable[[], DagRunner]) -> DagRunner:
 def airflow_factory(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., AirflowDeployment]]:
-    """Starts Airflows, complete unless told otherwise, given a folder of DAGs and additions to the environment.
+    """Starts Airflows, complete by default, given a folder of DAGs and additions to the environment.
 
     They last until the session's end; whoever is done with one earlier calls its `stop`.
     """

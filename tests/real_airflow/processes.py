@@ -2,7 +2,7 @@
 
 Airflow's processes fork, and their children change their process group, their title (and with it the visible
 environment) and sometimes their session. What they keep is the working directory, or they take one in the
-temporary folder, which lies in the same home. So all that runs *inside a folder* belongs to it.
+temporary folder, which is in the same home. So all that runs *inside a folder* belongs to it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FINISHED = ("success", "failed")
 
 
 class DeploymentError(Exception):
-    """Airflow did not do what was asked. The message has the ends of its logs where they help."""
+    """Airflow did not do what it should. The message has the ends of its logs where they help."""
 
 
 class DeploymentTimeoutError(DeploymentError, TimeoutError):

@@ -82,7 +82,7 @@ async def watch(stalls):
     Note how long other things of this process kept the loop from its next turn.
 
     Not by the clock alone: on a busy machine everything is late. What computes shows in the processor's time, what
-    sleeps or waits for an answer in the time in which no thread asked for the processor. Looking for the latter is
+    sleeps or waits for an answer in the time in which no thread wanted the processor. Looking for the latter is
     not timed itself: with each file that it opens it lets other threads in.
     """
     while True:

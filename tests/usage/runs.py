@@ -76,7 +76,7 @@ def partition_contexts(expression: str, start: Any, end: Any, **arguments: Any) 
             timetable,
             None,
             partition_key=info.partition_key,
-            partition_date=info.partition_date if AIRFLOW >= (3, 3) else None,  # which a task is not told before
+            partition_date=info.partition_date if AIRFLOW >= (3, 3) else None,  # which a task does not get before
             run_after=info.run_after,
         )
         yield info.run_after, context

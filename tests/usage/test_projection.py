@@ -254,7 +254,7 @@ class TestMoment:
 
 
 class TestQuery:
-    def test_the_history_is_asked_for_in_the_same_request(self):
+    def test_the_history_is_requested_in_the_same_request(self):
         assert threshold().query_at(on(3)) == UsageQuery(start=date(2026, 5, 4), end=date(2026, 6, 4))
 
     def test_days_that_are_not_settled_do_not_shorten_it(self):
@@ -263,7 +263,7 @@ class TestQuery:
     def test_a_window_that_is_over_needs_none(self):
         assert threshold().query_at(on(30)) == UsageQuery(start=FIRST, end=date(2026, 6, 30))
 
-    def test_nothing_is_asked_before_the_window(self):
+    def test_nothing_is_requested_before_the_window(self):
         assert threshold().query_at(on(-1)) is None
 
     def test_without_projection_there_is_none(self):
