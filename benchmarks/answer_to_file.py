@@ -76,11 +76,11 @@ def exact_parquet_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: 
     answer = json.loads(body, parse_float=Decimal)
     echo = (answer["orgId"], answer["startDate"], answer["endDate"], answer["groupBy"])
     if echo != (query.org_id, str(query.start), str(query.end), query.group_by):
-        raise ValueError("the answer is for another question")
+        raise ValueError("the answer is for another query")
     frame = pandas.DataFrame(answer["data"]).rename(columns={"requestCount": "request_count"})
     moments = pandas.to_datetime(frame["date"], format="%Y-%m-%d")
     if not moments.between(pandas.Timestamp(query.start), pandas.Timestamp(query.end)).all():
-        raise ValueError("a day lies outside of what was asked for")
+        raise ValueError("a day is outside of the requested range")
     if frame.duplicated(["date", "group"]).any():
         raise ValueError("a day has a group twice")
     nine_places = Decimal("1e-9")

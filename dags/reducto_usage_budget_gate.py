@@ -7,7 +7,7 @@ A run works on batches of documents while the organization's month has room for 
 - from there on, `queue_batches` leaves them to a cheaper lane, such as the batch queue of the service;
 - over the budget the gate is skipped, and on Airflow 3.1 or newer a person is asked: the approved batches are queued.
 
-The gate and the branch stand before the mapped task: each asks Reducto once, however many batches there are. Both add
+The gate and the branch stand before the mapped task: each sends one request, however many batches there are. Both add
 what the documents of the run need to what was used, since usage is counted some time after the work.
 
 Replace `parse_now` and `queue_batches`, which only print what they would do, and trigger the DAG with your documents,

@@ -39,7 +39,7 @@ class ReductoAuthenticationError(ReductoError, AirflowFailException):
 
 
 class ReductoPermissionError(ReductoError, AirflowFailException):
-    """403: the key's owner is not a member of the organization asked for."""
+    """403: the key's owner is not a member of the requested organization."""
 
 
 class ReductoRequestError(ReductoError, AirflowFailException):

@@ -25,7 +25,7 @@ def new_in(major: int, minor: int, what: str) -> pytest.MarkDecorator:
 
 
 def gone_in(major: int, minor: int, what: str) -> pytest.MarkDecorator:
-    """Mark what only an older Airflow does, which is told in the same way."""
+    """Mark what only an older Airflow does, which is named in the same way."""
     return pytest.mark.skipif((major, minor) <= AIRFLOW, reason=f"gone in Airflow {major}.{minor}: {what}")
 
 
@@ -40,8 +40,8 @@ PARTITIONS = new_in(3, 2, "runs by partition")
 SHARED_STREAMS = new_in(3, 3, "triggers that share a stream")
 
 
-def told(item: pytest.Item) -> str | None:
-    """What of `new_in` and `gone_in` keeps a test from running on this Airflow."""
+def reason_for_skip(item: pytest.Item) -> str | None:
+    """Return what of `new_in` and `gone_in` keeps a test from running on this Airflow."""
     reasons = (mark.kwargs["reason"] for mark in item.iter_markers("skipif") if mark.args[0])
     return next((reason for reason in reasons if reason.startswith(("new in Airflow", "gone in Airflow"))), None)
 

@@ -24,7 +24,7 @@ for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUESTS_CA_
     os.environ.pop(name.upper(), None)
 
 # The same examples on every run, and however slow the machine; `make fuzz` looks for others.
-hypothesis.settings.register_profile("test", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("test", derandomize=True, deadline=None, database=None, max_examples=50)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
@@ -35,9 +35,9 @@ PROJECT = Path(__file__).parents[1]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Have the name of a test say that this Airflow lacks what it is about."""
-    from tests.airflows import told
+    from tests.airflows import reason_for_skip
 
-    if reason := told(metafunc.definition):
+    if reason := reason_for_skip(metafunc.definition):
         metafunc.parametrize((), [pytest.param(id=reason)])
 
 

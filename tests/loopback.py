@@ -20,7 +20,7 @@ Answer = Callable[[bytes, bytes], Iterable[bytes]]
 class Listener(socketserver.ThreadingTCPServer):
     """A server on loopback that keeps what it is sent, byte for byte, and answers as badly as a test wants.
 
-    Without an answer of its own it is the service: the echo of the question, without rows.
+    Without an answer of its own it is the service: the echo of the query, without rows.
     """
 
     daemon_threads = True
@@ -68,8 +68,8 @@ class _Conversation(socketserver.BaseRequestHandler):
 
 def proper_answer(request: bytes) -> bytes:
     """What the service would answer, had nothing been used."""
-    asked = parse_qs(urlsplit(request.split(b" ", 2)[1].decode()).query)
-    echo = {name: asked.get(name, ["org_acme"])[0] for name in ("orgId", "startDate", "endDate", "groupBy")}
+    query = parse_qs(urlsplit(request.split(b" ", 2)[1].decode()).query)
+    echo = {name: query.get(name, ["org_acme"])[0] for name in ("orgId", "startDate", "endDate", "groupBy")}
     body = json.dumps({**echo, "data": []}).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
     return f"{head}\r\n\r\n".encode() + body

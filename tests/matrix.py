@@ -1,4 +1,4 @@
-"""Tell what `make matrix` came to: in `docs/matrix.md`, and a table of it in the README.
+"""Publish the results of `make matrix`: in `docs/matrix.md`, and a table of it in the README.
 
 python -m tests.matrix        write both, from the results in .cache/matrix
 """
@@ -43,7 +43,7 @@ installed there with its extras `parquet` and `s3`, which fails if it moves or r
 @dataclass(frozen=True)
 class Run:
     """
-    What the suite came to on one Airflow and Python.
+    The results of the suite on one Airflow and Python.
 
     Counted are the tests for each thing that is not there yet (`absent`) or no more (`gone`).
     """

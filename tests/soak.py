@@ -4,7 +4,7 @@ Hundreds of runs in processes that live on, and what these hold meanwhile: `make
 An hour of a schedule by the minute is made up for in minutes, for several organizations, against a simulator that gives
 a tenth of its answers wrong: once by real Airflow processes, and once by operators, sensors and triggers called over
 and over in a single process, where a leak of ours has nowhere to hide. Sampled are memory, files and sockets of every
-process that lives from the end of the warm-up to the end. What they came to is written to docs/soak.md.
+process that lives from the end of the warm-up to the end. The results are written to docs/soak.md.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Growth:
-    """What became of a process: what it held after the warm-up and at the end, and its growth in 100 runs."""
+    """The memory of a process: what it held after the warm-up and at the end, and its growth in 100 runs."""
 
     process: str
     samples: int

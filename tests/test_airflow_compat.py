@@ -484,8 +484,8 @@ def test_an_element_of_a_mapped_argument_was_given(run_dag, simulator):
         ("task_8", 0): "org_id",
         ("task_9.export", 0): "org_id",
     }
-    asked = [dict(request.query) for request in simulator.requests]
-    assert [(query.get("orgId"), query.get("product")) for query in asked] == [("org_acme", None), (None, "parse")]
+    queries = [dict(request.query) for request in simulator.requests]
+    assert [(query.get("orgId"), query.get("product")) for query in queries] == [("org_acme", None), (None, "parse")]
 
 
 def test_what_was_left_out_keeps_its_default(run_dag, simulator):

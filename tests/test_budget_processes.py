@@ -70,7 +70,7 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-def asked(service, org):
+def requested(service, org):
     return [request for request in service.requests if ("orgId", org) in request.query]
 
 
@@ -91,13 +91,13 @@ def test_a_wait_survives_the_triggerer(airflow, service):
     airflow.kill("triggerer")
     service.usage.set_records("org_turning", [])
     time.sleep(2)
-    assert len(asked(service, "org_turning")) == 1, "it does not poll"
+    assert len(requested(service, "org_turning")) == 1, "it does not poll"
     airflow.start_service("triggerer")
 
     airflow.wait_for_run("turning", run_id, timeout=120, state="success")
     assert airflow.task_states("turning", run_id) == {("gate", -1): "success", ("work", -1): "success"}
     assert decision(airflow, "turning", run_id) == ("within", "continue", 1, 0)
-    assert len(asked(service, "org_turning")) == 2
+    assert len(requested(service, "org_turning")) == 2
     assert {ti["try_number"] for ti in airflow.task_instances("turning", run_id)} == {1}
     log = airflow.log("turning", run_id, "gate")
     assert "100 of 100 credits (100.0%), and 1 in reserve: over the budget; wait" in log
@@ -110,15 +110,15 @@ def test_a_wait_is_limited_by_execution_timeout(airflow, service):
 
     airflow.wait_for_run("bounded", run_id, timeout=120)
     assert airflow.task_states("bounded", run_id) == {("gate", -1): "failed", ("work", -1): "upstream_failed"}
-    assert len(asked(service, "org_bounded")) == 1
+    assert len(requested(service, "org_bounded")) == 1
     assert decision(airflow, "bounded", run_id) == ("exceeded", "wait", 1, 100)
 
 
-def test_a_task_that_is_cleared_asks_at_once(airflow, service):
+def test_a_task_that_is_cleared_requests_at_once(airflow, service):
     run_id = start(airflow, "cleared")
     service.usage.set_records("org_cleared", [])
     airflow.clear("cleared", run_id, ["gate"])
 
     airflow.wait_for_run("cleared", run_id, timeout=120, state="success")
     assert decision(airflow, "cleared", run_id) == ("within", "continue", 1, 0)
-    assert len(asked(service, "org_cleared")) == 2
+    assert len(requested(service, "org_cleared")) == 2

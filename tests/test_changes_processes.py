@@ -145,7 +145,7 @@ def airflow(request, tmp_path_factory, service, root):
 
 @pytest.fixture
 def run(airflow, root):
-    """Run a DAG whose tasks end as told, by try; the run's id. When it is cleared after that, they succeed."""
+    """Run a DAG whose tasks end as given, by try; the run's id. When it is cleared after that, they succeed."""
 
     def run(dag_id, *ends, state="success", of=None):
         (root / "ends.json").write_text(json.dumps(of or {"-1": ends}))
@@ -210,9 +210,9 @@ def test_until_a_task_succeeds_and_never_again(run, again, changed, service):
 
     restate(service, 5)
     failed = run("one", "fail before the report", "fail before the report", state="failed")
-    told = run("one")
-    assert changed("one", told) == ["2026-05-05"]
-    for run_id in (told, failed, first):
+    reported = run("one")
+    assert changed("one", reported) == ["2026-05-05"]
+    for run_id in (reported, failed, first):
         again("one", run_id)
         assert changed("one", run_id) == NOTHING
     assert changed("one", run("one")) == NOTHING
@@ -238,8 +238,8 @@ def test_a_worker_killed_between_the_last_write_and_the_report(run, again, chang
     run("one")
     restate(service, 6)
     killed = run("one", *[f"{which} before the report"] * 2, state="failed")
-    told = run("one")
-    assert changed("one", told) == ["2026-05-06"]
+    reported = run("one")
+    assert changed("one", reported) == ["2026-05-06"]
     assert changed("one", run("one")) == NOTHING
     again("one", killed)
     assert changed("one", killed) == NOTHING
@@ -290,10 +290,10 @@ def test_each_mapped_task_for_itself(run, again, changed, service):
         restate(service, 5, org_id)
     run("mapped", of={"1": ["fail before the report", "be killed before the report"]}, state="failed")
 
-    told = run("mapped")
-    assert [changed("mapped", told, index) for index in (0, 1)] == [NOTHING, ["2026-05-05"]]
-    again("mapped", told)
-    assert [changed("mapped", told, index) for index in (0, 1)] == [NOTHING, NOTHING]
+    reported = run("mapped")
+    assert [changed("mapped", reported, index) for index in (0, 1)] == [NOTHING, ["2026-05-05"]]
+    again("mapped", reported)
+    assert [changed("mapped", reported, index) for index in (0, 1)] == [NOTHING, NOTHING]
 
 
 def test_one_object(run, again, airflow, service):

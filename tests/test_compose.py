@@ -89,7 +89,7 @@ def test_the_image_is_built_once(compose):
     assert [name for name, service in compose.services.items() if "build" in service] == ["init"]
 
 
-def test_the_database_is_asked_where_it_stays(compose):
+def test_the_database_is_reached_where_it_stays(compose):
     # While postgres makes the database, it has a server that listens on the socket alone, and that stops again.
     assert compose.healthcheck("postgres")[:3] == ["pg_isready", "--host", "127.0.0.1"]
 

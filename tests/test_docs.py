@@ -1,4 +1,4 @@
-"""The documentation, as far as it can be held against the code without building it (`make docs` does that)."""
+"""The documentation, as far as it can be compared with the code without building it (`make docs` does that)."""
 
 from __future__ import annotations
 

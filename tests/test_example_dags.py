@@ -157,8 +157,8 @@ def test_batches_take_the_lane_of_their_budget(gate, budget, states):
     assert gate(budget) == states
 
 
-@gone_in(3, 1, "a gate where nobody can be asked")
-def test_over_the_budget_nothing_runs_if_nobody_can_be_asked(gate):
+@gone_in(3, 1, "a gate where nobody can approve")
+def test_over_the_budget_nothing_runs_if_nobody_can_approve(gate):
     assert gate(924) == ["skipped"] * 4
 
 

@@ -12,7 +12,7 @@ from reducto_provider import exceptions
 from reducto_provider.exceptions import ReductoError
 from tests.airflow_sdk import AirflowException, AirflowFailException
 
-# name: whether no retry of the task can mend it, whether the cause may pass by itself
+# name: whether no retry of the task can fix it, whether the cause may pass by itself
 ERRORS = {
     "ReductoError": (False, False),
     "ReductoConfigurationError": (True, False),

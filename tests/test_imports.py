@@ -31,7 +31,7 @@ class Refused(BaseException):  # which Airflow catches nowhere
 
 class Refusing(BaseSecretsBackend):
     def get_conn_value(self, *args, **kwargs):
-        raise Refused(f"asked the secrets backend for {args} {kwargs}")
+        raise Refused(f"called the secrets backend with {args} {kwargs}")
 
     get_connection = get_variable = get_config = get_conn_value
 """
@@ -106,7 +106,7 @@ def in_forks(tmp_path_factory):
     Run pieces of code, each in its own fork of a new process that has run ``first``: by name what each left in
     ``result``, or its traceback.
 
-    The process has a home of its own, whose secrets backend refuses to be asked.
+    The process has a home of its own, whose secrets backend refuses every call.
     """
 
     def start(first: str, pieces: dict[str, str]) -> dict[str, Outcome]:
@@ -148,9 +148,9 @@ ATTEMPTS = {
     ),
     "a connection": (
         "from reducto_provider.airflow_compat import BaseHook; BaseHook.get_connection('x')",
-        "asked the secrets",
+        "called the secrets",
     ),
-    "a variable": ("from airflow.models.variable import Variable; Variable.get('x')", "asked the secrets"),
+    "a variable": ("from airflow.models.variable import Variable; Variable.get('x')", "called the secrets"),
 }
 IMPORT_ALL = f"import importlib\nresult = [importlib.import_module(module).__name__ for module in {MODULES!r}]"
 PARSE_ALL = f"""
@@ -162,7 +162,7 @@ result = {{dag_id: dag.doc_md.strip().startswith("# ") for dag_id, dag in dags.i
 
 @pytest.fixture(scope="module")
 def refused(in_forks):
-    """What comes of each attempt, of importing everything and of parsing the example DAGs where all is refused."""
+    """The outcome of each attempt, of importing everything and of parsing the example DAGs where all is refused."""
     attempts = {name: code for name, (code, _) in ATTEMPTS.items()}
     return in_forks(REFUSE, {**attempts, "importing": IMPORT_ALL, "parsing": PARSE_ALL})
 

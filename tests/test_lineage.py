@@ -207,7 +207,7 @@ def test_a_failed_export_names_what_it_was_about(lineage, simulator, tmp_path):
     assert "outputStatistics" not in events[-1]["outputs"][0].get("outputFacets", {})
 
 
-def test_a_refused_question_names_nothing(lineage, simulator, tmp_path):
+def test_a_refused_request_names_nothing(lineage, simulator, tmp_path):
     simulator.faults.add(status(403))
     task = f"ReductoUsageExportOperator(task_id='task', org_id='org_acme', output_path='{tmp_path}', **DAYS)"
     result, events = lineage(task)
@@ -217,7 +217,7 @@ def test_a_refused_question_names_nothing(lineage, simulator, tmp_path):
     assert events[-1]["inputs"] == events[-1]["outputs"] == []
 
 
-def test_no_secret_is_told(lineage, s3):
+def test_no_secret_is_named(lineage, s3):
     bucket = s3.make_bucket()
     task = f"ReductoUsageExportOperator(task_id='task', output_path='s3://lake@{bucket}/usage', **DAYS)"
     result, _ = lineage(task, env={"AIRFLOW_CONN_LAKE": s3.connection()})

@@ -68,7 +68,7 @@ with DAG("story", schedule=None, start_date=datetime(2026, 1, 1)):
 Run = Callable[..., Any]
 
 
-def told(story: str) -> list[str]:
+def documented(story: str) -> list[str]:
     """The lines that the page tells a story in."""
     [block] = re.findall(rf"<!-- story: {story} -->\n+```text\n(.*?)```", PAGE, re.DOTALL)
     return [alike(line) for line in block.splitlines()]
@@ -101,20 +101,20 @@ class TestStories:
     def test_an_export(self, run_dag: Run, tmp_path: Path) -> None:
         source = EXPORT.replace("FOLDER", str(tmp_path))
 
-        assert logged(run_dag(source).expect()) == told("an export")
-        assert logged(run_dag(source).expect()) == told("the same export again")
+        assert logged(run_dag(source).expect()) == documented("an export")
+        assert logged(run_dag(source).expect()) == documented("the same export again")
 
     def test_a_wait(self, run_dag: Run, simulator: Simulator) -> None:
         simulator.faults.add(lower_usage())
         simulator.faults.add(status(503))
 
-        assert logged(run_dag(WAIT).expect()) == told("a wait")
+        assert logged(run_dag(WAIT).expect()) == documented("a wait")
 
     def test_a_wait_in_which_nothing_happens_for_a_while(self, run_dag: Run, simulator: Simulator) -> None:
         simulator.faults.add(lower_usage(), times=4)
 
         found = run_dag(WAIT).expect()
-        assert logged(found) == told("a wait in which nothing happens for a while")
+        assert logged(found) == documented("a wait in which nothing happens for a while")
         assert len(simulator.requests) == 5
 
     def test_a_wait_while_the_service_fails(self, run_dag: Run, simulator: Simulator) -> None:
@@ -122,22 +122,24 @@ class TestStories:
         simulator.faults.add(status(503), times=2)
 
         found = run_dag(WAIT, connection={"extra": {"max_attempts": 1}}).expect()
-        assert logged(found) == told("a wait while the service fails")
+        assert logged(found) == documented("a wait while the service fails")
 
     def test_a_wait_that_is_too_short(self, run_dag: Run, simulator: Simulator) -> None:
         simulator.faults.add(lower_usage(), times=2)
 
         found = run_dag(WAIT.replace("poke_interval=1", "poke_interval=60, timeout=2"))
-        assert logged(found.expect("failed")) == told("a wait that is too short")
+        assert logged(found.expect("failed")) == documented("a wait that is too short")
 
     def test_a_gate(self, run_dag: Run, simulator: Simulator) -> None:
         skipped = run_dag(GATE.replace("ARGUMENTS", "on_exceeded='skip'")).expect()
-        assert logged(skipped) == told("a gate that is over its budget")
-        assert logged(run_dag(GATE.replace("ARGUMENTS", "on_exceeded='warn'")).expect()) == told("a gate on trial")
+        assert logged(skipped) == documented("a gate that is over its budget")
+        assert logged(run_dag(GATE.replace("ARGUMENTS", "on_exceeded='warn'")).expect()) == documented(
+            "a gate on trial"
+        )
 
         simulator.faults.add(status(503))
         found = run_dag(GATE.replace("ARGUMENTS", "on_unknown='allow'"), connection={"extra": {"max_attempts": 1}})
-        assert logged(found.expect()) == told("a gate while the service fails")
+        assert logged(found.expect()) == documented("a gate while the service fails")
 
     def test_a_failure_that_passes(self, run_dag: Run, simulator: Simulator, tmp_path: Path) -> None:
         for _ in range(3):
@@ -145,13 +147,13 @@ class TestStories:
         source = EXPORT.replace("FOLDER", str(tmp_path))
 
         found = run_dag(source, connection={"extra": {"max_attempts": 3}}).expect("failed")
-        assert logged(found) == told("a failure that passes")
+        assert logged(found) == documented("a failure that passes")
 
     def test_a_failure_that_needs_somebody(self, run_dag: Run, tmp_path: Path) -> None:
         source = EXPORT.replace("FOLDER", str(tmp_path))
 
         found = run_dag(source, connection={"password": "revoked-key"}).expect("failed")
-        assert logged(found) == told("a failure that needs somebody")
+        assert logged(found) == documented("a failure that needs somebody")
         assert "revoked-key" not in found.log
 
 

@@ -34,27 +34,38 @@ logging.getLogger().addHandler(handler)
 logging.getLogger("airflow.providers_manager").addHandler(handler)
 warnings.showwarning = lambda message, *_: said.append(str(message))
 
-parser, outputs = cli_parser.get_parser(), {}
-for command in sys.argv[1:]:
-    arguments = parser.parse_args(["providers", *command.split(), "-o", "json"])
+parser, outputs = cli_parser.get_parser(), []
+for command in json.loads(sys.argv[1]):
+    arguments = parser.parse_args(command)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         arguments.func(arguments)
-    outputs[command] = output.getvalue()
+    outputs.append(output.getvalue())
 print("\\n" + json.dumps([outputs, said]))
 """
+
+
+def run_commands(home, *commands: list[str]) -> tuple[list[str], list[str]]:
+    """Run ``airflow`` commands, all in one process that starts once: what each prints, and what was logged."""
+    copy_database(migrated_database(), home / "airflow.db")
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        env=airflow_environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs, said = json.loads(done.stdout.splitlines()[-1])
+    return outputs, said
 
 
 @pytest.fixture(scope="module")
 def providers(tmp_path_factory):
     """What `airflow providers` says about this provider, and what was said to the log."""
     commands = ["list", "get airflow-provider-reducto --full", "hooks", "links", "triggers", "behaviours"]
-    env = airflow_environment(tmp_path_factory.mktemp("home"))
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, *commands], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    outputs, said = json.loads(done.stdout.splitlines()[-1])
-    return {command.split()[0]: json_of(output) for command, output in outputs.items()}, said
+    full = [["providers", *command.split(), "-o", "json"] for command in commands]
+    outputs, said = run_commands(tmp_path_factory.mktemp("home"), *full)
+    return {command.split()[0]: json_of(output) for command, output in zip(commands, outputs, strict=True)}, said
 
 
 def test_airflow_lists_the_provider(providers):
@@ -121,28 +132,12 @@ def test_the_connection_form_has_every_extra_that_the_hook_knows():
     assert connection_type["conn-fields"].keys() == settings.EXTRAS.keys()
 
 
-@pytest.fixture(scope="module")
-def airflow(tmp_path_factory):
-    """Run an ``airflow`` command in a home of its own."""
-    home = tmp_path_factory.mktemp("home")
-    copy_database(migrated_database(), home / "airflow.db")
-    env = airflow_environment(home)
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "airflow", *arguments], env=env, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-def test_a_connection_is_added_from_the_command_line(airflow):
+def test_a_connection_is_added_from_the_command_line(tmp_path):
     extra = '{"org_id": "org_acme", "timeout": 30}'
-    added = ("connections", "add", "reducto_cli", "--conn-type", "reducto", "--conn-password", "cli-key-0815")
-    airflow(*added, "--conn-extra", extra)
+    add = ["connections", "add", "reducto_cli", "--conn-type", "reducto", "--conn-password", "cli-key-0815"]
+    show = ["connections", "get", "reducto_cli", "-o", "json"]
+    (_, shown), _ = run_commands(tmp_path, [*add, "--conn-extra", extra], show)
 
-    [connection] = json_of(airflow("connections", "get", "reducto_cli", "-o", "json"))
+    [connection] = json_of(shown)
     assert connection["conn_type"] == "reducto"
     assert "org_acme" in str(connection["extra_dejson"])

@@ -11,7 +11,7 @@ import pytest
 from simulator import Simulator, status
 from tests.airflows import AIRFLOW, PARTITIONS, SHARED_STREAMS, gone_in, new_in
 
-pytestmark = new_in(3, 0, "the REST API through which real processes are asked")
+pytestmark = new_in(3, 0, "the REST API that reads the state of real processes")
 
 HEADER = """
 from datetime import datetime, timedelta
@@ -267,18 +267,18 @@ def test_a_key_revoked_while_waiting_fails_at_once(airflow, service):
 
 
 @SHARED_STREAMS
-def test_who_asks_the_same_shares_one_poll(airflow, service):
+def test_equal_queries_share_one_poll(airflow, service):
     airflow.unpause("wait_together")
     run_id = airflow.trigger("wait_together")["dag_run_id"]
     for number in range(8):
         airflow.wait_for_task("wait_together", run_id, "wait", "deferred", map_index=number, timeout=120)
 
-    def asked():
+    def requests():
         return [r for r in service.requests if ("orgId", "org_globex") in r.query]
 
-    before = len(asked())
-    airflow.wait_for(lambda: len(asked()) >= before + 3, 30, "three polls")
-    polls = asked()[before:]
+    before = len(requests())
+    airflow.wait_for(lambda: len(requests()) >= before + 3, 30, "three polls")
+    polls = requests()[before:]
     gaps = [later.monotonic - earlier.monotonic for earlier, later in pairwise(polls)]
     assert all(gap > 1 for gap in gaps), "eight sensors, one request an interval"
 
@@ -302,10 +302,10 @@ def test_before_streams_are_shared_each_polls_for_itself(airflow, service):
     for number in range(8):
         airflow.wait_for_task("wait_together", run_id, "wait", "deferred", map_index=number, timeout=120)
 
-    def asked():
+    def requests():
         return [r for r in service.requests if ("orgId", "org_globex") in r.query]
 
-    before = len(asked())
-    airflow.wait_for(lambda: len(asked()) >= before + 24, 60, "three polls of each")
+    before = len(requests())
+    airflow.wait_for(lambda: len(requests()) >= before + 24, 60, "three polls of each")
     service.usage.add("org_globex", datetime.now(UTC).date(), credits=10_000_000, requests=1)
     airflow.wait_for_run("wait_together", run_id, state="success")

@@ -159,7 +159,7 @@ def connection(service, key):
     return {"conn_type": "reducto", "host": service.url, "password": key, "extra": {"max_attempts": 1}}
 
 
-def asked(service, org):
+def requested(service, org):
     return [request for request in service.requests if ("orgId", org) in request.query]
 
 
@@ -182,9 +182,9 @@ def wait_for_task(airflow, dag_id, task_id, state, **options):
 
 
 def wait_for_polls(airflow, service, org, count):
-    """Wait until an organization is asked so many times more."""
-    before = len(asked(service, org))
-    airflow.wait_for(lambda: len(asked(service, org)) >= before + count, 300, f"{count} polls for {org}")
+    """Wait until an organization is polled so many times more."""
+    before = len(requested(service, org))
+    airflow.wait_for(lambda: len(requested(service, org)) >= before + count, 300, f"{count} polls for {org}")
 
 
 def fired(airflow, asset):
@@ -249,13 +249,13 @@ def restarted(airflow, service):
     wait_for_task(airflow, "survives", "late", "deferred")
     wait_for_task(airflow, "survives", "patient", "deferred")
     for org in ("org_late", "org_patient"):
-        airflow.wait_for(lambda org=org: len(asked(service, org)) >= 3, 300, "polls in the triggerer")
-    asked_first = asked(service, "org_late")[0].at
+        airflow.wait_for(lambda org=org: len(requested(service, org)) >= 3, 300, "polls in the triggerer")
+    first_request = requested(service, "org_late")[0].at
     for process in ("triggerer", "scheduler"):
         airflow.kill(process)
     before = len(service.requests)
     service.usage.add("org_patient", today(), credits=11, requests=1)
-    time.sleep(max(0.0, (asked_first + timedelta(seconds=45) - datetime.now(UTC)).total_seconds()))
+    time.sleep(max(0.0, (first_request + timedelta(seconds=45) - datetime.now(UTC)).total_seconds()))
     for process in ("scheduler", "triggerer"):
         airflow.start_service(process)
     return before
@@ -274,7 +274,7 @@ def waiting(airflow):
 
 
 def wait_for_shared_polls(airflow, service, since=0):
-    """Wait until one poll an interval of three seconds is for all of the many, each of which asks first."""
+    """Wait until one poll an interval of three seconds is for all of the many, each of which polls first."""
 
     def asked_since():
         return [request.monotonic for request in service.requests[since:] if ("orgId", "org_many") in request.query]
@@ -287,7 +287,7 @@ def wait_for_shared_polls(airflow, service, since=0):
     assert len(asked_since()) < MANY // 2, "those that begin at the same moment share a request too"
 
 
-def test_many_who_ask_the_same_cost_one_request_an_interval(airflow, service):
+def test_many_of_the_same_query_cost_one_request_an_interval(airflow, service):
     for dag_id in MANY_DAGS:
         airflow.trigger(dag_id)
     airflow.wait_for(lambda: waiting(airflow) == set(range(MANY)), 300, "all to wait")
@@ -484,7 +484,7 @@ def test_a_deadline_is_kept_when_the_processes_are_killed(airflow, service, rest
     assert task(airflow, "survives", "late")["try_number"] == 1
     assert "AirflowSensorTimeout" in airflow.log("survives", run_id, "late")
     since = [request for request in service.requests[restarted:] if ("orgId", "org_late") in request.query]
-    # A last question of its own, and what the common poll asks meanwhile; were its time counted anew, forty.
+    # A last request of its own, and those of the common poll meanwhile; were its time counted anew, forty.
     assert len(since) < 10, "its time was over when the triggerer came back"
 
 
@@ -522,16 +522,16 @@ def test_nor_after_an_orderly_restart(airflow, service, restarted):
     assert [levels(airflow, asset) for asset in ("first", "second", "both")] == before
 
 
-def test_nothing_is_asked_for_whom_nobody_waits(airflow, service, restarted):
+def test_nothing_is_polled_when_nobody_waits(airflow, service, restarted):
     for dag_id in MANY_DAGS:
         [run] = airflow.runs(dag_id)
         airflow.request("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run['dag_run_id']}", json={"state": "failed"})
     assert waiting(airflow) == set()
 
     def quiet():
-        before = len(asked(service, "org_many"))
+        before = len(requested(service, "org_many"))
         wait_for_polls(airflow, service, "org_first", 8)  # of a second, where theirs are of three
-        return len(asked(service, "org_many")) == before
+        return len(requested(service, "org_many")) == before
 
     airflow.wait_for(quiet, 300, "an end of the polls")
 

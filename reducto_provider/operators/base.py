@@ -154,7 +154,7 @@ class BaseUsageOperator(BaseQueryOperator):
         """Return the query of this run, and log it."""
         query = self._query_of_run(context)
         self.log.info(
-            "Asking Reducto for usage: %s; through connection %s",
+            "Requesting usage from Reducto: %s; through connection %s",
             query,
             self.reducto_conn_id,
         )
@@ -165,7 +165,7 @@ class BaseUsageOperator(BaseQueryOperator):
         Return the query of this run.
 
         :raises AirflowSkipException: if no day is left.
-        :raises ReductoDayNotOverError: if it is too early; a retry can ask for the days later.
+        :raises ReductoDayNotOverError: if it is too early; a retry can request the days later.
         :raises ValueError: naming the invalid field.
         """
         fields = self._query_fields()

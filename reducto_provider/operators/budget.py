@@ -101,7 +101,7 @@ class BaseBudgetOperator(BaseQueryOperator):
         return {"metric": METRICS, "on_unknown": UNKNOWN_ACTIONS}
 
     def _condition(self, context: Context, moment: datetime) -> UsageThreshold:
-        """Return what to ask, for the window that holds ``moment``."""
+        """Return the query for the window that holds ``moment``."""
         return UsageThreshold.from_run(
             lambda: run_from_context(context),
             window=self.window,
@@ -115,7 +115,7 @@ class BaseBudgetOperator(BaseQueryOperator):
 
     def _decide(self, context: Context, condition: UsageThreshold, reserve: Decimal, moment: datetime) -> _Decision:
         """
-        Query the usage, and compare it with the budget.
+        Request the usage, and compare it with the budget.
 
         :raises ReductoError: unless it is transient.
         :raises ValueError: if the window has not begun.
@@ -165,17 +165,17 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
     ``skip``   the gate is skipped, and the tasks that follow act on their trigger rules
     ``fail``   the gate fails at once, without retries
     ``wait``   the gate is deferred until the budget of a later month, week or day has room. It holds no worker and
-               does not poll: shortly after the window turns, it asks for the new one. ``execution_timeout`` and the
+               does not poll: shortly after the window turns, it requests the new one. ``execution_timeout`` and the
                DAG's ``dagrun_timeout`` limit the wait
     ``warn``   the gate succeeds with a warning, to try out a budget
     =========  ====================================================================================================
 
-    Calendar and trailing windows are those that hold the moment of asking, not the run's: a late or cleared run asks
-    for the budget of now. Days are UTC days.
+    Calendar and trailing windows are those that hold the moment of the request, not the run's: a late or cleared run
+    decides on the usage of now. Days are UTC days.
 
     Transient errors (408, 425, 429, 5xx, an HTML page, no whole answer), after the connection's attempts, leave the
     usage unknown, and ``on_unknown`` decides: ``fail`` raises the error, for Airflow's retries; ``allow`` lets the
-    work begin; ``block`` acts as ``on_exceeded``, but under ``wait`` asks again every ``poke_interval``. Any other
+    work begin; ``block`` acts as ``on_exceeded``, but under ``wait`` requests again every ``poke_interval``. Any other
     error fails the gate, whatever ``on_unknown``.
 
     The XCom, pushed before the gate skips, fails or waits, has ``decision`` (``within``, ``exceeded``, ``unknown``),
@@ -188,7 +188,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
     :param reserve: what the work behind the gate will need; with ``per_group`` added to each group; templated.
     :param metric: ``credits`` or ``requests``.
     :param window: ``month`` (the default), ``week`` (from Monday) or ``day``: the calendar period, in UTC days, of the
-        moment of asking; a whole number N: the N days that end with that moment's; ``run``: the days that the run
+        moment of the request; a whole number N: the N days that end with that moment's; ``run``: the days that the run
         covers. ``on_exceeded="wait"`` needs one of the first three.
     :param usage_start_date: first day of an explicit window, instead of ``window``.
     :param usage_end_date: its last day, included.
@@ -215,7 +215,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         self.parse_arguments()
 
     def execute(self, context: Context) -> None:
-        """Ask once, and go on, skip, fail or wait."""
+        """Request once, and go on, skip, fail or wait."""
         with translate_errors(self.task_id):
             self.check_arguments()
             moment = datetime.now(UTC)
@@ -306,7 +306,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         return self.on_exceeded == "warn"
 
     def _next_poll(self, condition: UsageThreshold, decision: _Decision) -> float:
-        """Return when to ask again, in seconds since the epoch."""
+        """Return when to request again, in seconds since the epoch."""
         from reducto_provider.triggers.budget import turn_of_window
 
         if decision.error is not None:
@@ -364,7 +364,7 @@ class ReductoBudgetBranchOperator(BaseBudgetOperator, SkippingBranchMixIn):
         self.parse_arguments()
 
     def execute(self, context: Context) -> None:
-        """Ask once, and follow a branch."""
+        """Request once, and follow a branch."""
         with translate_errors(self.task_id):
             self.check_arguments()
             if_within = self._followed("follow_task_ids_if_within")

@@ -138,7 +138,7 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
             return self._export_to_sink(query, sink, context)
 
     def _export_to_xcom(self, query: UsageQuery, context: Context) -> dict[str, Any]:
-        report = self._ask(query)
+        report = self._request(query)
         rows = [
             {
                 "date": row.date.isoformat(),
@@ -163,7 +163,7 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
         run = run_key(context)
         # Before a request is spent.
         sink.check(replace(query, org_id=query.org_id or self.hook.settings.org_id), run)
-        report, files = self._ask_and_publish(query, sink, run)
+        report, files = self._request_and_publish(query, sink, run)
         self._files = files
         self.log.info("%s; %s", sink.describe(files), _describe_changes(files))
         event = {
@@ -178,17 +178,19 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
             self._acknowledge_after_success({(report.org_id, report.group_by): changes})
         return {**summarize(report), "files": [file.as_json() for file in files]}
 
-    def _ask_and_publish(self, query: UsageQuery, sink: Sink, run: str) -> tuple[UsageReport, list[PublishedFile]]:
+    def _request_and_publish(self, query: UsageQuery, sink: Sink, run: str) -> tuple[UsageReport, list[PublishedFile]]:
         for _ in range(MAX_REQUESTS - 1):
             try:
-                return self._ask_and_publish_once(query, sink, run)
+                return self._request_and_publish_once(query, sink, run)
             except OutdatedReportError as error:
-                self.log.warning("%s: asking again", error)
-        return self._ask_and_publish_once(query, sink, run)
+                self.log.warning("%s: requesting again", error)
+        return self._request_and_publish_once(query, sink, run)
 
-    def _ask_and_publish_once(self, query: UsageQuery, sink: Sink, run: str) -> tuple[UsageReport, list[PublishedFile]]:
+    def _request_and_publish_once(
+        self, query: UsageQuery, sink: Sink, run: str
+    ) -> tuple[UsageReport, list[PublishedFile]]:
         asked_on = today()  # before the request: the day may end meanwhile
-        report = self._ask(query)
+        report = self._request(query)
         return report, sink.publish(report, query, run, asked_on)
 
     def _outputs(self) -> list[OutputDataset]:
@@ -198,7 +200,7 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
         output = self._sink.output(report.org_id, report.group_by, self._files)
         return [output] if output else []
 
-    def _ask(self, query: UsageQuery) -> UsageReport:
+    def _request(self, query: UsageQuery) -> UsageReport:
         report = self.hook.get_usage(query)
         self._reports = [report]
         self.log.info(

@@ -313,25 +313,25 @@ class FleetExport:
         query = replace(self._query, org_id=entry.org_id, group_by=entry.group_by)
         async with hook:
             for part in split_query(query, self._days_per_request):
-                await self._ask_until_published(hook, part, outcome)
+                await self._request_until_published(hook, part, outcome)
                 self.sources.append((settings.base_url, entry.org_id, entry.group_by))
 
-    async def _ask_until_published(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
+    async def _request_until_published(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
         for _ in range(MAX_REQUESTS - 1):
             try:
-                await self._ask_and_publish(hook, query, outcome)
+                await self._request_and_publish(hook, query, outcome)
                 return
             except OutdatedReportError as error:
-                await event_loop.run_aside(self._log, logging.WARNING, "%s: asking again", error)
-        await self._ask_and_publish(hook, query, outcome)
+                await event_loop.run_aside(self._log, logging.WARNING, "%s: requesting again", error)
+        await self._request_and_publish(hook, query, outcome)
 
-    async def _ask_and_publish(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
+    async def _request_and_publish(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
         asked_on = today()  # before the request: the day may end meanwhile
-        report = await self._ask(hook, query)
+        report = await self._request(hook, query)
         files = await self._in_thread(self._sink.publish, report, query, self._run, asked_on)
         outcome.add(report, files)
 
-    async def _ask(self, hook: ReductoHook, query: UsageQuery) -> UsageReport:
+    async def _request(self, hook: ReductoHook, query: UsageQuery) -> UsageReport:
         if auth_error := self._auth_errors.get(hook.reducto_conn_id):
             raise ReductoAuthenticationError(auth_error)
         try:

@@ -1,4 +1,4 @@
-"""Sleep until the next window of a budget begins, then ask whether it has room."""
+"""Sleep until the next window of a budget begins, then request its usage until it has room."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reducto_provider.usage.threshold import UsageThreshold
 from reducto_provider.usage.window import calendar_window
 
 MIN_DELAY: Final = 5
-"""Seconds after the turn of a window before it is asked for: the service's clock may be slow."""
+"""Seconds after the turn of a window before it is requested: the service's clock may be slow."""
 
 MAX_JITTER: Final = 60
 """Seconds over which the queries of different gates are spread at the turn of a window."""
@@ -35,17 +35,17 @@ _MAX_SLEEP = 60.0  # the event loop's clock stands still while a machine sleeps,
 
 class ReductoBudgetTrigger(BaseUsageTrigger):
     """
-    Sleep until the window turns, ask, and fire one event when the budget of the new window has room.
+    Sleep until the window turns, request usage, and fire one event when the budget of the new window has room.
 
-    It does not poll in between: while a window is over the budget, only time helps. All triggers of the same query ask
-    at the same moment and share the request; those of different queries ask at different moments, up to
+    It does not poll in between: while a window is over the budget, only time helps. All triggers of the same query poll
+    at the same moment and share the request; those of different queries poll at different moments, up to
     :data:`MAX_JITTER` seconds apart.
 
     The parameters that are not named here are those of the gate.
 
     :param budget: a number as text, so that no digit is lost; likewise ``reserve``.
     :param window: ``month``, ``week`` or ``day``.
-    :param next_poll: when to ask first, in seconds since the epoch: it holds in whichever triggerer this runs.
+    :param next_poll: when to poll first, in seconds since the epoch: it holds in whichever triggerer this runs.
     :param poke_interval: seconds until the next query after a transient error, with ``on_unknown="block"``.
     """
 
@@ -144,7 +144,7 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
         )
 
     async def _outcome(self, poll: Poll) -> dict[str, Any] | float:
-        """Return the event that a poll leads to, or when to ask again."""
+        """Return the event that a poll leads to, or when to poll again."""
         condition = self._condition(poll.time)
         try:
             reading = await poll.read(condition)
@@ -172,9 +172,9 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
 
 def turn_of_window(reducto_conn_id: str, condition: UsageThreshold) -> float:
     """
-    Return when to ask for the window after that of ``condition``, in seconds since the epoch.
+    Return when to poll for the window after that of ``condition``, in seconds since the epoch.
 
-    It is the same moment for all that ask the same, so that they share a request, and in whichever process.
+    It is the same moment for all with the same query, so that they share a request, and in whichever process.
     """
     next_day = condition.window.last + timedelta(days=1)
     _first_day, _last_day, *what = condition.query.params()

@@ -77,7 +77,7 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
     :param poll_immediately: poll once at the start; otherwise the first poll comes after one interval, since a sensor
         that defers has polled before.
     :param window: for a wait that begins in the triggerer (``start_from_trigger``): which days, if none are given.
-    :param grace: likewise: how many seconds before Airflow's own timeout the deadline lies.
+    :param grace: likewise: how many seconds before Airflow's own timeout the deadline is.
     """
 
     def __init__(

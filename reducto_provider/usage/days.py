@@ -24,7 +24,7 @@ ABOUT_A_DAY: Final = timedelta(hours=22)
 
 
 class NoDayEndedError(ValueError):
-    """A run covers no day: its period lies within a day that is not over."""
+    """A run covers no day: its period is within a day that is not over."""
 
 
 class DayRange(NamedTuple):
@@ -53,13 +53,13 @@ def today(timezone: str = USAGE_TIMEZONE) -> date:
 
 
 def day_of(moment: datetime, timezone: Zone) -> date:
-    """Return the day that a moment lies in."""
+    """Return the day of a moment."""
     local = pendulum.instance(moment).in_timezone(timezone)
     return date(local.year, local.month, local.day)
 
 
 def day_before(moment: datetime, timezone: Zone) -> DayRange:
-    """Return the day before the one that a moment lies in."""
+    """Return the day before that of a moment."""
     day = day_of(moment, timezone) - timedelta(days=1)
     return DayRange(day, day)
 
@@ -68,7 +68,7 @@ def days_between(start: datetime, end: datetime, timezone: Zone) -> DayRange:
     """
     Return the days of a period whose end is excluded.
 
-    :raises NoDayEndedError: if a period of about a day lies inside one day.
+    :raises NoDayEndedError: if a period of about a day is inside one day.
     """
     first, after = day_of(start, timezone), day_of(end, timezone)
     if first == after and end - start >= ABOUT_A_DAY:

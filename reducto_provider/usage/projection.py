@@ -17,13 +17,13 @@ MIN_WEEKS: Final = 2
 """Complete weeks from which the weekdays are told apart: in a single one, each has a single day."""
 
 MAX_WEEKS: Final = 4
-"""Complete weeks that the means are taken of: what lies further back says less about the days to come."""
+"""Complete weeks that the means are taken of: older ones say less about the days to come."""
 
 _ZERO = Decimal(0)
 
 
 def first_day_of_history(window: DayRange, settle_days: int = 0) -> date:
-    """Return the first day to ask for, so that on its first day a window has :data:`MAX_WEEKS` complete weeks."""
+    """Return the first day to request, so that on its first day a window has :data:`MAX_WEEKS` complete weeks."""
     days = 7 * MAX_WEEKS + settle_days
     return max(date.min + timedelta(days=days), window.first) - timedelta(days=days)
 
@@ -40,7 +40,7 @@ def project(
     been over for more than ``settle_days``; the first is the first that has a row, of the group itself if
     ``per_group``. A group with fewer than :data:`MIN_COMPLETE_DAYS` has no projection.
 
-    The result is rounded half-even to nine places. It is computed once, however many ask: a report may be shared.
+    The result is rounded half-even to nine places. It is computed once, however many callers: a report may be shared.
 
     :param report: of the window's days until today, and of those from :func:`first_day_of_history` on.
     :param today: the day that is not over, one of the window's.

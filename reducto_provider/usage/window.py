@@ -40,7 +40,7 @@ def days_of_run(run: Run, timezone: str = USAGE_TIMEZONE) -> DayRange:
 
     :param run: from :func:`reducto_provider.airflow_compat.run_from_context`.
     :param timezone: the time zone whose days to count.
-    :raises NoDayEndedError: if a period of about a day lies inside one day, as after a change of the clock near
+    :raises NoDayEndedError: if a period of about a day is inside one day, as after a change of the clock near
         midnight. The next run covers that day.
     :raises ValueError: if a partition key names no days.
     """

@@ -255,7 +255,8 @@ def _check_echo(answer: _Answer, query: UsageQuery) -> None:
         ("groupBy", query.group_by, answer.group_by),
     ):
         if requested is not None and requested != echoed:
-            raise UsageContractError(f"the answer is for {name} {_short(echoed)}, not for {_short(requested)} as asked")
+            text = f"the answer is for {name} {_short(echoed)}, not for {_short(requested)} as requested"
+            raise UsageContractError(text)
     if not answer.org_id.strip():
         raise UsageContractError("the answer names no organization: its orgId is empty")
 
@@ -311,7 +312,7 @@ def _row_error(rows: list[UsageRow], query: UsageQuery) -> UsageContractError:
     seen: set[tuple[date, str | None]] = set()
     for index, row in enumerate(rows):
         if not query.start <= row.date <= query.end:
-            return UsageContractError(f"row {index}: {row.date} lies outside {query.start} to {query.end}")
+            return UsageContractError(f"row {index}: {row.date} is outside {query.start} to {query.end}")
         if (row.date, row.group) in seen:
             return UsageContractError(f"row {index}: {row.date} has the group {_short(row.group)} twice")
         seen.add((row.date, row.group))

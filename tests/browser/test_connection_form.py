@@ -79,7 +79,7 @@ class Page:
             lambda browser: browser.find_elements(By.XPATH, "//*[@role='dialog']")
         )
 
-    def told(self, text: str) -> str:
+    def message(self, text: str) -> str:
         """The message that has this text."""
         return self.see(f"//*[@data-scope='toast' and @data-part='description' and contains(., '{text}')]").text
 
@@ -167,10 +167,10 @@ def test_a_connection_is_saved_tested_and_edited_and_its_secrets_stay(page, airf
     page.listen()
     page.browser.refresh()
     page.press("Test Connection")
-    assert page.told("Connected").startswith(f"Connected to {service.url}. Organization org_acme: ")
+    assert page.message("Connected").startswith(f"Connected to {service.url}. Organization org_acme: ")
     service.faults.add(status(401))
     page.press("Test Connection")
-    assert "API Keys page of Reducto Studio" in page.told("401")
+    assert "API Keys page of Reducto Studio" in page.message("401")
 
     page.press("Edit Connection")
     page.open("Extra Fields")

@@ -23,8 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def story(request: pytest.FixtureRequest) -> Iterator[Story]:
     """What happened: everything has ended but the sensors that have to wait."""
     option = request.config.getoption
-    with Story(days=option("--days"), faults=option("--faults"), keep=option("--keep")) as told:
-        told.happen()
-        yield told
+    with Story(days=option("--days"), faults=option("--faults"), keep=option("--keep")) as story:
+        story.happen()
+        yield story
         if option("--figures") and not request.session.testsfailed:
-            write_figures(option("--figures"), told)
+            write_figures(option("--figures"), story)

@@ -28,7 +28,7 @@ HEALTH_CHECK_INTERVAL = 5.0  # seconds; compose waits longer
 SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer", "worker-1", "worker-2")
 
 NATIVE: Mapping[str, str] = {
-    # Containers have names of their own; here the default would ask the name service for the host's.
+    # Containers have names of their own; here the default would look up the host's.
     "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
     "AIRFLOW__API__HOST": "127.0.0.1",
     "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
@@ -55,7 +55,7 @@ from datetime import timedelta
 
 
 def task_policy(task):
-    """Retries after two seconds; a sensor that its worker hands over asks every other second."""
+    """Retries after two seconds; a sensor that its worker hands over polls every other second."""
     mapped = getattr(task, "partial_kwargs", None)
     if mapped is not None:
         mapped["retry_delay"] = timedelta(seconds=2)

@@ -1,4 +1,4 @@
-"""What a run with faults came to, for the documentation."""
+"""The figures of a run with faults, for the documentation."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ class Story:
             return set()
         kept = {"org_initech"} | ({REVOKED} if not self.faults else set())
         if dag_id == MAIL:
-            # Its sensors ask every six hours, and when the triggerer comes back.
+            # Its sensors poll every six hours, and when the triggerer comes back.
             return {f"projected_{org}" for org in (kept if self.faults else kept | {"org_acme"})}
         return {"budget_exceeded"} if dag_id in {MONTHLY[org] for org in kept} else set()
 

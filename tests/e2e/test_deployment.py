@@ -1,4 +1,4 @@
-"""What came of it: every state, file, figure, event and mail is exactly as it has to be."""
+"""The outcome: every state, file, figure, event and mail is exactly as it has to be."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def right(story):
 
 @pytest.fixture(scope="module")
 def objects(story):
-    """All that lies in the storage, by key."""
+    """All that is in the storage, by key."""
     return story.s3.objects(BUCKET)
 
 
@@ -238,7 +238,7 @@ def test_last_months_budgets_are_decided(story):
     exceeded, kept = ("success", "success"), ("skipped", "skipped")
     expected = {org: exceeded if org in ("org_hooli", "org_umbrella") else kept for org in ORGS}
     if story.faults:
-        expected[REVOKED] = sensor_states(story, story.last_month)[REVOKED]  # it may have been asked before or after
+        expected[REVOKED] = sensor_states(story, story.last_month)[REVOKED]  # its request may have come before or after
         assert expected[REVOKED] in (kept, ("failed", "upstream_failed"))
     assert sensor_states(story, story.last_month) == expected
 
@@ -271,12 +271,12 @@ def test_each_level_fired_once(story):
     fired = Counter((event["reading"]["org_id"], event["level"]) for event in events)
     transient = [org for org, levels in story.expected_levels.items() if levels]
     assert fired == {(org, level): 1 for org in transient for level in (50, 80, 100)}
-    told = [
+    messages = [
         message
         for run in story.airflow.runs(LEVELS)
         for message in story.airflow.xcom(LEVELS, run["dag_run_id"], "act")
     ]
-    assert len(told) == len(set(told)) == len(fired)
+    assert len(messages) == len(set(messages)) == len(fired)
 
 
 def test_each_owner_got_one_mail_for_each_month(story):

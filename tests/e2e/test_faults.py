@@ -35,7 +35,7 @@ def log_of(story, instance, attempt):
 
 
 def lost_tries(story):
-    """The tries whose worker no longer told that it was there."""
+    """The tries whose worker no longer sent heartbeats."""
     timeouts = "select dag_id, run_id, task_id, map_index, try_number from log where event = 'heartbeat timeout'"
     return {tuple(row) for row in story.postgres.query(timeouts)}
 

@@ -14,7 +14,7 @@ _BLOCKS = re.findall(r"^```\w+ (\w+) (\w+)\n(.*?)^```", GUIDE, re.DOTALL | re.MU
 
 
 def blocks(engine: str, kind: str, root: Path) -> list[str]:
-    """The regions that are marked so, for a dataset that lies here instead."""
+    """The regions that are marked so, for a dataset in this folder instead."""
     found = [re.sub(_PLACE, lambda _: str(root), text) for *names, text in _BLOCKS if names == [engine, kind]]
     if not found:
         raise LookupError(f"the guide has no region {engine} {kind}")

@@ -722,7 +722,7 @@ class TestChanges:
         export_day("1", succeeds=True)
         place.put(f"data/{ROOT}/dt=2026-06-17/usage.jsonl", b'{"date":"2026-06-17"}\n')
 
-        assert not export_day("1", succeeds=True), "nobody was told of what was there"
+        assert not export_day("1", succeeds=True), "what was there was never reported"
         place.put(f"data/{ROOT}/dt=2026-06-17/usage.jsonl", b'{"date":"2026-06-17"}\n')
         assert export_day("2", succeeds=True)
 

@@ -724,14 +724,14 @@ class TestUpkeep:
         self, root, make_export, publish, on
     ):
         on(2026, 5, 1)
-        exports = self.fill(publish, make_export, 120, ["org_a", "org_b"])
+        exports = self.fill(publish, make_export, 120, ["org_a"])
 
         assert rows(root) == rows_of(*exports)
         found = self.files(root)
         assert found["2026-01"] <= upkeep.MAX_FILES
         assert found["2026-02"] <= upkeep.MAX_FILES
-        assert found["2026-03"] == 62, "March is not over for forty days"
-        assert found["2026-04"] == 60
+        assert found["2026-03"] == 31, "March is not over for forty days"
+        assert found["2026-04"] == 30
         assert verify_table(str(root)).problems == ()
 
     def test_on_request_and_again(self, root, make_export, publish, on):

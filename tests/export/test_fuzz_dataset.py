@@ -262,7 +262,7 @@ class Reports(RuleBasedStateMachine):
     """
     Tasks that export, fail, succeed and are killed, and somebody who knows nothing but what successful ones report.
 
-    ``told`` has what that is of each day. Amounts are few, so that days often become again what they once were.
+    ``reported`` has what that is of each day. Amounts are few, so that days often become again what they once were.
     """
 
     def __init__(self) -> None:
@@ -271,9 +271,9 @@ class Reports(RuleBasedStateMachine):
         self.storage = Mortal(self.parent / "usage")
         self.dataset = UsageDataset(self.storage, FORMATS["jsonl"], {})
         self.folder = metadata_folder("org_acme", "product")
-        self.told: dict[date, object] = {}
+        self.reported: dict[date, object] = {}
         self.acknowledged: set[date] = set()
-        """Days of which nothing but what was told, and acknowledged in time, has been published since."""
+        """Days of which nothing but what was reported, and acknowledged in time, has been published since."""
         self.late: list[dict[date, str]] = []
         self.versions: list[bytes] = []
         self.indexes: list[bytes] = []
@@ -304,7 +304,7 @@ class Reports(RuleBasedStateMachine):
     @rule(offsets=OFFSETS, amounts=AMOUNTS)
     def succeed(self, offsets, amounts):
         rows, changes = self._export(offsets, amounts)
-        self.told |= rows
+        self.reported |= rows
         acknowledge(self.storage, {self.folder: changes})
         self.acknowledged |= rows.keys()
         self._keep_version()
@@ -312,7 +312,7 @@ class Reports(RuleBasedStateMachine):
     @rule(offsets=OFFSETS, amounts=AMOUNTS, lives=st.integers(0, 3))
     def succeed_and_be_killed(self, offsets, amounts, lives):
         rows, changes = self._export(offsets, amounts)
-        self.told |= rows
+        self.reported |= rows
         self.acknowledged -= changes.keys()
         self.storage.lives = lives
         try:
@@ -325,7 +325,7 @@ class Reports(RuleBasedStateMachine):
     @rule(offsets=OFFSETS, amounts=AMOUNTS)
     def succeed_and_acknowledge_late(self, offsets, amounts):
         rows, changes = self._export(offsets, amounts)
-        self.told |= rows
+        self.reported |= rows
         self.acknowledged -= changes.keys()
         self.late.append(changes)
 
@@ -355,12 +355,12 @@ class Reports(RuleBasedStateMachine):
         first, last = (FIRST + timedelta(days=offset) for offset in offsets)
         days = [FIRST + timedelta(days=offset) for offset in range(offsets[0], offsets[1] + 1)]
         rows = {day: amounts[(day - FIRST).days] for day in days}
-        self.acknowledged -= {day for day in days if self.told.get(day, "nothing") != rows[day]}
+        self.acknowledged -= {day for day in days if self.reported.get(day, "nothing") != rows[day]}
         used = [((day, "parse"), (Decimal(amount), 1)) for day, amount in rows.items() if amount]
         files = self.dataset.publish(*answer("org_acme", "product", first, last, used))
         self.indexes.append(self.storage.read(f"{self.folder}/index.json"))
         changes = {file.day: file.change for file in files if file.changed}
-        unknown = {day for day in days if self.told.get(day, "nothing") != rows[day]}
+        unknown = {day for day in days if self.reported.get(day, "nothing") != rows[day]}
         assert unknown <= changes.keys(), "a change was lost"
         assert not changes.keys() & self.acknowledged, "a change was repeated without need"
         return rows, changes

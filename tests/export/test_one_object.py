@@ -1,4 +1,4 @@
-"""One object that holds a whole range: what lies there, beside it, and whose it is."""
+"""One object that holds a whole range: what is there, beside it, and whose it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = "dag/run/task/-1"
 
 @pytest.fixture
 def publish_one():
-    """Publish an export as one object at a place, by a task that succeeds unless told otherwise."""
+    """Publish an export as one object at a place, by a task that succeeds by default."""
 
     def publish_one(place, export, format="jsonl", *, run=RUN, succeeds=True, name=NAME):
         target = UsageObject(place.storage, name, FORMATS[format], export.query.filters())
@@ -65,7 +65,7 @@ def test_has_changed_until_a_task_that_reported_it_succeeds(place, make_export, 
     assert [changed(export, succeeds=succeeds) for succeeds in (False, True, False)] == [True, True, False]
     assert [changed(other, succeeds=succeeds) for succeeds in (False, True, True)] == [True, True, False]
     assert changed(export, succeeds=False)
-    assert changed(other, succeeds=False), "that the first one is back nobody may have been told"
+    assert changed(other, succeeds=False), "that the first one is back may not have been reported"
 
 
 def test_another_format_is_a_change(place, make_export, publish_one):

@@ -20,22 +20,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from reducto_provider.hooks import reducto
-from reducto_provider.hooks.reducto import ReductoHook
-from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport
-
-Ask = Callable[[ReductoHook, UsageQuery], UsageReport]
 
 
 @pytest.fixture(autouse=True)
 def _hardly_any_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reducto, "BACKOFF_INITIAL", 0.001)
-
-
-@pytest.fixture
-def ask() -> Ask:
-    """Ask a question as a task does: the thread waits for the event loop's."""
-    return lambda hook, query: hook.get_usage(query)
 
 
 class Clock:

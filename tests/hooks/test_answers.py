@@ -40,13 +40,12 @@ from simulator import (
     redirect,
     status,
 )
-from tests.hooks.questions import (
+from tests.hooks.queries import (
     ATTEMPTS,
     FIRST,
     KEY,
     LAST,
-    QUESTION,
-    Ask,
+    QUERY,
     Connect,
     figures,
     truth,
@@ -55,7 +54,7 @@ from tests.hooks.questions import (
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """The next requests meet these faults, `times` each; with three attempts, this comes of it."""
+    """The next requests meet these faults, `times` each; with three attempts, this is the outcome."""
 
     faults: tuple[Fault, ...]
     times: int | None = 1
@@ -63,18 +62,18 @@ class Scenario:
     requests: int = 1
     says: tuple[str, ...] = ()
     key: str = KEY
-    query: UsageQuery = field(default=QUESTION)
+    query: UsageQuery = field(default=QUERY)
     timeout: float = 10
     limit: int | None = None
 
 
 def contract(*faults: Fault, says: tuple[str, ...] = (), **options: Any) -> Scenario:
-    """An answer that is never taken for data, nor asked for again."""
+    """An answer that is never taken for data, nor requested again."""
     return Scenario(faults=faults, error=ReductoResponseError, says=says, **options)
 
 
 def refused(code: int, *says: str, error: type[ReductoError] = ReductoRequestError) -> Scenario:
-    """A status that asking again can't change."""
+    """A status that another request can't change."""
     return Scenario(faults=(status(code),), error=error, says=(str(code), *says))
 
 
@@ -158,7 +157,7 @@ SCENARIOS = {
         for how, scenario in transient(CutShort(chunked=True), **NO_ANSWER).items()
     },
     "one fault after another": Scenario(faults=(Reset(), status(429)), requests=3),
-    "a passing fault, then a lasting one": Scenario(
+    "a transient fault, then a lasting one": Scenario(
         faults=(status(503), status(400)), error=ReductoRequestError, requests=2
     ),
     "a stall in the headers": transient(Stall(30), **TIMED_OUT)["always"],
@@ -226,7 +225,6 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
 def test_scenario(
-    ask: Ask,
     simulator: Simulator,
     connect: Connect,
     logged: Any,
@@ -240,10 +238,10 @@ def test_scenario(
     connect(host=simulator.url, password=scenario.key, extra={"max_attempts": ATTEMPTS, "timeout": scenario.timeout})
     error = None
     if scenario.error is None:
-        assert figures(ask(ReductoHook(), scenario.query)) == truth(simulator, scenario.query)
+        assert figures(ReductoHook().get_usage(scenario.query)) == truth(simulator, scenario.query)
     else:
         with pytest.raises(ReductoError) as caught:
-            ask(ReductoHook(), scenario.query)
+            ReductoHook().get_usage(scenario.query)
         error = caught.value
         assert type(error) is scenario.error
         assert [words for words in scenario.says if words not in str(error)] == []
@@ -278,18 +276,16 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/problem+json"])
 @pytest.mark.parametrize("reason", REASONS)
-def test_the_reason_of_the_service_is_told(
-    ask: Ask, simulator: Simulator, connect: Connect, reason: str, kind: str
-) -> None:
-    body, told = REASONS[reason]
+def test_the_reason_of_the_service_is_shown(simulator: Simulator, connect: Connect, reason: str, kind: str) -> None:
+    body, shown = REASONS[reason]
     simulator.faults.add(Reply(422, json.dumps(body), {"Content-Type": kind}))
     connect(host=simulator.url)
-    with pytest.raises(ReductoRequestError, match=rf"^Reducto refused the request \(422: {told}\): startDate="):
-        ask(ReductoHook(), QUESTION)
+    with pytest.raises(ReductoRequestError, match=rf"^Reducto refused the request \(422: {shown}\): startDate="):
+        ReductoHook().get_usage(QUERY)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=utf-8", None])
-def test_a_reason_as_text_is_told(listen: Callable[..., Any], ask: Ask, connect: Connect, kind: str | None) -> None:
+def test_a_reason_as_text_is_shown(listen: Callable[..., Any], connect: Connect, kind: str | None) -> None:
     head = f"Content-Type: {kind}\r\n" if kind else ""
     listener = listen(
         lambda request, proper: [
@@ -298,7 +294,7 @@ def test_a_reason_as_text_is_told(listen: Callable[..., Any], ask: Ask, connect:
     )
     connect(host=listener.url)
     with pytest.raises(ReductoRequestError, match=r"\(400: at most 365 \*\*\*\ufffd\)"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
 
 
 @pytest.mark.parametrize(
@@ -313,40 +309,40 @@ def test_a_reason_as_text_is_told(listen: Callable[..., Any], ask: Ask, connect:
         ("not for people", "application/octet-stream"),
     ],
 )
-def test_what_is_no_reason_is_not_told(ask: Ask, simulator: Simulator, connect: Connect, body: str, kind: str) -> None:
+def test_what_is_no_reason_is_not_shown(simulator: Simulator, connect: Connect, body: str, kind: str) -> None:
     simulator.faults.add(Reply(400, body, {"Content-Type": kind}))
     connect(host=simulator.url)
     with pytest.raises(ReductoRequestError, match=r"request \(400\): "):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
 
 
 def test_a_reason_is_short_and_without_secrets(
-    ask: Ask, simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+    simulator: Simulator, connect: Connect, conceals: Callable[..., None]
 ) -> None:
     around = ["x" * 190, f"{KEY} https://me:pass-1@host/", "y" * 60_000]
     simulator.faults.add(Reply(400, json.dumps({"detail": [{"msg": text, "input": "z-1"} for text in around]})))
     connect(host=simulator.url)
     with pytest.raises(ReductoRequestError, match=r"\(400: x{190}; \*\*\* ht") as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(str(caught.value)) < 400
     conceals(caught.value, KEY, "pass-1", "z-1")
 
 
-def test_html_that_says_when_to_come_back(ask: Ask, simulator: Simulator, connect: Connect, clock: Any) -> None:
+def test_html_that_says_when_to_come_back(simulator: Simulator, connect: Connect, clock: Any) -> None:
     page = {"Content-Type": "text/html", "Retry-After": "70"}
     simulator.faults.add(Reply(403, "<html>Maintenance</html>", page))
     connect(host=simulator.url)
-    assert ask(ReductoHook(), QUESTION).rows
+    assert ReductoHook().get_usage(QUERY).rows
     assert [70 <= wait <= 71 for wait in clock.waits] == [True]
 
 
-def test_html_is_no_refusal_of_the_key(ask: Ask, simulator: Simulator, connect: Connect, logged: Any) -> None:
+def test_html_is_no_refusal_of_the_key(simulator: Simulator, connect: Connect, logged: Any) -> None:
     simulator.faults.add(html(401))
     connect(host=simulator.url)
     hook = ReductoHook()
     _ = hook.settings
     connect(host="http://127.0.0.1:1")
-    assert ask(hook, QUESTION).rows
+    assert hook.get_usage(QUERY).rows
 
 
 RAW = {
@@ -370,14 +366,14 @@ def test_raw_bytes_are_not_shown(
 ) -> None:
     connect(host=listen(lambda request, proper: [RAW[how]]).url, extra={"max_attempts": 2})
     with pytest.raises(ReductoError) as caught:
-        asyncio.run(ReductoHook().aget_usage(QUESTION))
+        asyncio.run(ReductoHook().aget_usage(QUERY))
     assert len(str(caught.value)) < 200
     conceals(caught.value, "RAW", "xxxx")
 
 
-def test_a_403_without_an_organization_names_none(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_a_403_without_an_organization_names_none(simulator: Simulator, connect: Connect) -> None:
     simulator.faults.add(status(403))
     connect(host=simulator.url)
     with pytest.raises(ReductoPermissionError) as caught:
-        ask(ReductoHook(), UsageQuery(start=FIRST, end=LAST))
+        ReductoHook().get_usage(UsageQuery(start=FIRST, end=LAST))
     assert "None" not in str(caught.value)

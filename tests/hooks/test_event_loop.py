@@ -111,13 +111,13 @@ def test_within_itself() -> None:
 def test_the_calling_thread_runs_what_is_aside() -> None:
     note: ContextVar[str] = ContextVar("note")
 
-    async def ask() -> tuple[str, str, bool]:
+    async def look() -> tuple[str, str, bool]:
         here = await run_aside(lambda: threading.current_thread().name)
         return here, await run_aside(note.get), event_loop.has_caller()
 
     def call(text: str) -> tuple[str, str, bool]:
         note.set(text)
-        return run(ask())
+        return run(look())
 
     with ThreadPoolExecutor(4, "caller") as pool:
         found = list(pool.map(call, "abcd"))
@@ -146,10 +146,10 @@ def test_what_is_aside_may_raise_and_may_itself_run_something() -> None:
 
 
 def test_without_a_thread_that_waits_a_thread_of_asyncio_s_is_used() -> None:
-    async def ask() -> tuple[int, bool]:
+    async def look() -> tuple[int, bool]:
         return await run_aside(threading.get_ident), event_loop.has_caller()
 
-    thread, has_caller = asyncio.run(ask())
+    thread, has_caller = asyncio.run(look())
     assert (thread != threading.get_ident(), has_caller) == (True, False)
 
 
@@ -358,12 +358,12 @@ def test_what_is_detached_holds_nobody_up() -> None:
 
 
 def test_what_is_detached_returns_and_raises() -> None:
-    async def ask() -> int:
+    async def look() -> int:
         with pytest.raises(LookupError):
             await run_detached(lambda: {}["here"])
         return await run_detached(int, "7")
 
-    assert run(ask()) == 7
+    assert run(look()) == 7
 
 
 def script(text: str, **environment: str) -> str:
@@ -462,15 +462,15 @@ def test_a_fork_has_a_thread_of_its_own() -> None:
     assert run(name()) == LOOP
     here = threading.get_ident()
 
-    async def ask() -> bool:
+    async def look() -> bool:
         return await run_aside(threading.get_ident) == here
 
-    assert in_a_fork(lambda: run(ask()))
-    assert run(ask())
+    assert in_a_fork(lambda: run(look()))
+    assert run(look())
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_the_thread_is_asked_for() -> None:
+def test_a_fork_while_the_thread_is_started() -> None:
     with event_loop._lock:
         assert in_a_fork(lambda: run(name()) == LOOP)
 

@@ -1,4 +1,4 @@
-"""The form of a connection, as each Airflow comes to show it."""
+"""The form of a connection, as each Airflow shows it."""
 
 from __future__ import annotations
 

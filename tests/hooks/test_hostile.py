@@ -20,7 +20,7 @@ from reducto_provider.hooks import transport
 from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.usage.query import UsageQuery
 
-QUESTION = UsageQuery(start=date(2026, 5, 1), end=date(2026, 5, 31), org_id="org_acme")
+QUERY = UsageQuery(start=date(2026, 5, 1), end=date(2026, 5, 31), org_id="org_acme")
 LIMIT = 16 * 2**20
 MOST = 6 * LIMIT
 """What an attempt may take at most: the answer, a copy of it, and what it is decoded into."""
@@ -213,7 +213,7 @@ def an_exponent_of_millions_of_digits(proper: bytes) -> Pieces:
 
 
 HARMLESS = {"a_million_keys_in_a_row", "a_million_keys_beside_the_rows", "a_fraction_of_millions_of_digits"}
-"""Answers that hold what was asked for, and much else."""
+"""Answers that hold what was requested, and much else."""
 
 
 class Outcome(NamedTuple):
@@ -229,8 +229,8 @@ def memory(what: str) -> int:
     return int(re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
-def question(pipe: Any, connection: str) -> None:
-    """Ask, in a process of its own."""
+def request_usage(pipe: Any, connection: str) -> None:
+    """Request usage, in a process of its own."""
     os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"] = connection
     transport.MAX_RESPONSE_BYTES = LIMIT
     # Should a bound fail, the machine does not fail with it.
@@ -239,7 +239,7 @@ def question(pipe: Any, connection: str) -> None:
     before, error, message = memory("VmRSS"), None, ""
     hook = ReductoHook()
     try:
-        hook.get_usage(QUESTION)
+        hook.get_usage(QUERY)
     except BaseException as found:
         error, message = ("a ReductoError" if isinstance(found, ReductoError) else repr(found)), str(found)
     grown = memory("VmHWM") - before
@@ -256,7 +256,7 @@ def test_is_refused_within_bounds(name: str, listen: Callable[..., Any], connect
     # Not a fork of this process, which has threads of other tests and, who knows, their locks.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.hooks.test_hostile"])
-    process = context.Process(target=question, args=(theirs, os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"]))
+    process = context.Process(target=request_usage, args=(theirs, os.environ["AIRFLOW_CONN_REDUCTO_DEFAULT"]))
     process.start()
     try:
         assert ours.poll(60), "it never ended"

@@ -20,7 +20,7 @@ from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 from reducto_provider.usage.query import UsageQuery
 
 DAYS = {"usage_start_date": "2026-06-01", "usage_end_date": "2026-06-02"}
-QUESTION = UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 2), org_id="org_acme")
+QUERY = UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 2), org_id="org_acme")
 ELSEWHERE = "elsewhere.invalid"
 
 _noting: list[tuple[str, int]] | None = None
@@ -84,8 +84,8 @@ def trigger() -> None:
 
 
 WAYS: dict[str, Callable[[Any], None]] = {
-    "get_usage": lambda _: ReductoHook().get_usage(QUESTION),
-    "aget_usage": lambda _: asyncio.run(ReductoHook().aget_usage(QUESTION)),
+    "get_usage": lambda _: ReductoHook().get_usage(QUERY),
+    "aget_usage": lambda _: asyncio.run(ReductoHook().aget_usage(QUERY)),
     "test_connection": lambda _: ReductoHook().test_connection(),
     "an export to XCom": lambda _: export(None),
     "an export to files": lambda folder: export(f"file://{folder}/usage"),

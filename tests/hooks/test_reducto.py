@@ -1,4 +1,4 @@
-"""The hook on loopback: what it asks, how often, with which key, and what it never gives away."""
+"""The hook on loopback: what it requests, how often, with which key, and what it never gives away."""
 
 from __future__ import annotations
 
@@ -39,14 +39,13 @@ from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
 from simulator import Altered, CutShort, Endless, Fault, Reset, Simulator, Stall, html, redirect, status
 from tests.airflow_sdk import AirflowNotFoundException
-from tests.hooks.questions import (
+from tests.hooks.queries import (
     ATTEMPTS,
     FIRST,
     KEY,
     LAST,
     PATH,
-    QUESTION,
-    Ask,
+    QUERY,
     Connect,
     Noted,
     chunked,
@@ -54,11 +53,11 @@ from tests.hooks.questions import (
     truth,
 )
 
-# What is asked
+# What is requested
 
 
 @pytest.mark.parametrize(
-    ("asked", "sent"),
+    ("given", "sent"),
     [
         pytest.param({}, "startDate=2026-06-01&endDate=2026-06-07&groupBy=product", id="no organization"),
         pytest.param(
@@ -101,49 +100,49 @@ from tests.hooks.questions import (
         ),
     ],
 )
-def test_the_query_string(ask: Ask, simulator: Simulator, connect: Connect, asked: dict[str, Any], sent: str) -> None:
+def test_the_query_string(simulator: Simulator, connect: Connect, given: dict[str, Any], sent: str) -> None:
     connect(host=simulator.url)
-    query = UsageQuery(**{"start": FIRST, "end": LAST, **asked})
-    report = ask(ReductoHook(), query)
+    query = UsageQuery(**{"start": FIRST, "end": LAST, **given})
+    report = ReductoHook().get_usage(query)
     (request,) = simulator.requests
     assert (request.method, request.path, request.query_string) == ("GET", PATH, sent)
     assert (report.org_id, report.start, report.end, report.group_by) == ("org_acme", FIRST, query.end, query.group_by)
 
 
-def test_an_odd_organization_is_sent_as_it_is(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_an_odd_organization_is_sent_as_it_is(simulator: Simulator, connect: Connect) -> None:
     connect(host=simulator.url)
     with pytest.raises(ReductoPermissionError, match=r"'org a/b&orgId=c\+é'"):
-        ask(ReductoHook(), UsageQuery(start=FIRST, end=FIRST, org_id="org a/b&orgId=c+é"))
+        ReductoHook().get_usage(UsageQuery(start=FIRST, end=FIRST, org_id="org a/b&orgId=c+é"))
     assert simulator.requests[0].query_string.endswith("&orgId=org%20a%2Fb%26orgId%3Dc%2B%C3%A9")
 
 
-def test_the_connection_s_organization_fills_in(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_the_connection_s_organization_fills_in(simulator: Simulator, connect: Connect) -> None:
     connect(host=simulator.url, extra={"org_id": "org_globex"})
     hook = ReductoHook()
-    assert ask(hook, UsageQuery(start=FIRST, end=LAST)).org_id == "org_globex"
-    assert ask(hook, QUESTION).org_id == "org_acme"
+    assert hook.get_usage(UsageQuery(start=FIRST, end=LAST)).org_id == "org_globex"
+    assert hook.get_usage(QUERY).org_id == "org_acme"
 
 
-def test_the_headers(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_the_headers(simulator: Simulator, connect: Connect) -> None:
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     (request,) = simulator.requests
     assert request.headers.getall("Authorization") == [f"Bearer {KEY}"]
     assert request.headers["User-Agent"].startswith("airflow-provider-reducto/")
     assert set(request.headers) <= {"Host", "Authorization", "User-Agent", "Accept", "Accept-Encoding", "Connection"}
 
 
-# How long it waits, and how often it asks
+# How long it waits, and how often it tries
 
 
 @pytest.mark.parametrize("code", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(
-    ask: Ask, simulator: Simulator, connect: Connect, clock: Any, logged: Any, code: int, form: Any
+    simulator: Simulator, connect: Connect, clock: Any, logged: Any, code: int, form: Any
 ) -> None:
     simulator.faults.add(status(code, retry_after=70, retry_after_as=form))
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     (wait,) = clock.waits
     # A date has whole seconds, and it passes meanwhile.
     assert 70 - (form == "date") * 10 <= wait <= 71 + reducto.BACKOFF_INITIAL
@@ -154,24 +153,24 @@ def test_retry_after_is_honoured(
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_capped(ask: Ask, simulator: Simulator, connect: Connect, clock: Any, form: Any) -> None:
+def test_retry_after_is_capped(simulator: Simulator, connect: Connect, clock: Any, form: Any) -> None:
     simulator.faults.add(status(429, retry_after=86_400, retry_after_as=form), times=None)
     connect(host=simulator.url, extra={"max_attempts": ATTEMPTS})
     with pytest.raises(ReductoRateLimitError) as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert caught.value.retry_after == pytest.approx(86_400, abs=60)
     cap = reducto.RETRY_AFTER_CAP
     assert [cap <= wait <= cap + reducto.BACKOFF_INITIAL for wait in clock.waits] == [True, True]
 
 
 def test_not_all_callers_come_back_at_the_moment_that_retry_after_names(
-    ask: Ask, simulator: Simulator, connect: Connect, clock: Any, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, connect: Connect, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reducto, "BACKOFF_INITIAL", 1.0)
     simulator.faults.add(status(503, retry_after=7), times=None)
     connect(host=simulator.url, extra={"max_attempts": 8})
     with pytest.raises(ReductoServerError):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert all(7 <= wait <= 8 for wait in clock.waits)
     assert len(set(clock.waits)) == 7
 
@@ -195,40 +194,40 @@ def test_not_all_callers_come_back_at_the_moment_that_retry_after_names(
     ],
 )
 def test_retry_after_that_makes_no_sense_is_as_good_as_none(
-    ask: Ask, simulator: Simulator, connect: Connect, clock: Any, text: str
+    simulator: Simulator, connect: Connect, clock: Any, text: str
 ) -> None:
     simulator.faults.add(status(503, headers={"Retry-After": text}))
     connect(host=simulator.url)
-    assert ask(ReductoHook(), QUESTION).rows
+    assert ReductoHook().get_usage(QUERY).rows
     assert sum(clock.waits) <= reducto.BACKOFF_INITIAL
 
 
 def test_waits_grow_with_jitter_up_to_a_limit(
-    ask: Ask, simulator: Simulator, connect: Connect, clock: Any, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, connect: Connect, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reducto, "BACKOFF_INITIAL", 1.0)
     monkeypatch.setattr(reducto, "BACKOFF_MAX", 5.0)
     simulator.faults.add(status(500), times=None)
     connect(host=simulator.url, extra={"max_attempts": 7})
     with pytest.raises(ReductoServerError):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(simulator.requests) == 7
     assert all(top / 2 <= wait <= top for wait, top in zip(clock.waits, [1, 2, 4, 5, 5, 5], strict=True))
     assert len({wait % 1 for wait in clock.waits}) > 1
 
 
-def test_one_attempt_is_one_request(ask: Ask, simulator: Simulator, connect: Connect, logged: Any, clock: Any) -> None:
+def test_one_attempt_is_one_request(simulator: Simulator, connect: Connect, logged: Any, clock: Any) -> None:
     simulator.faults.add(status(503, retry_after=5), times=None)
     connect(host=simulator.url, extra={"max_attempts": 1})
     with pytest.raises(ReductoServerError) as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert (len(simulator.requests), caught.value.retry_after) == (1, 5)
     assert (logged.retries, clock.waits) == ([], [])
 
 
 @pytest.mark.parametrize("fault", [None, status(503), Reset()], ids=["proper", "503", "reset"])
 def test_requests_per_second_with_retries(
-    ask: Ask, simulator: Simulator, connect: Connect, clock: Any, fault: Fault | None
+    simulator: Simulator, connect: Connect, clock: Any, fault: Fault | None
 ) -> None:
     arrived: list[float] = []
     noted = Noted(lambda _: arrived.append(clock.now))
@@ -238,30 +237,30 @@ def test_requests_per_second_with_retries(
     connect(host=simulator.url, extra={"requests_per_second": 0.25, "max_attempts": ATTEMPTS})
     hook = ReductoHook()
     for _ in range(3):
-        ask(hook, QUESTION)
+        hook.get_usage(QUERY)
     assert len(arrived) == (5 if fault else 3)
     gaps = [later - earlier for earlier, later in pairwise(arrived)]
     assert gaps == pytest.approx([4.0] * len(gaps))
 
 
-def test_a_slot_that_was_not_used_is_not_saved_up(ask: Ask, simulator: Simulator, connect: Connect, clock: Any) -> None:
+def test_a_slot_that_was_not_used_is_not_saved_up(simulator: Simulator, connect: Connect, clock: Any) -> None:
     connect(host=simulator.url, extra={"requests_per_second": 2})
     hook = ReductoHook()
     for pause in (0, 100, 0.3, 0):
         clock.now += pause
-        ask(hook, QUESTION)
+        hook.get_usage(QUERY)
     assert clock.waits == pytest.approx([0.2, 0.5])
 
 
-def test_requests_per_second_among_concurrent_questions(simulator: Simulator, connect: Connect, clock: Any) -> None:
+def test_requests_per_second_among_concurrent_requests(simulator: Simulator, connect: Connect, clock: Any) -> None:
     connect(host=simulator.url, extra={"requests_per_second": 4})
     clock.stands_still = True
 
-    async def ask_at_once() -> None:
+    async def request_at_once() -> None:
         async with ReductoHook() as hook:
-            await asyncio.gather(*(hook.aget_usage(QUESTION) for _ in range(5)))
+            await asyncio.gather(*(hook.aget_usage(QUERY) for _ in range(5)))
 
-    asyncio.run(ask_at_once())
+    asyncio.run(request_at_once())
     assert clock.waits == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
@@ -272,21 +271,21 @@ def test_requests_per_second_when_a_key_is_rotated_under_many(
     connect(password="sim-key-of-yesterday", **fields)
     clock.stands_still = True
 
-    async def ask_at_once() -> None:
+    async def request_at_once() -> None:
         async with ReductoHook() as hook:
             connect(**fields)
-            await asyncio.gather(*(hook.aget_usage(QUESTION) for _ in range(3)))
+            await asyncio.gather(*(hook.aget_usage(QUERY) for _ in range(3)))
 
-    asyncio.run(ask_at_once())
+    asyncio.run(request_at_once())
     assert sorted(clock.waits) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.25])
 
 
 def test_requests_per_second_among_threads() -> None:
-    pace, asked = reducto._Pace(), threading.Barrier(8)
+    pace, waiting = reducto._Pace(), threading.Barrier(8)
     waits: list[float] = []
 
     def reserve() -> None:
-        asked.wait()
+        waiting.wait()
         waits.append(pace.reserve(4))
 
     clock = type("Clock", (), {"monotonic": staticmethod(lambda: 50.0)})
@@ -302,11 +301,11 @@ def test_requests_per_second_among_threads() -> None:
 
 
 def test_extras_never_become_headers(
-    ask: Ask, simulator: Simulator, connect: Connect, logged: Any, conceals: Callable[..., None]
+    simulator: Simulator, connect: Connect, logged: Any, conceals: Callable[..., None]
 ) -> None:
     unknown = {"X-Team": "team-value", "Authorization": "auth-value", "retries": 81729, "headers": {"X-A": "a-value"}}
     connect(host=simulator.url, extra={**unknown, "timeout": 10})
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     (request,) = simulator.requests
     values = ("team-value", "auth-value", "81729", "a-value")
     assert [value for value in values if value in str(request.headers)] == []
@@ -332,15 +331,15 @@ def test_a_used_hook_can_be_copied(
     connect(host=simulator.url, conn_id="another")
     hook = ReductoHook("another", tcp_keep_alive_idle=7)
     hook.log.debug("used")
-    report = hook.get_usage(QUESTION)
-    assert asyncio.run(hook.aget_usage(QUESTION)) == report
+    report = hook.get_usage(QUERY)
+    assert asyncio.run(hook.aget_usage(QUERY)) == report
     copied = how(hook)
     assert KEY.encode() not in pickle.dumps(hook)
     assert KEY not in str(vars(copied))
     assert copied.reducto_conn_id == "another"
     assert copied.keep_alive_adapter.socket_options == hook.keep_alive_adapter.socket_options
-    assert copied.get_usage(QUESTION) == report
-    assert asyncio.run(copied.aget_usage(QUESTION)) == report
+    assert copied.get_usage(QUERY) == report
+    assert asyncio.run(copied.aget_usage(QUERY)) == report
 
 
 # Testing a connection
@@ -446,15 +445,15 @@ def test_a_hook_serves_both_ways_in_turn(simulator: Simulator, connect: Connect)
     connect(host=simulator.url)
     hook = ReductoHook()
     reports = [
-        hook.get_usage(QUESTION),
-        asyncio.run(hook.aget_usage(QUESTION)),
-        hook.get_usage(QUESTION),
-        asyncio.run(hook.aget_usage(QUESTION)),
+        hook.get_usage(QUERY),
+        asyncio.run(hook.aget_usage(QUERY)),
+        hook.get_usage(QUERY),
+        asyncio.run(hook.aget_usage(QUERY)),
     ]
     assert all(report == reports[0] for report in reports)
 
 
-def test_synchronous_questions_of_one_hook_share_a_connection(simulator: Simulator, connect: Connect) -> None:
+def test_synchronous_requests_of_one_hook_share_a_connection(simulator: Simulator, connect: Connect) -> None:
     ports: list[int] = []
     simulator.faults.add(
         Noted(lambda request: ports.append(request.transport.get_extra_info("peername")[1])), times=None
@@ -463,9 +462,9 @@ def test_synchronous_questions_of_one_hook_share_a_connection(simulator: Simulat
     hook = ReductoHook()
     with ThreadPoolExecutor(1) as pool:
         for _ in range(2):
-            hook.get_usage(QUESTION)
-            pool.submit(hook.get_usage, QUESTION).result(20)
-    ReductoHook().get_usage(QUESTION)
+            hook.get_usage(QUERY)
+            pool.submit(hook.get_usage, QUERY).result(20)
+    ReductoHook().get_usage(QUERY)
     assert len(ports) == 5
     assert len(set(ports[:4])) == 1
     assert len(set(ports)) == 2
@@ -494,7 +493,7 @@ def test_a_hook_that_is_gone_leaves_nothing_open(
 
     connect(host=listen(proper, certificate.tls if tls else None).url, extra={"verify": str(certificate.bundle)})
     hook = ReductoHook()
-    report = hook.get_usage(QUESTION)
+    report = hook.get_usage(QUERY)
     (session,) = sessions
     assert not session.closed
     del hook
@@ -529,14 +528,14 @@ print(len(rows) > 0)
 def test_a_report_is_not_kept_with_the_connection(simulator: Simulator, connect: Connect) -> None:
     connect(host=simulator.url)
     hook = ReductoHook()
-    report = weakref.ref(hook.get_usage(QUESTION))
+    report = weakref.ref(hook.get_usage(QUERY))
     event_loop.run(asyncio.sleep(0))
     gc.collect()
     assert report() is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("child", ["asks", "forgets the hook"])
+@pytest.mark.parametrize("child", ["requests", "forgets the hook"])
 def test_a_used_hook_in_a_fork(simulator: Simulator, connect: Connect, child: str) -> None:
     ports: list[int] = []
     simulator.faults.add(
@@ -544,11 +543,11 @@ def test_a_used_hook_in_a_fork(simulator: Simulator, connect: Connect, child: st
     )
     connect(host=simulator.url, extra={"timeout": 5, "max_attempts": 1})
     hooks = [ReductoHook()]
-    report = hooks[0].get_usage(QUESTION)
+    report = hooks[0].get_usage(QUERY)
 
     def in_the_child() -> bool:
-        if child == "asks":
-            return hooks[0].get_usage(QUESTION) == report
+        if child == "requests":
+            return hooks[0].get_usage(QUERY) == report
         hooks.clear()
         return gc.collect() >= 0
 
@@ -559,12 +558,12 @@ def test_a_used_hook_in_a_fork(simulator: Simulator, connect: Connect, child: st
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert hooks[0].get_usage(QUESTION) == report
+    assert hooks[0].get_usage(QUERY) == report
     assert ports[0] == ports[-1], "the parent's connection is still there"
-    assert len(set(ports)) == (2 if child == "asks" else 1)
+    assert len(set(ports)) == (2 if child == "requests" else 1)
 
 
-def test_a_task_that_is_killed_asks_no_more(simulator: Simulator, connect: Connect) -> None:
+def test_a_task_that_is_killed_requests_no_more(simulator: Simulator, connect: Connect) -> None:
     class Killed(BaseException):
         pass
 
@@ -577,7 +576,7 @@ def test_a_task_that_is_killed_asks_no_more(simulator: Simulator, connect: Conne
     before = signal.signal(signal.SIGALRM, kill)
     try:
         with pytest.raises(Killed):
-            ReductoHook().get_usage(QUESTION)
+            ReductoHook().get_usage(QUERY)
     finally:
         signal.signal(signal.SIGALRM, before)
     deadline = time.monotonic() + 10
@@ -611,7 +610,7 @@ def test_connections_are_looked_up_and_lines_logged_in_the_calling_thread_alone(
     connect(host=simulator.url, password=ROTATED, extra={"unknown": "x"})
     simulator.faults.add(status(503))
     with ThreadPoolExecutor(1, "caller") as pool:
-        pool.submit(hook.get_usage, QUESTION).result(20)
+        pool.submit(hook.get_usage, QUERY).result(20)
     here = threading.current_thread().name
     assert threads == {
         "look-up": {here, "caller_0"},
@@ -628,16 +627,16 @@ def test_a_context_keeps_one_session(simulator: Simulator, connect: Connect, all
     )
     connect(host=simulator.url)
 
-    async def ask_within_and_after() -> None:
+    async def request_within_and_after() -> None:
         hook = ReductoHook()
         async with hook as entered:
             assert entered is hook
             for _ in range(3):
-                await hook.aget_usage(QUESTION)
+                await hook.aget_usage(QUERY)
         for _ in range(2):
-            await hook.aget_usage(QUESTION)
+            await hook.aget_usage(QUERY)
 
-    asyncio.run(ask_within_and_after())
+    asyncio.run(request_within_and_after())
     assert len(ports) == 5
     assert len(set(ports[:3])) == 1
     assert len(set(ports)) == 3
@@ -651,7 +650,7 @@ def test_a_context_closes_its_session_when_it_ends_in_an_error(
 
     async def fail() -> None:
         async with ReductoHook() as hook:
-            await hook.aget_usage(QUESTION)
+            await hook.aget_usage(QUERY)
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -660,7 +659,7 @@ def test_a_context_closes_its_session_when_it_ends_in_an_error(
 
 
 @pytest.mark.parametrize("fault", [None, status(401), Stall(30), Reset(), Endless()], ids=lambda fault: str(fault)[:9])
-def test_a_question_without_a_context_closes_its_session(
+def test_a_request_without_a_context_closes_its_session(
     simulator: Simulator,
     connect: Connect,
     all_is_closed: Callable[[], None],
@@ -672,14 +671,14 @@ def test_a_question_without_a_context_closes_its_session(
         simulator.faults.add(fault, times=None)
     connect(host=simulator.url, extra={"max_attempts": 2, "timeout": 0.3})
 
-    async def question() -> str:
+    async def request() -> str:
         try:
-            await ReductoHook().aget_usage(QUESTION)
+            await ReductoHook().aget_usage(QUERY)
         except ReductoError as error:
             return type(error).__name__
         return "proper"
 
-    assert (asyncio.run(question()) == "proper") == (fault is None)
+    assert (asyncio.run(request()) == "proper") == (fault is None)
     all_is_closed()
 
 
@@ -744,8 +743,8 @@ def test_a_context_within_a_context(simulator: Simulator, connect: Connect, all_
         hook = ReductoHook()
         async with hook:
             async with hook:
-                await hook.aget_usage(QUESTION)
-            await hook.aget_usage(QUESTION)
+                await hook.aget_usage(QUERY)
+            await hook.aget_usage(QUERY)
 
     asyncio.run(nest())
     all_is_closed()
@@ -761,7 +760,7 @@ def test_tasks_that_share_a_hook(simulator: Simulator, connect: Connect) -> None
         async def first() -> UsageReport:
             async with hook:
                 await second_is_in.wait()
-                report = await hook.aget_usage(QUESTION)
+                report = await hook.aget_usage(QUERY)
             first_is_out.set()
             return report
 
@@ -769,7 +768,7 @@ def test_tasks_that_share_a_hook(simulator: Simulator, connect: Connect) -> None
             async with hook:
                 second_is_in.set()
                 simulator.faults.add(Stall(0.1))
-                report = asyncio.create_task(hook.aget_usage(QUESTION))
+                report = asyncio.create_task(hook.aget_usage(QUERY))
                 await first_is_out.wait()
                 return await report
 
@@ -801,7 +800,7 @@ def test_the_event_loop_is_not_held_up(
     monkeypatch.setattr(reducto, "_decode", noting("decoding", reducto._decode))
     monkeypatch.setattr(ReductoHook, "get_connection", staticmethod(noting("connection", ReductoHook.get_connection)))
     connect(host=listen(long, certificate.tls).url, extra={"verify": str(certificate.bundle)})
-    asyncio.run(ReductoHook().aget_usage(QUESTION))
+    asyncio.run(ReductoHook().aget_usage(QUERY))
     elsewhere.setdefault("connection", True)  # Airflow has an asynchronous look-up since 3.1
     assert elsewhere == {"bundle": True, "decoding": True, "connection": True}
 
@@ -814,55 +813,55 @@ def test_a_connection_that_the_asynchronous_look_up_can_t_see(
 
     monkeypatch.setattr(reducto, "get_async_connection", blind)
     connect(host=simulator.url)
-    assert asyncio.run(ReductoHook().aget_usage(QUESTION)).rows
+    assert asyncio.run(ReductoHook().aget_usage(QUERY)).rows
 
 
-def test_questions_of_one_context_run_at_once(simulator: Simulator, connect: Connect) -> None:
+def test_requests_of_one_context_run_at_once(simulator: Simulator, connect: Connect) -> None:
     simulator.faults.add(Stall(0.1), times=None)
     connect(host=simulator.url)
 
-    async def ask_at_once() -> list[UsageReport]:
+    async def request_at_once() -> list[UsageReport]:
         async with ReductoHook() as hook:
-            return await asyncio.gather(*(hook.aget_usage(QUESTION) for _ in range(4)))
+            return await asyncio.gather(*(hook.aget_usage(QUERY) for _ in range(4)))
 
-    assert len(asyncio.run(ask_at_once())) == 4
+    assert len(asyncio.run(request_at_once())) == 4
     assert simulator.journal.max_in_flight == 4
 
 
 # The connection itself
 
 
-def test_a_connection_that_does_not_exist(ask: Ask) -> None:
+def test_a_connection_that_does_not_exist() -> None:
     with pytest.raises(AirflowNotFoundException, match="nowhere"):
-        ask(ReductoHook("nowhere"), QUESTION)
+        ReductoHook("nowhere").get_usage(QUERY)
 
 
 def test_the_connection_is_looked_up_once_and_late(
-    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = ReductoHook("late")
     connect(host=simulator.url, conn_id="late")
-    ask(hook, QUESTION)
+    hook.get_usage(QUERY)
     monkeypatch.delenv("AIRFLOW_CONN_LATE")
-    ask(hook, QUESTION)
+    hook.get_usage(QUERY)
     assert len(simulator.requests) == 2
 
 
-def test_a_retry_asks_the_very_same(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_a_retry_sends_the_very_same(simulator: Simulator, connect: Connect) -> None:
     simulator.faults.add(status(503), Reset(), CutShort(), status(429))
     connect(host=simulator.url)
-    ask(ReductoHook(), UsageQuery(start=FIRST, end=LAST, products=["b", "a"], org_id="org_acme"))
+    ReductoHook().get_usage(UsageQuery(start=FIRST, end=LAST, products=["b", "a"], org_id="org_acme"))
     sent = {(request.method, request.path, request.query_string) for request in simulator.requests}
     assert len(sent) == 1
     assert len(simulator.requests) == 5
 
 
-def test_mostly_failing_service(ask: Ask, simulator: Simulator, connect: Connect, clock: Any) -> None:
+def test_mostly_failing_service(simulator: Simulator, connect: Connect, clock: Any) -> None:
     simulator.faults.at_rate(0.4, seed=random.Random(1).randrange(100))
     connect(host=simulator.url, extra={"max_attempts": 20})
     hook = ReductoHook()
     for _ in range(10):
-        assert figures(ask(hook, QUESTION)) == truth(simulator, QUESTION)
+        assert figures(hook.get_usage(QUERY)) == truth(simulator, QUERY)
     assert len(simulator.requests) > 10
 
 
@@ -872,21 +871,21 @@ ROTATED = "sim-key-rotated-5d1e"
 
 
 @pytest.fixture(params=["sync", "async", "context"])
-def asking(request: pytest.FixtureRequest) -> Iterator[Callable[[], UsageReport]]:
-    """One hook, kept: asked in the three ways, again and again. It is open from its first question on."""
+def request_again(request: pytest.FixtureRequest) -> Iterator[Callable[[], UsageReport]]:
+    """One hook, kept: used in the three ways, again and again. It is open from its first request on."""
     hook = ReductoHook()
     if request.param == "sync":
-        yield lambda: hook.get_usage(QUESTION)
+        yield lambda: hook.get_usage(QUERY)
         return
     with asyncio.Runner() as runner, ExitStack() as stack:
 
-        def ask_once() -> UsageReport:
+        def request_once() -> UsageReport:
             if request.param == "context" and not hook._sessions:
                 runner.run(hook.__aenter__())
                 stack.callback(lambda: runner.run(hook.__aexit__(None, None, None)))
-            return runner.run(hook.aget_usage(QUESTION))
+            return runner.run(hook.aget_usage(QUERY))
 
-        yield ask_once
+        yield request_once
 
 
 def rotate(simulator: Simulator) -> None:
@@ -898,73 +897,73 @@ def statuses(simulator: Simulator) -> list[int | None]:
 
 
 def test_a_key_that_was_rotated(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
 ) -> None:
     connect(host=simulator.url)
-    before = asking()
+    before = request_again()
     rotate(simulator)
     connect(host=simulator.url, password=ROTATED)
 
-    assert asking() == before
+    assert request_again() == before
     assert statuses(simulator) == [200, 401, 200]
-    assert asking() == before
+    assert request_again() == before
     assert statuses(simulator) == [200, 401, 200, 200], "the new key is kept"
     conceals(None, KEY, ROTATED)
 
 
-def test_a_rotation_is_logged(ask: Ask, simulator: Simulator, connect: Connect, logged: Any) -> None:
+def test_a_rotation_is_logged(simulator: Simulator, connect: Connect, logged: Any) -> None:
     connect(host=simulator.url)
     hook = ReductoHook()
-    ask(hook, QUESTION)
+    hook.get_usage(QUERY)
     rotate(simulator)
     connect(host=simulator.url, password=ROTATED)
-    ask(hook, QUESTION)
+    hook.get_usage(QUERY)
     assert sum("has changed since it was read" in text for text in logged.everything[::2]) == 1
 
 
 def test_a_refused_key_that_was_not_rotated_is_sent_once(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
 ) -> None:
     connect(host=simulator.url, password="sim-key-wrong-77")
     for count in (1, 2):
         with pytest.raises(ReductoAuthenticationError, match="'reducto_default'") as caught:
-            asking()
+            request_again()
         assert statuses(simulator) == [401] * count
     conceals(caught.value, "sim-key-wrong-77")
 
 
 def test_a_rotated_key_that_is_refused_too(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect, conceals: Callable[..., None]
 ) -> None:
     connect(host=simulator.url)
-    asking()
+    request_again()
     rotate(simulator)
     connect(host=simulator.url, password="sim-key-wrong-77")
     with pytest.raises(ReductoAuthenticationError) as caught:
-        asking()
+        request_again()
     assert statuses(simulator) == [200, 401, 401]
     conceals(caught.value, KEY, "sim-key-wrong-77")
     connect(host=simulator.url, password=ROTATED)
-    asking()
+    request_again()
     assert statuses(simulator) == [200, 401, 401, 401, 200]
 
 
 def test_only_a_401_reads_the_connection_again(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect
 ) -> None:
     connect(host=simulator.url)
-    asking()
+    request_again()
     connect(host=simulator.url, password=ROTATED)
     simulator.faults.add(status(403), status(400))
     for error in (ReductoPermissionError, ReductoRequestError):
         with pytest.raises(error):
-            asking()
-    asking()
+            request_again()
+    request_again()
     assert statuses(simulator) == [200, 403, 400, 200]
 
 
 def test_a_connection_that_moved(
-    asking: Callable[[], UsageReport],
+    request_again: Callable[[], UsageReport],
     simulator: Simulator,
     connect: Connect,
     listen: Callable[..., Any],
@@ -972,11 +971,11 @@ def test_a_connection_that_moved(
 ) -> None:
     connect(host=simulator.url, password="sim-key-wrong")
     with pytest.raises(ReductoAuthenticationError):
-        asking()
+        request_again()
     moved = listen(tls=certificate.tls)
     connect(host=moved.url, password=ROTATED, extra={"verify": str(certificate.bundle)})
 
-    assert asking().rows == ()
+    assert request_again().rows == ()
     assert moved.headers("Authorization") == [f"Bearer {ROTATED}"]
     assert statuses(simulator) == [401, 401]
 
@@ -987,58 +986,58 @@ def refuse(request: bytes, proper: bytes) -> list[bytes]:
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS")
 def test_a_certificate_is_checked_from_then_on(
-    asking: Callable[[], UsageReport], connect: Connect, listen: Callable[..., Any], certificate: Any
+    request_again: Callable[[], UsageReport], connect: Connect, listen: Callable[..., Any], certificate: Any
 ) -> None:
     server = listen(refuse, tls=certificate.tls)
     connect(host=server.url, extra={"verify": False, "max_attempts": 1})
     with pytest.raises(ReductoAuthenticationError):
-        asking()
+        request_again()
     connect(host=server.url, password=ROTATED, extra={"verify": True, "max_attempts": 1})
     for _ in range(2):
         with pytest.raises(ReductoTransportError, match=r"(?i)certificate"):
-            asking()
+            request_again()
     assert f"Bearer {ROTATED}" not in server.headers("Authorization")
 
 
 @pytest.mark.parametrize("rate", [4, 2])
 def test_the_pace_is_kept(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, clock: Any, rate: float
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect, clock: Any, rate: float
 ) -> None:
     connect(host=simulator.url, extra={"requests_per_second": 4})
-    asking()
+    request_again()
     rotate(simulator)
     connect(host=simulator.url, password=ROTATED, extra={"requests_per_second": rate})
-    asking()
-    asking()
+    request_again()
+    request_again()
     assert statuses(simulator) == [200, 401, 200, 200]
     assert clock.waits == pytest.approx([1 / 4, 1 / 4, 1 / rate])
 
 
 def test_a_connection_that_is_gone_and_comes_back(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(host=simulator.url)
-    before = asking()
+    before = request_again()
     rotate(simulator)
     monkeypatch.delenv("AIRFLOW_CONN_REDUCTO_DEFAULT")
     with pytest.raises(AirflowNotFoundException, match="reducto_default"):
-        asking()
+        request_again()
     with pytest.raises(AirflowNotFoundException, match="reducto_default"):
-        asking()
+        request_again()
     connect(host=simulator.url, password=ROTATED)
-    assert asking() == before
+    assert request_again() == before
     assert statuses(simulator) == [200, 401, 200]
 
 
 def test_a_connection_that_can_t_be_used_any_more(
-    asking: Callable[[], UsageReport], simulator: Simulator, connect: Connect
+    request_again: Callable[[], UsageReport], simulator: Simulator, connect: Connect
 ) -> None:
     connect(host=simulator.url)
-    asking()
+    request_again()
     rotate(simulator)
     connect(host=simulator.url, password="")
     with pytest.raises(ReductoConfigurationError, match="password is empty"):
-        asking()
+        request_again()
 
 
 @pytest.mark.parametrize("within", [True, False], ids=["within a context", "each by itself"])
@@ -1062,14 +1061,14 @@ def test_tasks_whose_key_was_rotated(
     extra = {"verify": str(certificate.bundle), "max_attempts": 1}
     connect(host=server.url, extra=extra)
 
-    async def ask_at_once() -> list[UsageReport]:
+    async def request_at_once() -> list[UsageReport]:
         hook = ReductoHook()
         async with hook if within else nullcontext():
             await hook.aget_settings()
             connect(host=server.url, password=ROTATED, extra=extra)
-            return await asyncio.gather(*(hook.aget_usage(QUESTION) for _ in range(5)))
+            return await asyncio.gather(*(hook.aget_usage(QUERY) for _ in range(5)))
 
-    assert len(asyncio.run(ask_at_once())) == 5
+    assert len(asyncio.run(request_at_once())) == 5
     assert server.headers("Authorization") == [f"Bearer {KEY}"] * 5 + [f"Bearer {ROTATED}"] * 5
     conceals(None, KEY, ROTATED)
     all_is_closed()
@@ -1090,7 +1089,7 @@ def test_threads_whose_key_was_rotated(connect: Connect, listen: Callable[..., A
     assert hook.settings.key == KEY
     connect(host=moved.url, password=ROTATED)
     with ThreadPoolExecutor(5) as pool:
-        reports = [pool.submit(hook.get_usage, QUESTION) for _ in range(5)]
+        reports = [pool.submit(hook.get_usage, QUERY) for _ in range(5)]
         assert all(report.result(20).rows == () for report in reports)
     assert server.headers("Authorization") == [f"Bearer {KEY}"] * 5
     assert moved.headers("Authorization") == [f"Bearer {ROTATED}"] * 5

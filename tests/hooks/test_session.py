@@ -25,7 +25,7 @@ from reducto_provider.exceptions import (
 )
 from reducto_provider.hooks.reducto import ReductoHook
 from simulator import CutShort, Fault, Reply, Reset, Simulator, Stall, html, redirect, status
-from tests.hooks.questions import KEY, PATH, Connect
+from tests.hooks.queries import KEY, PATH, Connect
 
 ASKED = {"startDate": "2026-06-01", "endDate": "2026-06-02", "orgId": "org_acme"}
 
@@ -71,9 +71,9 @@ OPERATOR = """
 from tests.airflow_sdk import DAG
 from airflow.providers.http.operators.http import HttpOperator
 
-with DAG("ask"):
+with DAG("request"):
     HttpOperator(
-        task_id="ask",
+        task_id="request",
         http_conn_id="reducto_default",
         endpoint="/api/v1/usage/export",
         method="GET",
@@ -85,7 +85,7 @@ with DAG("ask"):
 
 def test_airflow_s_own_http_operator(run_dag: Callable[..., Any], simulator: Simulator) -> None:
     result = run_dag(OPERATOR).expect()
-    assert result.xcom("ask") == "org_acme"
+    assert result.xcom("request") == "org_acme"
     assert simulator.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 

@@ -21,7 +21,7 @@ from tests.airflow_sdk import AirflowNotFoundException
 from tests.airflows import AIRFLOW
 
 KEY = "sim-key-all"
-QUESTION = UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1), org_id="org_acme")
+QUERY = UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1), org_id="org_acme")
 
 Connect = Callable[..., str]
 Read = Callable[..., ReductoSettings]
@@ -446,7 +446,7 @@ def test_a_connection_that_does_not_exist(read: Read) -> None:
         read("nowhere")
 
 
-def test_the_connection_is_named_as_asked(read: Read, connect: Connect) -> None:
+def test_the_connection_is_named_as_given(read: Read, connect: Connect) -> None:
     connect(conn_id="reducto_emea", password="")
     with pytest.raises(ReductoConfigurationError, match=r"^connection 'reducto_emea': "):
         read("reducto_emea")

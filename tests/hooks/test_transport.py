@@ -38,14 +38,13 @@ from simulator import (
     redirect,
     status,
 )
-from tests.hooks.questions import (
+from tests.hooks.queries import (
     ATTEMPTS,
     FIRST,
     KEY,
     LAST,
     PATH,
-    QUESTION,
-    Ask,
+    QUERY,
     Connect,
     Noted,
     chunked,
@@ -86,17 +85,17 @@ def packed(pack: Callable[[bytes], bytes], name: str, piece: int) -> Callable[[b
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZip"])
 @pytest.mark.parametrize("piece", [2**20, 7])
 @pytest.mark.parametrize("how", PACKED)
-def test_gzip(ask: Ask, listen: Callable[..., Any], connect: Connect, how: str, piece: int, name: str) -> None:
+def test_gzip(listen: Callable[..., Any], connect: Connect, how: str, piece: int, name: str) -> None:
     connect(host=listen(packed(PACKED[how], name, piece)).url, extra={"max_attempts": 1})
-    assert ask(ReductoHook(), QUESTION).rows == ()
+    assert ReductoHook().get_usage(QUERY).rows == ()
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_gzip_that_is_broken(ask: Ask, listen: Callable[..., Any], connect: Connect, how: str) -> None:
+def test_gzip_that_is_broken(listen: Callable[..., Any], connect: Connect, how: str) -> None:
     listener = listen(packed(BROKEN[how], "gzip", 2**20))
     connect(host=listener.url, extra={"max_attempts": 2})
     with pytest.raises(ReductoTransportError, match="no answer from"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(listener.requests) == 2
 
 
@@ -104,37 +103,35 @@ def test_gzip_that_is_broken(ask: Ask, listen: Callable[..., Any], connect: Conn
 
 
 @pytest.mark.parametrize("length", [9_000, 65_000])
-def test_a_long_header(ask: Ask, listen: Callable[..., Any], connect: Connect, length: int) -> None:
+def test_a_long_header(listen: Callable[..., Any], connect: Connect, length: int) -> None:
     more = b"\r\nContent-Security-Policy: " + b"a" * length + b"\r\n\r\n"
     connect(host=listen(lambda request, proper: [proper.replace(b"\r\n\r\n", more)]).url, extra={"max_attempts": 1})
-    assert ask(ReductoHook(), QUESTION).rows == ()
+    assert ReductoHook().get_usage(QUERY).rows == ()
 
 
-def test_refused_connections(ask: Ask, connect: Connect, logged: Any, conceals: Callable[..., None]) -> None:
+def test_refused_connections(connect: Connect, logged: Any, conceals: Callable[..., None]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and doesn't listen
         connect(host=f"http://127.0.0.1:{taken.getsockname()[1]}", extra={"max_attempts": ATTEMPTS})
         with pytest.raises(ReductoTransportError, match=r"no answer from http://127\.0\.0\.1") as caught:
-            ask(ReductoHook(), QUESTION)
+            ReductoHook().get_usage(QUERY)
     assert [text.split(":")[0] for text in logged.retries] == ["Attempt 1 of 3 failed", "Attempt 2 of 3 failed"]
     conceals(caught.value, KEY)
 
 
-def test_a_host_that_is_not_found(ask: Ask, connect: Connect, logged: Any, mocker: Any) -> None:
+def test_a_host_that_is_not_found(connect: Connect, logged: Any, mocker: Any) -> None:
     mocker.patch("socket.getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known"))
     connect(host="studio.example", extra={"max_attempts": 2})
     with pytest.raises(ReductoTransportError, match=r"no answer from https://studio\.example"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(logged.retries) == 1
 
 
-def test_a_connection_that_closes_without_an_answer(
-    ask: Ask, listen: Callable[..., Any], connect: Connect, logged: Any
-) -> None:
+def test_a_connection_that_closes_without_an_answer(listen: Callable[..., Any], connect: Connect, logged: Any) -> None:
     listener = listen(lambda request, proper: [])
     connect(host=listener.url, extra={"max_attempts": ATTEMPTS})
     with pytest.raises(ReductoTransportError):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert (len(listener.requests), len(logged.retries)) == (ATTEMPTS, ATTEMPTS - 1)
 
 
@@ -144,7 +141,6 @@ def test_a_connection_that_closes_without_an_answer(
     ids=["a bad status", "no HTTP", "a long header"],
 )
 def test_an_answer_that_is_not_http(
-    ask: Ask,
     listen: Callable[..., Any],
     connect: Connect,
     conceals: Callable[..., None],
@@ -153,26 +149,26 @@ def test_an_answer_that_is_not_http(
     listener = listen(lambda request, proper: [head])
     connect(host=listener.url, extra={"max_attempts": ATTEMPTS})
     with pytest.raises(ReductoTransportError) as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(listener.requests) == ATTEMPTS
     conceals(caught.value, KEY)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_no_redirect_is_followed(
-    ask: Ask, simulator: Simulator, connect: Connect, conceals: Callable[..., None], code: int
+    simulator: Simulator, connect: Connect, conceals: Callable[..., None], code: int
 ) -> None:
     with Simulator() as other:
         simulator.faults.add(redirect(f"{other.url}{PATH}", code))
         connect(host=simulator.url)
         with pytest.raises(ReductoResponseError, match=rf"redirects to 127\.0\.0\.1:{other.port} \({code}") as caught:
-            ask(ReductoHook(), QUESTION)
+            ReductoHook().get_usage(QUERY)
         assert other.requests == []
     assert len(simulator.requests) == 1
     conceals(caught.value, KEY)
 
 
-def test_300_000_rows(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_300_000_rows(simulator: Simulator, connect: Connect) -> None:
     rows = ",".join(
         f'{{"date":"2026-06-0{day}","group":"key-{number:05}","credits":0.1,"requestCount":2}}'
         for day in range(1, 7)
@@ -181,13 +177,13 @@ def test_300_000_rows(ask: Ask, simulator: Simulator, connect: Connect) -> None:
     echo = '"orgId":"org_acme","startDate":"2026-06-01","endDate":"2026-06-07","groupBy":"api_key"'
     simulator.faults.add(Reply(200, f'{{{echo},"data":[{rows}]}}'))
     connect(host=simulator.url)
-    report = ask(ReductoHook(), UsageQuery(start=FIRST, end=LAST, group_by="api_key"))
+    report = ReductoHook().get_usage(UsageQuery(start=FIRST, end=LAST, group_by="api_key"))
     assert (len(report.rows), report.credits, report.request_count) == (300_000, 30_000, 600_000)
 
 
 @pytest.mark.parametrize("code", [200, 500])
 def test_a_gzip_bomb_is_not_unpacked(
-    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, code: int
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", 2**16)
     unpacked = 2**26
@@ -197,25 +193,25 @@ def test_a_gzip_bomb_is_not_unpacked(
     tracemalloc.start()
     try:
         with pytest.raises(ReductoResponseError if code == 200 else ReductoServerError):
-            ask(ReductoHook(), QUESTION)
+            ReductoHook().get_usage(QUERY)
         assert tracemalloc.get_traced_memory()[1] < unpacked / 8
     finally:
         tracemalloc.stop()
 
 
 def test_an_answer_of_exactly_the_limit(
-    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(host=simulator.url)
-    length = len(ask(ReductoHook(), QUESTION).body)
+    length = len(ReductoHook().get_usage(QUERY).body)
     monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", length)
-    assert len(ask(ReductoHook(), QUESTION).body) == length
+    assert len(ReductoHook().get_usage(QUERY).body) == length
     monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", length - 1)
     with pytest.raises(ReductoResponseError, match="longer than"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
 
 
-def test_an_endless_error_page(ask: Ask, listen: Callable[..., Any], connect: Connect) -> None:
+def test_an_endless_error_page(listen: Callable[..., Any], connect: Connect) -> None:
     def page(request: bytes, proper: bytes) -> Iterator[bytes]:
         yield b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n\r\n"
         while True:
@@ -224,22 +220,22 @@ def test_an_endless_error_page(ask: Ask, listen: Callable[..., Any], connect: Co
     listener = listen(page)
     connect(host=listener.url, extra={"max_attempts": 1})
     with pytest.raises(ReductoGatewayError, match="400"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(listener.requests) == 1
 
 
-def test_a_redirect_to_the_same_host_is_not_followed_either(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_a_redirect_to_the_same_host_is_not_followed_either(simulator: Simulator, connect: Connect) -> None:
     simulator.faults.add(redirect(PATH))
     connect(host=simulator.url)
     with pytest.raises(ReductoResponseError, match="not followed"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert len(simulator.requests) == 1
 
 
-def test_cookies_are_not_sent_back(ask: Ask, simulator: Simulator, connect: Connect) -> None:
+def test_cookies_are_not_sent_back(simulator: Simulator, connect: Connect) -> None:
     simulator.faults.add(status(503, headers={"Set-Cookie": "session=1; Path=/"}))
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert ["Cookie" in request.headers for request in simulator.requests] == [False, False]
 
 
@@ -285,7 +281,7 @@ def in_empty_blocks_of_gzip(head: bytes, body: bytes) -> tuple[bytes, bytes, byt
 )
 @pytest.mark.parametrize("timeout", [10, 0.2])
 def test_a_trickle_anywhere_is_bounded(
-    ask: Ask, listen: Callable[..., Any], connect: Connect, slow: Callable[..., Any], timeout: float
+    listen: Callable[..., Any], connect: Connect, slow: Callable[..., Any], timeout: float
 ) -> None:
     sent_to_its_end = []
 
@@ -301,15 +297,15 @@ def test_a_trickle_anywhere_is_bounded(
     listener = listen(answer)
     connect(host=listener.url, extra={"max_attempts": 1, "timeout": timeout})
     if timeout > 1:  # the answer is a proper one
-        assert ask(ReductoHook(), QUESTION).rows == ()
+        assert ReductoHook().get_usage(QUERY).rows == ()
     else:
         with pytest.raises(ReductoTransportError):
-            ask(ReductoHook(), QUESTION)
+            ReductoHook().get_usage(QUERY)
         assert not sent_to_its_end  # by then the hook had given up
     assert len(listener.requests) == 1
 
 
-def test_the_timeout_is_for_the_whole_attempt(ask: Ask, listen: Callable[..., Any], connect: Connect) -> None:
+def test_the_timeout_is_for_the_whole_attempt(listen: Callable[..., Any], connect: Connect) -> None:
     def answer(request: bytes, proper: bytes) -> Iterator[bytes]:
         head, body = proper.split(b"\r\n\r\n", 1)
         yield head + b"\r\n\r\n"
@@ -319,7 +315,7 @@ def test_the_timeout_is_for_the_whole_attempt(ask: Ask, listen: Callable[..., An
 
     connect(host=listen(answer).url, extra={"max_attempts": 1, "timeout": 0.45})
     with pytest.raises(ReductoTransportError, match=r"0\.45"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
 
 
 # Proxies and certificates
@@ -327,7 +323,6 @@ def test_the_timeout_is_for_the_whole_attempt(ask: Ask, listen: Callable[..., An
 
 @pytest.mark.parametrize("lower", [True, False], ids=["http_proxy", "HTTP_PROXY"])
 def test_the_environment_s_proxy_is_used(
-    ask: Ask,
     simulator: Simulator,
     listen: Callable[..., Any],
     connect: Connect,
@@ -337,58 +332,57 @@ def test_the_environment_s_proxy_is_used(
     proxy = listen()
     monkeypatch.setenv("http_proxy" if lower else "HTTP_PROXY", proxy.url)
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert simulator.requests == []
     assert [text.split(b"?")[0] for text in proxy.requests] == [f"GET {simulator.url}{PATH}".encode()]
 
 
 def test_a_proxy_without_a_scheme(
-    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = listen()
     monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert (len(proxy.requests), simulator.requests) == (1, [])
 
 
 def test_no_proxy_is_honoured(
-    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = listen()
     monkeypatch.setenv("http_proxy", proxy.url)
     monkeypatch.setenv("no_proxy", "example.com,127.0.0.1")
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert (proxy.requests, len(simulator.requests)) == ([], 1)
 
 
 def test_the_connection_s_proxy_comes_first(
-    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, other = listen(), listen()
     monkeypatch.setenv("http_proxy", other.url)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     connect(host=simulator.url, extra={"proxy": proxy.url.replace("//", "//me:pass%40word@")})
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert (len(proxy.requests), other.requests, simulator.requests) == (1, [], [])
     assert proxy.headers("Proxy-Authorization") == ["Basic bWU6cGFzc0B3b3Jk"]
 
 
 def test_a_proxy_of_another_kind_is_not_taken_for_an_http_proxy(
-    ask: Ask, simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+    simulator: Simulator, listen: Callable[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = listen()
     monkeypatch.setenv("all_proxy", f"socks5://127.0.0.1:{proxy.port}")
     connect(host=simulator.url, extra={"max_attempts": 1})
     with pytest.raises(ReductoError, match=r"(?i)socks"):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert (proxy.requests, simulator.requests) == ([], [])
 
 
 @pytest.mark.parametrize("address", ["[bad:1", "127.0.0.1:99999", "127.0.0.1:port"])
 def test_a_proxy_that_is_no_url(
-    ask: Ask,
     simulator: Simulator,
     connect: Connect,
     conceals: Callable[..., None],
@@ -398,14 +392,13 @@ def test_a_proxy_that_is_no_url(
     monkeypatch.setenv("http_proxy", f"http://me:proxy-password@{address}")
     connect(host=simulator.url, extra={"max_attempts": 1})
     with pytest.raises(ReductoError) as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert simulator.requests == []
     conceals(caught.value, "proxy-password", KEY)
 
 
 @pytest.mark.parametrize("where", ["environment", "connection"])
 def test_a_proxy_learns_neither_the_key_nor_tells_its_password(
-    ask: Ask,
     listen: Callable[..., Any],
     connect: Connect,
     conceals: Callable[..., None],
@@ -418,7 +411,7 @@ def test_a_proxy_learns_neither_the_key_nor_tells_its_password(
         monkeypatch.setenv("https_proxy", url)
     connect(host="https://studio.example", extra={"max_attempts": 1, "proxy": url if where == "connection" else ""})
     with pytest.raises(ReductoTransportError, match="407") as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     (request,) = proxy.requests
     assert request.startswith(b"CONNECT studio.example:443 ")
     assert KEY.encode() not in request
@@ -426,12 +419,12 @@ def test_a_proxy_learns_neither_the_key_nor_tells_its_password(
 
 
 def test_an_unknown_certificate_is_refused_before_the_key_is_sent(
-    ask: Ask, listen: Callable[..., Any], connect: Connect, certificate: Any, logged: Any, conceals: Callable[..., None]
+    listen: Callable[..., Any], connect: Connect, certificate: Any, logged: Any, conceals: Callable[..., None]
 ) -> None:
     listener = listen(tls=certificate.tls)
     connect(host=listener.url, extra={"max_attempts": 2})
     with pytest.raises(ReductoTransportError, match=r"(?i)certificate") as caught:
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert listener.requests == []
     conceals(caught.value, KEY)
 
@@ -439,7 +432,6 @@ def test_an_unknown_certificate_is_refused_before_the_key_is_sent(
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 @pytest.mark.parametrize("trust", ["a bundle", "a folder", "anyone", "as text", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_a_certificate_that_is_trusted(
-    ask: Ask,
     listen: Callable[..., Any],
     connect: Connect,
     certificate: Any,
@@ -465,12 +457,11 @@ def test_a_certificate_that_is_trusted(
         monkeypatch.setenv(trust, str(certificate.bundle))
     listener = listen(tls=certificate.tls)
     connect(host=listener.url, extra=extra)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert listener.headers("Authorization") == [f"Bearer {KEY}"]
 
 
 def test_verify_comes_before_the_environment(
-    ask: Ask,
     listen: Callable[..., Any],
     connect: Connect,
     certificate: Any,
@@ -479,13 +470,12 @@ def test_verify_comes_before_the_environment(
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "absent.pem"))
     connect(host=listen(tls=certificate.tls).url, extra={"verify": str(certificate.bundle)})
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
 
 
 @pytest.mark.parametrize("bundle", ["absent", "no certificate"])
 @pytest.mark.parametrize("where", ["environment", "connection"])
 def test_a_bundle_that_can_t_be_used(
-    ask: Ask,
     listen: Callable[..., Any],
     connect: Connect,
     certificate: Any,
@@ -502,7 +492,7 @@ def test_a_bundle_that_can_t_be_used(
     listener = listen(tls=certificate.tls)
     connect(host=listener.url, extra={"max_attempts": 1, "verify": str(path) if where == "connection" else None})
     with pytest.raises(ReductoError):
-        ask(ReductoHook(), QUESTION)
+        ReductoHook().get_usage(QUERY)
     assert listener.requests == []
 
 
@@ -510,10 +500,10 @@ def test_a_bundle_that_can_t_be_used(
 
 
 @pytest.mark.parametrize("prefix", ["/reducto", "/pä th", "/a%20b"])
-def test_a_path_in_the_host(ask: Ask, listen: Callable[..., Any], connect: Connect, prefix: str) -> None:
+def test_a_path_in_the_host(listen: Callable[..., Any], connect: Connect, prefix: str) -> None:
     listener = listen()
     connect(host=f"{listener.url}{prefix}/")
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     sent = {"/reducto": "/reducto", "/pä th": "/p%C3%A4%20th", "/a%20b": "/a%20b"}[prefix]
     assert [text.split(b"?")[0] for text in listener.requests] == [f"GET {sent}{PATH}".encode()]
 
@@ -522,21 +512,21 @@ def test_a_path_in_the_host(ask: Ask, listen: Callable[..., Any], connect: Conne
 
 
 def test_netrc_does_not_replace_the_key(
-    ask: Ask, simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password mine\ndefault login me password mine\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     connect(host=simulator.url)
-    ask(ReductoHook(), QUESTION)
+    ReductoHook().get_usage(QUERY)
     assert [request.headers.getall("Authorization") for request in simulator.requests] == [[f"Bearer {KEY}"]]
 
 
 # Cancellations that aiohttp loses
 
 
-def test_a_question_that_is_cancelled_closes_its_session(
+def test_a_request_that_is_cancelled_closes_its_session(
     simulator: Simulator, connect: Connect, all_is_closed: Callable[[], None]
 ) -> None:
     arrived = threading.Event()
@@ -544,7 +534,7 @@ def test_a_question_that_is_cancelled_closes_its_session(
     connect(host=simulator.url)
 
     async def cancel() -> None:
-        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        task = asyncio.create_task(ReductoHook().aget_usage(QUERY))
         assert await asyncio.to_thread(arrived.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -554,7 +544,7 @@ def test_a_question_that_is_cancelled_closes_its_session(
     all_is_closed()
 
 
-def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simulator, connect: Connect) -> None:
+def test_a_request_that_is_cancelled_as_its_time_is_over_ends(simulator: Simulator, connect: Connect) -> None:
     """Both in one turn of the loop, as on a busy machine. A cancellation that is lost is not said again."""
     arrived = threading.Event()
     simulator.faults.add(Noted(lambda _: arrived.set(), Stall(30)), times=None)
@@ -563,7 +553,7 @@ def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simula
     async def cancel() -> asyncio.Task[Any]:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        task = asyncio.create_task(ReductoHook().aget_usage(QUERY))
         assert await asyncio.to_thread(arrived.wait, 10)
         await asyncio.sleep(0.3)
 
@@ -579,15 +569,15 @@ def test_a_question_that_is_cancelled_as_its_time_is_over_ends(simulator: Simula
     assert asyncio.run(cancel()).cancelled()
 
 
-def test_a_question_over_tls_closes_its_session(
+def test_a_request_over_tls_closes_its_session(
     listen: Callable[..., Any], connect: Connect, certificate: Any, all_is_closed: Callable[[], None]
 ) -> None:
     connect(host=listen(tls=certificate.tls).url, extra={"verify": str(certificate.bundle)})
-    asyncio.run(ReductoHook().aget_usage(QUESTION))
+    asyncio.run(ReductoHook().aget_usage(QUERY))
     all_is_closed()
 
 
-def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
+def test_a_request_that_is_cancelled_as_one_address_wins_over_another_ends(
     simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, all_is_closed: Callable[[], None]
 ) -> None:
     """What aiohttp connects by then waits for the loser, and loses the cancellation."""
@@ -614,7 +604,7 @@ def test_a_question_that_is_cancelled_as_one_address_wins_over_another_ends(
                 task.cancel()
 
         loop.sock_connect = slowly  # type: ignore[method-assign,assignment]
-        task = asyncio.create_task(ReductoHook().aget_usage(QUESTION))
+        task = asyncio.create_task(ReductoHook().aget_usage(QUERY))
         await asyncio.wait([task], timeout=10)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return task.cancelled()
@@ -649,10 +639,10 @@ class Hanging:
     """Looks names up without end, until the test is over."""
 
     def __init__(self) -> None:
-        self.asked, self.may_end = threading.Event(), threading.Event()
+        self.called, self.may_end = threading.Event(), threading.Event()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.asked.set()
+        self.called.set()
         self.may_end.wait(60)
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
@@ -667,7 +657,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
 
 
 @pytest.mark.parametrize("way", ["get_usage", "aget_usage", "through a proxy"])
-def test_a_resolver_that_hangs_holds_no_question_longer_than_its_time(
+def test_a_resolver_that_hangs_holds_no_request_longer_than_its_time(
     hanging: Hanging, connect: Connect, way: str
 ) -> None:
     extra = {"timeout": 0.2, "max_attempts": 2}
@@ -676,8 +666,8 @@ def test_a_resolver_that_hangs_holds_no_question_longer_than_its_time(
     )
     hook = ReductoHook()
     with pytest.raises(ReductoTransportError, match=r"no whole answer within 0\.2 s"):
-        asyncio.run(hook.aget_usage(QUESTION)) if way == "aget_usage" else hook.get_usage(QUESTION)
-    assert hanging.asked.is_set()
+        asyncio.run(hook.aget_usage(QUERY)) if way == "aget_usage" else hook.get_usage(QUERY)
+    assert hanging.called.is_set()
 
 
 @pytest.mark.parametrize("how", ["on_kill", "an exception"])
@@ -701,7 +691,7 @@ def test_a_task_that_is_killed_does_not_wait_for_a_resolver_that_hangs(
     try:
         threading.Thread(target=kill_when_asked).start()
         with pytest.raises(asyncio.CancelledError if how == "on_kill" else Killed):
-            ReductoHook().get_usage(QUESTION)
+            ReductoHook().get_usage(QUERY)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -715,9 +705,9 @@ from reducto_provider.operators.export import ReductoUsageExportOperator
 from reducto_provider.usage.query import UsageQuery
 
 query = UsageQuery(start=dt.date(2026, 6, 1), end=dt.date(2026, 6, 1), org_id="org_acme")
-for ask in (ReductoHook().get_usage, lambda query: asyncio.run(ReductoHook().aget_usage(query))):
+for get_usage in (ReductoHook().get_usage, lambda query: asyncio.run(ReductoHook().aget_usage(query))):
     try:
-        ask(query)
+        get_usage(query)
     except Exception as error:
         print(type(error).__name__)
 """
@@ -729,10 +719,10 @@ for ask in (ReductoHook().get_usage, lambda query: asyncio.run(ReductoHook().age
 
 def test_names_are_looked_up_as_before(simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """Addresses of both kinds, of which the first refuses."""
-    asked = []
+    connected = []
 
     def both(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
-        asked.append((host, port))
+        connected.append((host, port))
         return [
             (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", port, 0, 0)),
             (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)),
@@ -740,6 +730,6 @@ def test_names_are_looked_up_as_before(simulator: Simulator, connect: Connect, m
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
     connect(host=f"http://studio.localhost:{simulator.port}", extra={"max_attempts": 1})
-    assert ReductoHook().get_usage(QUESTION).rows
-    assert asked == [("studio.localhost", simulator.port)]
+    assert ReductoHook().get_usage(QUERY).rows
+    assert connected == [("studio.localhost", simulator.port)]
     assert simulator.requests[0].headers["Host"] == f"studio.localhost:{simulator.port}"

@@ -1,4 +1,4 @@
-"""What the service would answer, without asking it, and what is then published by an export that nobody disturbs."""
+"""What the service would answer, without a request, and what is then published by an export that nobody disturbs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simulator import ORGANIZATIONS
 from simulator.usage import Usage
 
 Answer = tuple[UsageReport, UsageQuery]
-"""An answer, and the question."""
+"""An answer, and the query."""
 
 
 def usage() -> Usage:

@@ -84,9 +84,11 @@ class GcsServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        try:
+            self._server.shutdown()
+            self._thread.join()
+        finally:
+            self._server.server_close()
 
     def make_bucket(self) -> str:
         """Make a bucket and return its name."""

@@ -1,15 +1,15 @@
 """An S3 server on loopback: moto's, with a journal of its requests and a say in how it answers.
 
 Where moto is laxer than S3, this makes up for it: requests are served one after the other, so that conditional
-writes exclude each other and nobody reads what is just being replaced; and who may not list a bucket is refused
-what does not exist, instead of being told so.
+writes exclude each other and nobody reads what is just being replaced; and who may not list a bucket gets a refusal
+for what does not exist, instead of a 404.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock, Thread
@@ -99,9 +99,11 @@ class S3Server:
         self.bystander = self.client("s3")
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        with ExitStack() as stack:
+            stack.callback(self._server.server_close)
+            stack.callback(self._thread.join)
+            stack.callback(self._server.shutdown)
+            stack.callback(self.bystander.close)
 
     def client(self, service: str) -> Any:
         """A client of boto3 that sees everything and leaves no trace."""
@@ -173,9 +175,9 @@ class S3Server:
         if len(body) < length:
             answer = INCOMPLETE_BODY  # its writer was killed
         elif counted and how:
-            answer = how(call, lambda: self._ask_moto(environ, call))
+            answer = how(call, lambda: self._moto_answer(environ, call))
         else:
-            answer = self._ask_moto(environ, call)
+            answer = self._moto_answer(environ, call)
         call.status = int(answer.status[:3])
         headers = [(name, value) for name, value in answer.headers if name.lower() != "connection"]
         if call.method != "HEAD" and not any(name.lower() == "content-length" for name, _ in headers):
@@ -183,7 +185,7 @@ class S3Server:
         start_response(answer.status, headers)
         return [answer.body]
 
-    def _ask_moto(self, environ: dict[str, Any], call: Call) -> Answer:
+    def _moto_answer(self, environ: dict[str, Any], call: Call) -> Answer:
         bystander = BYSTANDER in environ.get("HTTP_USER_AGENT", "")
         checked = enable_iam_authentication() if self._authorized and not bystander else nullcontext()
         with self._one_at_a_time, checked:

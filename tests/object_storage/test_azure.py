@@ -7,16 +7,11 @@ import os
 import socket
 import subprocess
 import time
-from datetime import date
-from pathlib import Path
 
 import pytest
 
-from reducto_provider.export.dataset import UsageDataset
-from reducto_provider.export.formats import check_format
-from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.storage import open_storage
-from tests.object_storage.answers import answer
+from tests.object_storage.exports import check_export_again_and_restated
 
 AZURITE = os.environ.get("AZURITE", "")
 """The program, `azurite-blob` of the npm package azurite."""
@@ -77,45 +72,10 @@ def blobs(container) -> dict[str, bytes]:
     return {name: container.download_blob(name).readall() for name in container.list_blob_names()}
 
 
-def is_usage(name: str) -> bool:
-    """Whether a file says the same whoever wrote it and when."""
-    return "/metadata/org_id" not in name and not name.rpartition("/")[2].startswith(".")
-
-
-def local_files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("scheme", ["abfs", "abfss"])
 def test_export_again_and_restated(export, container, connection, simulator, tmp_path, scheme):
-    bucket = container.container_name
-    days = {"output_path": f"{scheme}://lake@{bucket}/deep/usage", "output_format": "parquet"}
-    one = {"output_path": f"{scheme}://{bucket}/one.csv", "output_conn_id": "lake", "output_format": "csv"}
-    tasks = {"days": days, "days_again": days, "one": {**one, "partitioned": False}}
-    env = {"AIRFLOW_CONN_LAKE": connection()}
-
-    def expected():
-        report, query = answer(simulator.usage, "org_acme", date(2026, 5, 1), date(2026, 5, 3))
-        place = tmp_path / str(len(list(tmp_path.iterdir())))
-        UsageDataset(open_storage(f"{place}/deep/usage"), check_format("parquet"), {}).publish(report, query)
-        UsageObject(open_storage(str(place)), "one.csv", check_format("csv"), {}).publish(report, query)
-        return {name: content for name, content in local_files(place).items() if is_usage(name)}
-
-    def found():
-        return {name: content for name, content in blobs(container).items() if is_usage(name)}
-
-    first = export(env=env, **tasks).expect()
-    assert found() == expected()
-    assert [file["changed"] for file in first.xcom("days")["files"]] == [True] * 3
-    assert [file["changed"] for file in first.xcom("days_again")["files"]] == [False] * 3
-    assert first.xcom("one")["files"][0]["uri"] == f"{scheme}://{bucket}/one.csv"
-    assert "lake@" not in repr(first.xcoms)
-
-    simulator.usage.restate("org_acme", date(2026, 5, 2), factor=2)
-    simulator.usage.restate("org_acme", date(2026, 5, 3), factor=0)
-    second = export(env=env, **tasks).expect()
-    assert found() == expected()
-    assert [file["changed"] for file in second.xcom("days")["files"]] == [False, True, True]
+    root = f"{scheme}://{container.container_name}"
+    check_export_again_and_restated(export, simulator, tmp_path, root, connection(), lambda: blobs(container))
 
 
 def test_a_dataset_of_another_format_is_refused(export, container, connection):

@@ -146,7 +146,7 @@ class TestKilled:
         for step in range(steps):
             ours, theirs = Pipe()
             arguments = (url, "jsonl", [ANSWERS[(step + 1) % 3]], theirs)
-            waiting.append((started(writers.export_when_told, *arguments, environment=env), ours))
+            waiting.append((started(writers.export_on_command, *arguments, environment=env), ours))
         for _, ours in waiting:
             ours.recv()
         reader = Reader(look, wholes)
@@ -207,7 +207,7 @@ class TestAtTheSameTime:
         for answers in given:
             ours, theirs = Pipe()
             arguments = (url, "jsonl", answers * 3, theirs)
-            together.append((started(writers.export_when_told, *arguments, environment=env), ours))
+            together.append((started(writers.export_on_command, *arguments, environment=env), ours))
         for _, ours in together:
             ours.recv()
         for _, ours in together:

@@ -367,7 +367,7 @@ class TestPermissions:
 
 
 class TestRequests:
-    """What an export asks of the store, and so what it costs: the table in the guide."""
+    """The requests of an export to the store, and so what it costs: the table in the guide."""
 
     def test_of_a_day(self, s3, storage):
         usage, counts = answers.usage(), {}
@@ -375,7 +375,7 @@ class TestRequests:
         def publish(title, first, last):
             dataset = UsageDataset(storage, check_format("parquet"), {})
             s3.calls.clear()
-            dataset.check()  # as the operator does, before it asks the service
+            dataset.check()  # as the operator does, before it sends a request
             files = dataset.publish(*answers.answer(usage, "org_acme", first, last))
             counts[title] = Counter(call.method for call in s3.calls)
             return files
@@ -412,7 +412,7 @@ class TestRequests:
             "noting that changes were reported": counts["noted"],
         }
         written = [
-            f"| {title} | {asked['GET']} | {asked['PUT']} | {asked['DELETE']} |" for title, asked in rows.items()
+            f"| {title} | {calls['GET']} | {calls['PUT']} | {calls['DELETE']} |" for title, calls in rows.items()
         ]
         assert [line for line in written if line not in GUIDE.read_text()] == []
 

@@ -55,7 +55,7 @@ def export(url: str, format: str, answers: Answers, times: int = 1) -> None:
         dataset.publish(report, query)
 
 
-def export_when_told(url: str, format: str, answers: Answers, connection: Connection) -> None:
+def export_on_command(url: str, format: str, answers: Answers, connection: Connection) -> None:
     """Prepare, signal readiness, and export on command."""
     storage = open_storage(url)
     storage.read("nothing")  # the first request of a store's client takes its time
@@ -81,7 +81,7 @@ def export_current_usage(
     url: str, org_id: str, days: tuple[date, date], clock: str, times: int, ready: Connection
 ) -> None:
     """
-    Export the current usage ``times`` times into a Delta table, as a task does: ask again if others were faster.
+    Export the current usage ``times`` times into a Delta table, as a task does: request again if others were faster.
 
     The service is the file ``clock``: each answer's credits are the number of the request.
     """
@@ -124,7 +124,7 @@ def compact_again_and_again(url: str, days: tuple[date, date], times: int, ready
         compact(table, "product", DayRange(*days))
 
 
-def export_table_when_told(url: str, answers: Answers, ready: Connection) -> None:
+def export_table_on_command(url: str, answers: Answers, ready: Connection) -> None:
     """Prepare, signal readiness, and export one answer after the other into a Delta table on command."""
     ready.send("ready")
     ready.recv()

@@ -95,7 +95,7 @@ def execute(operator, run=OCTOBER_S, ti=None, **context):
     return ti
 
 
-def asked(service):
+def requested(service):
     return [(dict(request.query)["startDate"], dict(request.query)["endDate"]) for request in service.requests]
 
 
@@ -148,7 +148,7 @@ class TestBoundary:
 
         assert decision["decision"] == "within", "29 days of 100: history begins on the second"
         assert decision["reading"].items() >= {"value": 2900, "used": 1600, "projected": True}.items()
-        assert asked(service) == [("2026-10-04", "2026-11-18")]
+        assert requested(service) == [("2026-10-04", "2026-11-18")]
 
 
 class TestWindow:
@@ -169,7 +169,7 @@ class TestWindow:
         """The run is October's: it was late, or has been cleared."""
         execute(gate(budget=1000, **arguments))
 
-        assert asked(service) == [days]
+        assert requested(service) == [days]
 
     def test_that_has_not_begun_is_an_error(self, service, gate):
         operator = gate(usage_start_date="2026-12-01", usage_end_date="2026-12-31")
@@ -302,7 +302,7 @@ class TestUnknown:
         assert ti.decision["error"]
         assert f"usage unknown: {ti.decision['error']}; {action}" in log.text
 
-    def test_under_wait_it_is_asked_again_after_the_interval(self, service, gate):
+    def test_under_wait_it_is_requested_again_after_the_interval(self, service, gate):
         service.faults.add(status(500))
         with pytest.raises(TaskDeferred) as deferred:
             execute(gate(on_exceeded="wait", on_unknown="block", poke_interval=90))

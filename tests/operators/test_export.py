@@ -337,7 +337,7 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
         ({"output_path": "s3://bucket/usage", "output_conn_id": "missing"}, ["missing"]),
     ],
 )
-def test_bad_rendered_input_fails_at_once_and_asks_nothing(export, simulator, arguments, words):
+def test_bad_rendered_input_fails_at_once_without_a_request(export, simulator, arguments, words):
     result = export(**{"org_id": "org_acme", "retries": 2, **arguments}).expect("failed")
 
     assert len(result.errors) == 1 or "missing" in words, "no retry is spent on it"
@@ -623,7 +623,7 @@ def test_what_a_task_that_did_not_succeed_reported_is_reported_again(run_dag, ex
         assert {file["changed"] for file in result.xcom("export")["files"]} == {expected}
 
 
-def test_one_object_of_another_organization_is_refused_before_it_is_asked(export, simulator, tmp_path):
+def test_one_object_of_another_organization_is_refused_before_a_request(export, simulator, tmp_path):
     arguments = {"output_path": str(tmp_path / "usage.jsonl"), "partitioned": False, **RANGE}
     export(org_id="org_acme", **arguments).expect()
     before = content_of(tmp_path)
@@ -728,14 +728,14 @@ class TestDelta:
     def test_files_and_a_table_do_not_share_a_place(self, export, tmp_path, simulator):
         arguments = {"org_id": "org_acme", "output_path": str(tmp_path), **RANGE}
         export(**arguments, output_format="delta").expect()
-        asked = len(simulator.requests)
+        before = len(simulator.requests)
         [error] = export(**arguments).expect("failed").errors
 
         assert error.type == "ReductoConfigurationError"
         assert "is a Delta table. Use output_format='delta'" in error.message
-        assert len(simulator.requests) == asked
+        assert len(simulator.requests) == before
 
-    def test_what_others_exported_meanwhile_is_asked_for_again(self, export, simulator, tmp_path):
+    def test_what_others_exported_meanwhile_is_requested_again(self, export, simulator, tmp_path):
         arguments = {"org_id": "org_acme", "output_path": str(tmp_path), "output_format": "delta", **RANGE}
         imports = """
 import sys

@@ -197,7 +197,7 @@ def test_a_key_that_is_refused_is_not_tried_on_every_organization(fleet, simulat
     assert result.errors[0].message.count("ReductoAuthenticationError") == 3
 
 
-def test_a_retry_asks_again_and_writes_only_what_failed(fleet, simulator, tmp_path):
+def test_a_retry_requests_again_and_writes_only_what_failed(fleet, simulator, tmp_path):
     simulator.faults.add(status(500), times=2, org="org_globex")
     connection = {"extra": {"max_attempts": 2}}
     result = fleet(retries=1, concurrency=1, group_by=["product"], run={"connection": connection}).expect()
@@ -357,13 +357,13 @@ UsageDataset.publish = failing
 """
 
 
-def test_memory_holds_no_more_reports_than_questions(fleet, simulator):
+def test_memory_holds_no_more_reports_than_requests(fleet, simulator):
     result = fleet(before=COUNT_REPORTS, organizations=add_organizations(simulator, 40), concurrency=4).expect("failed")
 
     assert result.xcom("export")["failed"] == 4
     counts = [int(count) for count in re.findall(r"REPORTS ALIVE (\d+)", result.log)]
     assert len(counts) == 40
-    assert 1 <= max(counts) <= 2 * 4  # of 40; one that is done may live for a moment in the frames of its question
+    assert 1 <= max(counts) <= 2 * 4  # of 40; one that is done may live for a moment in the frames of its request
 
 
 def test_two_hundred_organizations(fleet, simulator, tmp_path):
@@ -454,7 +454,7 @@ def test_bad_literals_are_errors_of_the_dag_file(fleet, simulator, arguments, wo
         ({"group_by": "{{ 'pages' }}"}, ["group_by", "pages"]),
     ],
 )
-def test_bad_rendered_input_fails_at_once_and_asks_nothing(fleet, simulator, arguments, words):
+def test_bad_rendered_input_fails_at_once_without_a_request(fleet, simulator, arguments, words):
     result = fleet(retries=2, **arguments).expect("failed")
 
     [error] = result.errors
@@ -464,7 +464,7 @@ def test_bad_rendered_input_fails_at_once_and_asks_nothing(fleet, simulator, arg
     assert not simulator.requests
 
 
-def test_another_format_is_refused_before_anything_is_asked(fleet, simulator):
+def test_another_format_is_refused_before_any_request(fleet, simulator):
     fleet().expect()
     simulator.clear()
     result = fleet(output_format="csv").expect("failed")
@@ -556,7 +556,7 @@ class TestDelta:
         assert DeltaTable(tmp_path).version() == commits
         assert {each["changed_day_count"] for each in again["organizations"]} == {0}
 
-    def test_a_retry_asks_again_and_commits_only_what_failed(self, fleet, simulator, tmp_path):
+    def test_a_retry_requests_again_and_commits_only_what_failed(self, fleet, simulator, tmp_path):
         simulator.faults.add(status(500), times=2, org="org_globex")
         run = {"connection": {"extra": {"max_attempts": 2}}}
         result = fleet(output_format="delta", retries=1, group_by=["product"], run=run).expect()

@@ -202,7 +202,7 @@ def test_bad_literals_are_errors_of_the_dag_file(export, simulator, arguments, w
         ({**FOCUS, "output_format": "{{ 'focus' }}"}, ["output_format", "'focus'", "focus_csv"]),
     ],
 )
-def test_bad_rendered_input_fails_at_once_and_asks_nothing(export, simulator, arguments, words):
+def test_bad_rendered_input_fails_at_once_without_a_request(export, simulator, arguments, words):
     result = export(org_id="org_acme", retries=2, **arguments).expect("failed")
 
     [error] = result.errors
@@ -287,7 +287,7 @@ def validate() -> Callable[[Path], Verdict]:
         results = done.stdout.partition("--- Failures ---")[0]
         verdict = Verdict(re.findall(r"^\S+ (\S+): FAIL +\((.*)\)$", results, re.M))
         assert len(verdict) == int(total[2]), done.stdout
-        assert int(total[1]) > 200, "rules were held against the file at all"
+        assert int(total[1]) > 200, "rules were applied to the file at all"
         return verdict
 
     return validate

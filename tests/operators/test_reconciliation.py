@@ -113,7 +113,7 @@ def test_a_day_that_is_not_over_is_left_out(reconcile, simulator):
 
 
 def test_a_key_that_is_replaced_in_between_is_no_discrepancy(reconcile, simulator):
-    """The answers are of two organizations. A retry asks for one."""
+    """The answers are of two organizations. A retry requests one."""
     simulator.faults.add(Altered({"orgId": "org_before"}))
     result = reconcile(org_id=None, retries=1)
 
@@ -131,7 +131,7 @@ def test_a_key_that_is_replaced_in_between_is_no_discrepancy(reconcile, simulato
         ({"lookback_days": 10**6}, "reconcile: "),
     ],
 )
-def test_what_can_t_be_asked_is_one_of_this_package_s_errors(reconcile, simulator, arguments, said):
+def test_what_can_t_be_requested_is_one_of_this_package_s_errors(reconcile, simulator, arguments, said):
     [error] = reconcile(retries=1, **arguments).errors
 
     assert error.type == "ReductoConfigurationError"

@@ -222,16 +222,18 @@ class TestHanging:
     def test_a_store_that_hangs_holds_up_nothing_else(self, server):
         refused = threading.Semaphore(0)
         with ThreadPoolExecutor(12) as executor, server.client("viewer") as viewer:
-            asked = [executor.submit(viewer.get, "/organization", params={**OF_ACME, "dataset": 2}) for _ in range(12)]
-            for future in asked:
+            futures = [
+                executor.submit(viewer.get, "/organization", params={**OF_ACME, "dataset": 2}) for _ in range(12)
+            ]
+            for future in futures:
                 future.add_done_callback(lambda _: refused.release())
             for _ in range(12 - 4):  # those for whom no thread became free
                 assert refused.acquire(timeout=60)
             health = [server.request("GET", "/api/v2/monitor/health").status_code for _ in range(20)]
             assert health == [200] * 20
-            assert sum(future.done() for future in asked) == 12 - 4
+            assert sum(future.done() for future in futures) == 12 - 4
             assert viewer.get("/").status_code == 200  # another dataset
-            answers = [future.result() for future in asked]
+            answers = [future.result() for future in futures]
         assert sorted(answer.status_code for answer in answers) == [503] * 8 + [504] * 4
         assert "The usage page is busy" in next(each.text for each in answers if each.status_code == 503)
 

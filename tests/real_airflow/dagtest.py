@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -34,7 +35,7 @@ class DagTestTimeoutError(DagTestError, TimeoutError):
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """What a task instance came to. `map_index` is -1 for a task that is not mapped."""
+    """The outcome of a task instance. `map_index` is -1 for a task that is not mapped."""
 
     task_id: str
     map_index: int
@@ -45,7 +46,7 @@ class TaskInstance:
 
 @dataclass(frozen=True)
 class TaskError:
-    """What one try of a task raised. `state` is what became of the try: `failed` or `up_for_retry`."""
+    """What one try of a task raised. `state` is that of the try: `failed` or `up_for_retry`."""
 
     task_id: str
     map_index: int
@@ -65,7 +66,7 @@ class DagTestResult:
     state: str
     task_instances: tuple[TaskInstance, ...]
     xcoms: Mapping[tuple[str, int, str], Any]
-    """By task, map index and key. The values are what lies in the database: JSON, encoded where need be."""
+    """By task, map index and key. The values are as in the database: JSON, encoded where need be."""
     asset_events: tuple[Mapping[str, Any], ...]
     errors: tuple[TaskError, ...]
     log: str
@@ -123,14 +124,17 @@ class DagRunner:
         env: Mapping[str, str] | None = None,
         *,
         cache_dir: Path | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
         """Start the process; the first run waits until it is ready.
 
-        `env` is for every run, and for what Airflow reads only once, at its import.
+        `env` is for every run, and for what Airflow reads only once, at its import. The modules of `preload` are
+        imported once, instead of in every run; none may start a thread.
         """
         self.home = home.resolve()
         self._env = airflow_environment(self.home, env)
         self._pristine = migrated_database(cache_dir)
+        self._preload = preload
         self._runs = 0
         self._guard = Guard(self.home)
         self._start()
@@ -177,30 +181,31 @@ class DagRunner:
 
     def close(self) -> None:
         """End the process and everything that runs left behind."""
-        self._guard.close()
-        self._process.wait()
-        self._connection.close()
+        with ExitStack() as stack:
+            stack.callback(self._process.wait)
+            stack.callback(self._connection.close)  # with which the process ends, were it still there
+            stack.callback(self._guard.close)
 
     def _start(self) -> None:
         copy_database(self._pristine, self.home / "airflow.db")
         self._ready = False
         self._connection, theirs = Pipe()
         # -P: the worker's folder must not become a place to import from.
-        command = [sys.executable, "-P", dagtest_worker.__file__, str(self.home), str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            command,
-            env=self._env,
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-        theirs.close()
+        command = [sys.executable, "-P", dagtest_worker.__file__, str(self.home), str(theirs.fileno()), *self._preload]
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                env=self._env,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
 
     def _restart(self) -> None:
-        kill_processes_in(self.home)
-        self._process.wait()
-        self._connection.close()
+        with self._connection:
+            kill_processes_in(self.home)
+            self._process.wait()
         self._start()
 
     def _serve(self, request: dict[str, Any], folder: Path, timeout: float) -> None:

@@ -3,9 +3,10 @@
 A fork costs milliseconds and isolates completely: the environment, the imported modules, Airflow's caches,
 the threads that `DAG.test` leaves behind and a run that hangs all end with it.
 
-Started as a script with the folder of its Airflow and the descriptor of its end of a `multiprocessing` pipe.
-Says "ready", then answers each request (a dict) with the exit status of its fork. What the run came to lies
-in the run's own folder: `result.json` and `log.txt`.
+Started as a script with the folder of its Airflow, the descriptor of its end of a `multiprocessing` pipe and the names
+of modules to import once, before the forks.
+Says "ready", then answers each request (a dict) with the exit status of its fork. The outcome of the run is
+in its own folder: `result.json` and `log.txt`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,17 +42,17 @@ with DAG("warm_up", schedule=None, start_date=datetime(2026, 1, 1)):
     def number(value, **context):
         return value
 
-    number.expand(value=numbers())
+    number.expand(value=numbers()) >> number.override(task_id="templated")(value="{{ run_id }}")
 """
 
 
-def main(home: Path, connection: Connection) -> None:
+def main(home: Path, connection: Connection, preload: Sequence[str]) -> None:
     """Serve requests until the other end is closed."""
     _log_to(home / "worker.log")
     folder = home / "warm_up"
     folder.mkdir(exist_ok=True)
     (folder / "dag.py").write_text(WARM_UP)
-    _warm_up(folder)
+    _warm_up(folder, preload)
     connection.send("ready")
     while True:
         try:
@@ -65,10 +68,13 @@ def main(home: Path, connection: Connection) -> None:
         connection.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def _warm_up(folder: Path) -> None:
+def _warm_up(folder: Path, preload: Sequence[str]) -> None:
     """Do what is slow before the forks: imports, the execution API's application, SQLAlchemy's statements."""
     from airflow import settings
+    from sqlalchemy import event
 
+    # Nobody reads the database of a machine that lost its power: no commit waits for the disk.
+    event.listen(settings.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
     if AIRFLOW >= (3,):
         from airflow.sdk.execution_time import supervisor
 
@@ -83,6 +89,8 @@ def _warm_up(folder: Path) -> None:
             TaskRescheduleStartDate.model_construct = TaskRescheduleStartDate
             structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     _run_dag(folder, {})
+    for name in preload:
+        import_module(name)
     # Threads and database connections must not cross a fork. The transport to the application has the
     # former: its next use makes a new one, while the application, which took the time, stays.
     if AIRFLOW >= (3,):
@@ -124,7 +132,7 @@ def _run_dag(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         raise ImportError("\n".join(bag.import_errors.values()))
     dag_id = request.get("dag_id") or (next(iter(bag.dags)) if len(bag.dags) == 1 else None)
     if dag_id not in bag.dags:
-        raise LookupError(f"asked for dag_id={dag_id!r}; the file holds {sorted(bag.dags)}")
+        raise LookupError(f"no DAG with dag_id={dag_id!r}; the file holds {sorted(bag.dags)}")
 
     errors = _collect_errors()
     # The dates are there only when given: DAG.test takes a logical date of None for a run without one.
@@ -253,4 +261,4 @@ def _log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Connection(int(sys.argv[2])))
+    main(Path(sys.argv[1]), Connection(int(sys.argv[2])), sys.argv[3:])

@@ -92,8 +92,10 @@ class AirflowDeployment(RunningAirflow):
     # -- the processes
 
     def stop(self) -> None:
-        super().stop()
-        self._client.close()
+        try:
+            super().stop()
+        finally:
+            self._client.close()
 
     def start_service(self, service: Service) -> None:
         """Start one process, without waiting for it."""
@@ -185,7 +187,7 @@ class AirflowDeployment(RunningAirflow):
         map_index: int = -1,
         key: str = "return_value",
     ) -> Any:
-        """What a task instance pushed: the plain JSON that lies in the database."""
+        """What a task instance pushed: the plain JSON in the database."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         query = {"map_index": map_index, "deserialize": False, "stringify": False}
         return self.request("GET", path, params=query).json()["value"]
@@ -268,8 +270,8 @@ class AirflowDeployment(RunningAirflow):
             # The tasks' API builds itself at its first call, for seconds: better now than while a task waits.
             self.request("GET", f"{self._execution_url}health")
         health = self.request("GET", "/api/v2/monitor/health").json()
-        asked = ("metadatabase", *(service.replace("-", "_") for service in self._services))
-        return all(part["status"] == "healthy" for name, part in health.items() if name in asked)
+        named = ("metadatabase", *(service.replace("-", "_") for service in self._services))
+        return all(part["status"] == "healthy" for name, part in health.items() if name in named)
 
 
 def _log_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS: Mapping[str, str] = {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    # The default asks the name service for the host's full name.
+    # The default looks up the host's full name.
     "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
     # A changed DAG is a new version at once, instead of the one that was stored less than 30 seconds ago.
     "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
@@ -61,7 +61,7 @@ def airflow_environment(home: Path, env: Mapping[str, str] | None = None) -> dic
 
 
 def migrated_database(cache_dir: Path | None = None) -> Path:
-    """A migrated SQLite database of the installed Airflow, to be copied. Made by whoever asks first."""
+    """A migrated SQLite database of the installed Airflow, to be copied. Made by the first caller."""
     version = metadata.version("apache-airflow")
     name = f"airflow-{version}-py{sys.version_info.major}.{sys.version_info.minor}"
     cache = (cache_dir or PROJECT_ROOT / ".cache").resolve() / name

@@ -2,7 +2,7 @@
 
 Airflow's processes fork, and their children change their process group, their title (and with it the visible
 environment) and sometimes their session. What they keep is the working directory, or they take one in the
-temporary folder, which lies in the same home. So all that runs *inside a folder* belongs to it.
+temporary folder, which is in the same home. So all that runs *inside a folder* belongs to it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def processes_in(home: Path) -> list[psutil.Process]:
     """All living processes whose working directory is the folder or one below it, except the caller."""
     home = home.resolve()
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         try:
-            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(home):
+            process = psutil.Process(pid)
+            if pid != os.getpid() and Path(process.cwd()).is_relative_to(home):
                 found.append(process)
         # It has just ended (psutil may pass the OSError on), is a zombie, or belongs to somebody else.
         except (psutil.Error, OSError):
@@ -36,7 +37,7 @@ def kill_processes_in(home: Path) -> None:
     """Kill all processes of the folder, until those that were just starting are gone as well."""
     while processes := processes_in(home):
         for process in processes:
-            with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 process.kill()
         time.sleep(0.01)
 
@@ -56,9 +57,11 @@ class Guard:
 
     def close(self) -> None:
         """Kill what is left in the folder, now."""
-        kill_processes_in(self.home)
-        self._process.kill()
-        self._process.communicate()
+        try:
+            kill_processes_in(self.home)
+        finally:
+            self._process.kill()
+            self._process.communicate()
 
 
 if __name__ == "__main__":

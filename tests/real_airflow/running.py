@@ -20,7 +20,7 @@ FINISHED = ("success", "failed")
 
 
 class DeploymentError(Exception):
-    """Airflow did not do what was asked. The message has the ends of its logs where they help."""
+    """Airflow did not do what it should. The message has the ends of its logs where they help."""
 
 
 class DeploymentTimeoutError(DeploymentError, TimeoutError):
@@ -67,12 +67,15 @@ class RunningAirflow(ABC):
     def stop(self) -> None:
         """End all processes, theirs included. Nothing of them is left when this returns."""
         # In its home nothing is worth a slow farewell.
-        if self._guard:
-            self._guard.close()
+        try:
+            if self._guard:
+                self._guard.close()
+        finally:
             self._guard = None
-        for process in self._processes.values():
-            process.wait()
-        self._processes.clear()
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            self._processes.clear()
 
     def service_log(self, service: str) -> str:
         """What a process has written so far, in all its lives."""

@@ -1,4 +1,4 @@
-"""A scheduler of Airflow 2 and the tasks that it starts, as processes. Asked by commands and by its database.
+"""A scheduler of Airflow 2 and the tasks that it starts, as processes. Read by commands and by its database.
 
 What :class:`~tests.real_airflow.deployment.AirflowDeployment` is for Airflow 3, as far as tests of both need it.
 """
@@ -46,26 +46,26 @@ class AirflowScheduler(RunningAirflow):
 
     def clear(self, dag_id: str, run_id: str) -> None:
         """Clear all task instances of a run."""
-        [(moment,)] = self._ask("SELECT execution_date FROM dag_run WHERE dag_id = ? AND run_id = ?", dag_id, run_id)
+        [(moment,)] = self._select("SELECT execution_date FROM dag_run WHERE dag_id = ? AND run_id = ?", dag_id, run_id)
         day = f"{moment.replace(' ', 'T')}+00:00"
         self.command("tasks", "clear", dag_id, "--yes", "--start-date", day, "--end-date", day)
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run."""
-        [(state,)] = self._ask("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?", dag_id, run_id)
+        [(state,)] = self._select("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?", dag_id, run_id)
         return {"state": state}
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The task instances of a run."""
         names = ("task_id", "map_index", "state", "try_number")
-        found = self._ask(
+        found = self._select(
             f"SELECT {', '.join(names)} FROM task_instance WHERE dag_id = ? AND run_id = ?", dag_id, run_id
         )
         return [dict(zip(names, each, strict=True)) for each in found]
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:
         """What a task instance returned."""
-        [(value,)] = self._ask(
+        [(value,)] = self._select(
             "SELECT value FROM xcom WHERE dag_id = ? AND run_id = ? AND task_id = ? AND map_index = ? "
             "AND key = 'return_value'",
             *(dag_id, run_id, task_id, map_index),
@@ -74,7 +74,7 @@ class AirflowScheduler(RunningAirflow):
 
     def asset_events(self) -> list[dict[str, Any]]:
         """All asset events, oldest first."""
-        found = self._ask("SELECT source_run_id, source_map_index, extra FROM dataset_event ORDER BY id")
+        found = self._select("SELECT source_run_id, source_map_index, extra FROM dataset_event ORDER BY id")
         return [
             {"source_run_id": run_id, "source_map_index": map_index, "extra": json.loads(extra)}
             for run_id, map_index, extra in found
@@ -91,6 +91,6 @@ class AirflowScheduler(RunningAirflow):
         self.command("dags", "reserialize")
         self._start_process("scheduler", [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"])
 
-    def _ask(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+    def _select(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as connection:
             return connection.execute(query, arguments).fetchall()

@@ -148,7 +148,7 @@ class TestDeployment:
             ("scheduled", "2024-01-01T00:00:00Z"),
             ("scheduled", "2024-01-02T00:00:00Z"),
         ]
-        # The interval of a preset has no length: on the 2nd it asks for nothing of the 1st.
+        # The interval of a preset has no length: on the 2nd it requests nothing of the 1st.
         moment = "2024-01-02 00:00:00+00:00"
         assert airflow.xcom("daily", runs[1]["dag_run_id"], "what_it_sees") == {
             "logical_date": moment,

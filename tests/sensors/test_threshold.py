@@ -119,7 +119,7 @@ def test_exceeded_while_waiting(wait, simulator, after_requests):
     ("visits", "logged"),
     [
         pytest.param(4, 3, marks=new_in(3, 3, "a task's own state, which it has again when it is rescheduled")),
-        pytest.param(1, 1, marks=gone_in(3, 3, "a rescheduled task that is told of no failures before")),
+        pytest.param(1, 1, marks=gone_in(3, 3, "a rescheduled task that knows of no failures before")),
     ],
 )
 def test_a_rescheduled_sensor_leaves_its_worker_while_the_service_fails(run_dag, simulator, visits, logged):

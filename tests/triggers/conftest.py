@@ -12,6 +12,13 @@ import pytest
 from reducto_provider.triggers import base, levels
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from simulator import Simulator
+from tests.triggers.waits import INTERVAL
+
+
+@pytest.fixture
+def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow five polls a second."""
+    monkeypatch.setattr(base, "MIN_INTERVAL", INTERVAL)
 
 
 @pytest.fixture

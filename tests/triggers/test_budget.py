@@ -44,8 +44,8 @@ def clock():
 
 
 def condition(days=NOVEMBER, limit="100", *, query=None, metric="credits", **fields):
-    asked = UsageQuery(start=days[0], end=days[1], **{"org_id": "org_acme", **(query or {})})
-    return UsageThreshold(query=asked, metric=metric, threshold=Decimal(limit), **fields)
+    requested = UsageQuery(start=days[0], end=days[1], **{"org_id": "org_acme", **(query or {})})
+    return UsageThreshold(query=requested, metric=metric, threshold=Decimal(limit), **fields)
 
 
 def waiting(limit="100", reserve="0", *, window="month", next_poll=None, fields=None, **options):
@@ -87,21 +87,21 @@ def play(trigger, *steps):
     return asyncio.run(scenario())
 
 
-def asked(service):
+def requested(service):
     return [(dict(request.query)["startDate"], dict(request.query)["endDate"]) for request in service.requests]
 
 
-def test_it_asks_once_when_the_month_has_turned(service, clock):
-    def nothing_was_asked():
+def test_it_requests_once_when_the_month_has_turned(service, clock):
+    def nothing_was_requested():
         assert not service.requests
 
     event = play(
         waiting(reserve="2.5"),
-        nothing_was_asked,
+        nothing_was_requested,
         lambda: clock.move_to(TURN - timedelta(microseconds=1)),
-        nothing_was_asked,
+        nothing_was_requested,
         lambda: clock.move_to(TURN + timedelta(seconds=budget.MIN_DELAY, microseconds=-1)),
-        nothing_was_asked,
+        nothing_was_requested,
         lambda: clock.move_to(TURN + timedelta(seconds=budget.MAX_JITTER)),
     )
 
@@ -115,7 +115,7 @@ def test_it_asks_once_when_the_month_has_turned(service, clock):
             "usage_end_date": "2026-12-31",
         }.items()
     )
-    assert asked(service) == [("2026-12-01", "2026-12-01")]
+    assert requested(service) == [("2026-12-01", "2026-12-01")]
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_queries_that_differ_are_spread():
 def test_a_month_without_room_is_slept_through_as_well(service, clock):
     service.usage.add("org_acme", date(2026, 12, 1), 100, 1)
 
-    def december_was_asked_for():
-        assert asked(service) == [("2026-12-01", "2026-12-01")]
+    def december_was_requested():
+        assert requested(service) == [("2026-12-01", "2026-12-01")]
 
     event = play(
         waiting(reserve="0.000000001"),
         lambda: clock.move_to(TURN + timedelta(minutes=1)),
         lambda: until(lambda: service.requests),
         lambda: clock.move_to(datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC)),
-        december_was_asked_for,
+        december_was_requested,
         lambda: clock.move_to(datetime(2027, 1, 1, 0, 1, tzinfo=UTC)),
     )
 
@@ -170,11 +170,11 @@ def test_the_boundary_is_exact(service, clock):
     assert play(waiting(reserve="0.000000001"))["status"] == "within"
 
 
-def test_a_triggerer_that_starts_after_the_turn_asks_at_once(service, clock):
+def test_a_triggerer_that_starts_after_the_turn_requests_at_once(service, clock):
     clock.move_to(TURN + timedelta(days=3))
 
     assert play(waiting())["reading"]["usage_end_date"] == "2026-12-31"
-    assert asked(service) == [("2026-12-01", "2026-12-04")]
+    assert requested(service) == [("2026-12-01", "2026-12-04")]
 
 
 def test_many_share_a_request_whatever_their_budgets(service, clock):
@@ -195,7 +195,7 @@ def test_many_share_a_request_whatever_their_budgets(service, clock):
 
 
 def test_windows_that_differ_share_no_request(service, clock):
-    """Both ask for 1 to 29 November, but a day later for other days."""
+    """Both request 1 to 29 November, but a day later for other days."""
     clock.move_to(datetime(2026, 11, 29, 12, tzinfo=UTC))
     month, day = waiting(), waiting(window="day", fields={"projected": True})
 
@@ -219,7 +219,7 @@ def test_groups_filters_and_projections_reach_the_service(service, clock):
 
     assert event["reading"].items() >= {"group": "k", "projected": True, "used": 0, "metric": "requests"}.items()
     assert ("product", "parse") in service.requests[0].query
-    assert asked(service) == [("2026-11-03", "2026-12-01")]
+    assert requested(service) == [("2026-11-03", "2026-12-01")]
 
 
 @pytest.mark.parametrize("fault", [status(503), status(429), html()], ids=["503", "429", "html"])

@@ -320,7 +320,7 @@ class TestProjected:
         [event] = payloads(trigger, by_group(JUNE_18, {"steady": STEADY, "new": new, "small": {ANY_DAY: "5"}}))
         assert [(each["group"], each["projected"]) for each in event["readings"]] == [("steady", True)]
 
-    def test_the_days_before_are_asked_for_with_the_window(self):
+    def test_the_days_before_are_requested_with_the_window(self):
         [query] = manual_trigger(projected=True)._queries(JUNE_18)
 
         assert (query.start, query.end) == (date(2026, 5, 3), date(2026, 6, 18))

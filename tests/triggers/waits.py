@@ -12,22 +12,25 @@ from reducto_provider.triggers.base import BaseUsageTrigger
 from reducto_provider.triggers.levels import ReductoUsageLevelTrigger
 from reducto_provider.triggers.threshold import ReductoUsageThresholdTrigger
 
+INTERVAL = 0.2
+"""Seconds between polls. The fixture ``short_interval`` allows it; real ones are a second at least."""
+
 
 def today() -> date:
     return datetime.now(UTC).date()
 
 
 def threshold_trigger(**arguments: Any) -> ReductoUsageThresholdTrigger:
-    """Return a trigger that waits for more than ten credits today, and polls each second."""
+    """Return a trigger that waits for more than ten credits today, and polls once per interval."""
     days = {"usage_start_date": str(today()), "usage_end_date": str(today())}
     return ReductoUsageThresholdTrigger(
-        **{"reducto_conn_id": "reducto_default", "threshold": "10", "poke_interval": 1.0, **days, **arguments}
+        **{"reducto_conn_id": "reducto_default", "threshold": "10", "poke_interval": INTERVAL, **days, **arguments}
     )
 
 
 def level_trigger(**arguments: Any) -> ReductoUsageLevelTrigger:
-    """Return a trigger of a large budget that polls each second, in every poll for one window."""
-    return ReductoUsageLevelTrigger(**{"budget": 1_000_000, "settle_days": 0, "poke_interval": 1.0, **arguments})
+    """Return a trigger of a large budget that polls once per interval, in every poll for one window."""
+    return ReductoUsageLevelTrigger(**{"budget": 1_000_000, "settle_days": 0, "poke_interval": INTERVAL, **arguments})
 
 
 async def first_event(trigger: BaseUsageTrigger) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Questions, and answers as the service would send them, byte for byte."""
+"""Queries, and answers as the service would send them, byte for byte."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def report(query, row, body) -> Callable[..., UsageReport]:
 
 @pytest.fixture
 def decode(query, body) -> Callable[..., UsageReport]:
-    """Decode an answer with these rows, asked by a query with these fields."""
+    """Decode an answer with these rows, to a query with these fields."""
 
     def decode(*rows: str, **fields: Any) -> UsageReport:
         return decode_report(body(*rows), query(**fields))

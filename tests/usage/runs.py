@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date, timedelta
-from itertools import pairwise
+from itertools import islice, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,35 +59,39 @@ def run_context(
     }
 
 
-def partition_runs(*arguments: Any, **fields: Any) -> list[tuple[Any, Run]]:
-    """Return the runs of :func:`partition_contexts`."""
-    return [(due, run_from_context(context)) for due, context in partition_contexts(*arguments, **fields)]
+def partition_runs(*arguments: Any, limit: int | None = None, **fields: Any) -> list[tuple[Any, Run]]:
+    """Return the runs of :func:`partition_contexts`, or the first of them."""
+    contexts = islice(partition_contexts(*arguments, **fields), limit)
+    return [(due, run_from_context(context)) for due, context in contexts]
 
 
-def partition_contexts(expression: str, start: Any, end: Any, **arguments: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """When each run is due that a partition timetable makes one after the other, and the contexts of their tasks."""
+def partition_contexts(expression: str, start: Any, end: Any, **arguments: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield when each run is due that a partition timetable makes one after the other, and its tasks' context."""
     scheduler = core_trigger.CronPartitionTimetable(expression, **arguments)
     timetable = dag_author.CronPartitionTimetable(expression, **arguments)
     restriction = TimeRestriction(start, end, catchup=True)
-    found, info = [], None
+    info = None
     while info := scheduler.next_dagrun_info_v2(last_dagrun_info=info, restriction=restriction):
         context = run_context(
             timetable,
             None,
             partition_key=info.partition_key,
-            partition_date=info.partition_date if AIRFLOW >= (3, 3) else None,  # which a task is not told before
+            partition_date=info.partition_date if AIRFLOW >= (3, 3) else None,  # which a task does not get before
             run_after=info.run_after,
         )
-        found.append((info.run_after, context))
-    return found
+        yield info.run_after, context
 
 
-def covered_by(scheduler: Any, timetable: Any, start: str, end: str) -> list[tuple[pendulum.DateTime, DayRange]]:
-    """When each of the runs came that Airflow's scheduler makes one after the other, and which days it covered."""
+def covered_by(
+    scheduler: Any, timetable: Any, start: str, end: str, limit: int | None = None
+) -> list[tuple[pendulum.DateTime, DayRange]]:
+    """Return when the runs came that Airflow's scheduler makes one after the other, and which days each covered."""
     restriction = TimeRestriction(utc(start), utc(end), catchup=True)
-    covered = []
+    covered: list[tuple[pendulum.DateTime, DayRange]] = []
     interval = None
-    while info := scheduler.next_dagrun_info(last_automated_data_interval=interval, restriction=restriction):
+    while len(covered) != limit and (
+        info := scheduler.next_dagrun_info(last_automated_data_interval=interval, restriction=restriction)
+    ):
         interval = info.data_interval
         with suppress(NoDayEndedError):
             covered.append((interval.end, days_of_run(make_run(timetable, interval.start, interval.end))))

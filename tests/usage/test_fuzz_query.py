@@ -1,4 +1,4 @@
-"""Questions made of anything: refused by name, or sent so that the service reads what was meant."""
+"""Queries made of anything: refused by name, or sent so that the service reads what was meant."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def test_the_service_reads_what_was_meant(days, group_by, org_id, filters):
     assert (url.scheme, url.netloc, url.path, url.fragment) == ("https", "studio.reducto.ai", f"/prefix{ENDPOINT}", "")
     assert url.query.isascii()
     sent = parse_qsl(url.query, keep_blank_values=True, strict_parsing=True)
-    asked = [("startDate", str(min(days))), ("endDate", str(max(days))), ("groupBy", group_by)]
-    asked += [("orgId", org_id)] if org_id is not None else []
+    expected = [("startDate", str(min(days))), ("endDate", str(max(days))), ("groupBy", group_by)]
+    expected += [("orgId", org_id)] if org_id is not None else []
     for name, values in sorted(filters.items(), key=lambda pair: list(FILTER_PARAMETERS).index(pair[0])):
         texts = {"*": []}.get(values, [values]) if isinstance(values, str) else values
-        asked += [(FILTER_PARAMETERS[name], text) for text in dict.fromkeys(texts)]
-    assert sent == asked
+        expected += [(FILTER_PARAMETERS[name], text) for text in dict.fromkeys(texts)]
+    assert sent == expected
 
 
 def is_name(text):

@@ -65,7 +65,7 @@ class TestPartitions:
 
         assert days_of_run(run) == days("2026-06-18")
 
-    def test_the_date_is_of_the_zone_asked_for_where_its_timetable_has_none(self):
+    def test_the_date_is_of_the_given_zone_where_its_timetable_has_none(self):
         run = make_run(object(), None, partition_key="eu-west", partition_date=utc("2026-06-17T20:00"))
 
         assert days_of_run(run, "Asia/Tokyo") == days("2026-06-18")
@@ -113,7 +113,7 @@ class TestPartitions:
     def test_a_day_on_which_no_period_begins_is_that_day(self):
         assert days_of_run(make_run(cron("0 0 * * 1"), None, partition_key="2026-06-17")) == days("2026-06-17")
 
-    @ZONED_KEYS  # before that a task is told the key alone, and refuses it
+    @ZONED_KEYS  # before that a task gets the key alone, and refuses it
     def test_a_coarse_key_is_covered_whole_where_its_timetable_spells_it(self):
         run = self.scheduled("0 0 * * 1", timezone="UTC", key_format="%Y-W%W")
 
@@ -136,7 +136,7 @@ class TestPartitions:
     @pytest.mark.parametrize("key_format", ["%Y-%m-%d", "%d.%m.%Y"])
     def test_a_week_that_is_run_by_hand_is_covered_whole(self, zone, key_format):
         timetable = dag_author.CronPartitionTimetable("0 6 * * 1", timezone=zone, key_format=key_format)
-        # Airflow reads the key, which has no time of day; before 3.3 the task is told the key alone.
+        # Airflow reads the key, which has no time of day; before 3.3 the task gets the key alone.
         midnight = pendulum.datetime(2026, 6, 15, tz=zone)
         for moment in (None, midnight):
             key = midnight.strftime(key_format)
@@ -198,7 +198,7 @@ class TestPartitions:
 
 @PARTITIONS
 class TestPartitionsThatAreNotOver:
-    """A partition of a day or longer is asked for once its last UTC day is over, and has settled."""
+    """A partition of a day or longer is requested once its last UTC day is over, and has settled."""
 
     @staticmethod
     def run(expression, zone, due, **arguments):
@@ -288,7 +288,7 @@ class TestPartitionsThatAreNotOver:
         )
 
     @ZONED_KEYS
-    def test_the_next_run_that_will_be_too_early_is_the_first_one_told(self):
+    def test_the_next_run_that_will_be_too_early_is_the_first_one_named(self):
         run = self.run("0 0 * * *", "Europe/Berlin", "2026-11-20T23:00")
 
         warning = warn_of_early_run(run, date(2026, 11, 21))

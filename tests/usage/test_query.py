@@ -1,4 +1,4 @@
-"""What is asked: its parameters, and what is refused before it is sent."""
+"""What is requested: its parameters, and what is refused before it is sent."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_generator_is_kept():
         pytest.param({"org_id": "\ud800"}, ["org_id", "Unicode"], id="organization that can't be encoded"),
     ],
 )
-def test_what_can_not_be_asked_is_refused(fields, said):
+def test_what_can_not_be_requested_is_refused(fields, said):
     with pytest.raises(ValueError) as error:
         UsageQuery(**{"start": DAY, "end": DAY, **fields})
 

@@ -1,4 +1,4 @@
-"""The dimensions held against each other."""
+"""The dimensions compared with each other."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def test_accounts_without_credits_are_compared_by_requests():
     assert "credits by product no figure" in str(found)
 
 
-def test_other_questions_are_refused():
+def test_other_queries_are_refused():
     with pytest.raises(ValueError, match="one organization"):
         reconcile({"product": report("product"), "api_key": report("api_key", org_id="org_other")})

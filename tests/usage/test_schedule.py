@@ -321,7 +321,7 @@ START, END = datetime(2026, 10, 5, tzinfo=UTC), datetime(2026, 10, 26, tzinfo=UT
 
 
 def scheduled_by(dag: Any) -> Any:
-    """The timetable that the scheduler reads for a DAG: what comes of serializing it."""
+    """The timetable that the scheduler reads for a DAG: once it was serialized."""
     if AIRFLOW < (3,):
         return dag.timetable
     if AIRFLOW >= (3, 2):

@@ -22,8 +22,8 @@ NOON = datetime(2026, 6, 18, 12, tzinfo=UTC)
 @pytest.fixture
 def threshold(query):
     def make(threshold="100", *, days=None, metric="credits", **fields):
-        asked = query() if days is None else query(start=days[0], end=days[1])
-        return UsageThreshold(query=asked, metric=metric, threshold=Decimal(threshold), **fields)
+        given = query() if days is None else query(start=days[0], end=days[1])
+        return UsageThreshold(query=given, metric=metric, threshold=Decimal(threshold), **fields)
 
     return make
 
@@ -193,22 +193,22 @@ class TestQueryAt:
         ids=lambda value: value.isoformat(),
     )
     def test_days_to_come_are_left_out(self, threshold, moment, end):
-        asked = threshold(days=self.MONTH).query_at(moment)
+        given = threshold(days=self.MONTH).query_at(moment)
 
-        assert (asked.start, asked.end) == (date(2026, 6, 1), end)
+        assert (given.start, given.end) == (date(2026, 6, 1), end)
 
-    def test_before_the_window_there_is_nothing_to_ask(self, threshold):
+    def test_before_the_window_there_is_nothing_to_request(self, threshold):
         condition = threshold(days=self.MONTH)
 
         assert condition.query_at(datetime(2026, 5, 31, 23, 59, tzinfo=UTC)) is None
         assert condition.describe_wait(None) == "2026-06-01 to 2026-06-30 has not begun"
 
-    def test_the_rest_of_the_question_stays(self, query):
-        asked = query(group_by="feature", org_id="org_abc123", products=["parse"], end=date(2026, 12, 31))
-        condition = UsageThreshold(query=asked, metric="credits", threshold=Decimal(1))
+    def test_the_rest_of_the_query_stays(self, query):
+        given = query(group_by="feature", org_id="org_abc123", products=["parse"], end=date(2026, 12, 31))
+        condition = UsageThreshold(query=given, metric="credits", threshold=Decimal(1))
 
         assert condition.query_at(NOON) == query(group_by="feature", org_id="org_abc123", products=["parse"])
-        assert condition.window == DayRange(asked.start, date(2026, 12, 31))
+        assert condition.window == DayRange(given.start, date(2026, 12, 31))
 
 
 class TestOutcome:
@@ -264,7 +264,7 @@ class TestParse:
             *(float("nan"), float("inf"), "nan", "sNaN", "Infinity", Decimal("NaN"), "1e18", 10**18, "1e999"),
             *("", "  ", "None", "{{ x }}", "1,000", "1.000,5", "100 credits", "0x10"),
             *(None, True, False, [100], {}, b"100"),
-            StrictUndefined(),  # what a native template leaves of a name that is not there; its text can't be asked for
+            StrictUndefined(),  # what a native template leaves of a name that is not there; its text can't be taken
         ],
         ids=repr,
     )

@@ -180,7 +180,7 @@ QUESTION = {**dict.fromkeys(QUERY_FIELDS), "group_by": "product"}
 
 
 class TestWindowOfARun:
-    """What a sensor asks for depends on its run alone, and not on when it is asked."""
+    """What a sensor requests depends on its run alone, and not on the moment of the request."""
 
     @staticmethod
     def condition(run, window="month", **fields):
@@ -210,7 +210,7 @@ class TestWindowOfARun:
             ("run", "2028-03-01T06:00", days("2028-02-29")),
         ],
     )
-    def test_a_retry_and_a_clear_ask_the_same(self, window, moment, expected):
+    def test_a_retry_and_a_clear_request_the_same(self, window, moment, expected):
         run = make_run(cron("@daily"), utc(moment))
         seen = []
         for later in (timedelta(0), timedelta(minutes=5), timedelta(days=3), timedelta(days=40), timedelta(days=800)):
@@ -223,7 +223,7 @@ class TestWindowOfARun:
         over = utc(str(expected.last)) + timedelta(days=1)
         assert {condition.query_at(over + timedelta(days=n)) for condition in seen for n in (0, 1, 900)} == {
             seen[0].query
-        }, "what is asked once the window is over"
+        }, "what is requested once the window is over"
 
     @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo", "Pacific/Kiritimati"])
     @pytest.mark.parametrize("window", ["month", "week", "day", 7])

@@ -52,7 +52,7 @@ class TestRows:
         assert report.group_by == dimension
         assert len(report.rows) == 1
 
-    def test_the_service_chooses_the_organization_when_none_is_asked_for(self, body, query):
+    def test_the_service_chooses_the_organization_when_none_is_given(self, body, query):
         assert decode_report(body(orgId='"org_other"'), query(org_id=None)).org_id == "org_other"
 
     def test_the_first_and_the_last_day_belong_to_the_range(self, decode, row):
@@ -162,7 +162,7 @@ class TestLargeAnswers:
             ({"credits": '"5"'}, "row {}: credits must be a number, not '5'"),
             ({"credits": "1e29"}, "row {}: credits are beyond"),
             ({"requestCount": "-1"}, "`$.data[{}].requestCount`"),
-            ({"date": '"2026-06-19"'}, "row {}: 2026-06-19 lies outside"),
+            ({"date": '"2026-06-19"'}, "row {}: 2026-06-19 is outside"),
         ],
         ids=str,
     )
@@ -280,7 +280,7 @@ class TestContract:
         ],
         ids=["organization", "organization in upper case", "first day", "last day", "dimension"],
     )
-    def test_an_answer_to_another_question(self, body, row, query, literals, said):
+    def test_an_answer_to_another_query(self, body, row, query, literals, said):
         with pytest.raises(UsageContractError) as error:
             decode_report(body(row(), **literals), query(org_id="org_abc123"))
 
@@ -293,7 +293,7 @@ class TestContract:
 
     @pytest.mark.parametrize("day", ["2026-05-18", "2026-06-19", "2025-06-01", "0001-01-01", "9999-12-31"])
     def test_a_day_outside_the_range(self, decode, row, day):
-        with pytest.raises(UsageContractError, match=f"row 1: {day} lies outside 2026-05-19 to 2026-06-18"):
+        with pytest.raises(UsageContractError, match=f"row 1: {day} is outside 2026-05-19 to 2026-06-18"):
             decode(row(), row(date=f'"{day}"', group='"extract"'))
 
     @pytest.mark.parametrize("group", ['"parse"', '""', "null", r'"\u0070arse"'])

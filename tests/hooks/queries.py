@@ -1,4 +1,4 @@
-"""What tests of the hook ask, and what they compare the answer with."""
+"""What tests of the hook query, and what they compare the answer with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from reducto_provider.hooks.reducto import ReductoHook
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
 from simulator import Fault, Simulator
@@ -15,10 +14,9 @@ from simulator import Fault, Simulator
 KEY = "sim-key-all"
 PATH = "/api/v1/usage/export"
 FIRST, LAST = date(2026, 6, 1), date(2026, 6, 7)
-QUESTION = UsageQuery(start=FIRST, end=LAST, org_id="org_acme")
+QUERY = UsageQuery(start=FIRST, end=LAST, org_id="org_acme")
 ATTEMPTS = 3
 
-Ask = Callable[[ReductoHook, UsageQuery], UsageReport]
 Connect = Callable[..., str]
 
 
