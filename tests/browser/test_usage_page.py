@@ -202,11 +202,13 @@ def test_the_picture(
 ) -> None:
     """Make the first picture of README and docs; `make picture` keeps it."""
     page = Frame(open_browser(example.home), example, 1200, "light")
-    page.open(example)
-    cards = page.wait(lambda browser: browser.find_elements(By.CSS_SELECTOR, "ul.cards > li"))
-    assert len(cards) == 4
-    # What the indexes hold is shown until it is proven.
-    page.wait(lambda browser: not [link.click() for link in browser.find_elements(By.CSS_SELECTOR, ".note a")])
+
+    def is_complete(browser: Chrome) -> bool:
+        page.open(example)
+        is_being_read = browser.find_elements(By.CSS_SELECTOR, ".note")
+        return not is_being_read and len(browser.find_elements(By.CSS_SELECTOR, "ul.cards > li")) == 4
+
+    page.wait(is_complete)
     assert "s3://finops-lake/reducto" in page.see("main").text
     file = Path(pytestconfig.getoption("--picture", None) or tmp_path / "usage-page.png")
     page.save(file, 780)

@@ -23,8 +23,9 @@ FRESH_FOR_TIMES: Final = 20
 MAX_FRESH_SECONDS: Final = 600.0
 """For how long an overview is shown before it is read again, at most."""
 
-# In an object store most of the time is spent waiting. Local files take turns at the interpreter with the server.
-_READERS: Final = 16
+# Indexes in an object store are mostly waited for. All else takes turns at the interpreter with the server's requests.
+_INDEX_READERS: Final = 16
+_READERS: Final = 4
 _LOCAL_READERS: Final = 2
 _READS_PER_READER: Final = 2
 
@@ -110,12 +111,14 @@ class Refresh:
             org_ids = reader.org_ids()
             with self._lock:
                 self._info, self._unread = self._source.info(reader), set(org_ids)
-            count = _READERS if reader.max_concurrent_reads > 1 else _LOCAL_READERS
+            is_local = reader.max_concurrent_reads == 1
+            count = _LOCAL_READERS if is_local else _INDEX_READERS
             _for_each(org_ids, lambda org_id: self._read_index(reader, org_id), count)
             self._indexes_read.set()
             with self._lock:
                 # Those first that are not shown at all, and then as they are shown.
                 in_order = [*sorted(self._unread), *(each.org_id for each in sort_summaries(self._unproven.values()))]
+            count = _LOCAL_READERS if is_local else _READERS
             _for_each(in_order, lambda org_id: self._read(reader, org_id), count)
         except Exception as error:  # noqa: BLE001  # raised by overview()
             with self._lock:
