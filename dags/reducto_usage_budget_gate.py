@@ -18,6 +18,7 @@ stopped.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from inspect import signature
 from typing import Any
 
 from reducto_organizations import ORGANIZATIONS
@@ -32,9 +33,13 @@ except ImportError:  # Airflow 2
     from airflow.models.param import Param
 
 try:
-    from airflow.providers.standard.operators.hitl import ApprovalOperator
+    from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 except Exception:  # noqa: BLE001  # before Airflow 3.1 the import raises an error of Airflow's own, or an ImportError
     ApprovalOperator = None
+else:
+    # Older versions of the provider take the time limit of the task for the response.
+    known = "response_timeout" in signature(HITLOperator.__init__).parameters
+    RESPONSE_TIMEOUT = "response_timeout" if known else "execution_timeout"
 
 BATCH_SIZE = 2
 NEEDED = "{{ 25 * params.documents | length }}"  # what the run's documents will use: look at what yours did
@@ -105,7 +110,7 @@ with DAG(
                 "{{ gate.reading.metric }}, and the documents need about {{ gate.reserve }}."
             ),
             defaults="Reject",
-            response_timeout=timedelta(days=2),
+            **{RESPONSE_TIMEOUT: timedelta(days=2)},
             trigger_rule="all_skipped",  # only if the gate is skipped
         )
         within_budget >> approve >> queued

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock, Thread
 from typing import Any
 from unittest.mock import patch
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
 import boto3
 from botocore.config import Config
 from moto import settings
+from moto.iam.access_control import IAMRequestBase
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
@@ -29,11 +30,26 @@ from werkzeug.test import run_wsgi_app
 try:
     from moto.core.authorization import enable_iam_authentication
     from moto.moto_server.werkzeug_app import MotoRequestHandler
-except ImportError:  # the moto of Airflow's older releases
+except ImportError:  # the moto of the release day of any Airflow so far
     from werkzeug.serving import WSGIRequestHandler as MotoRequestHandler
 
-    def enable_iam_authentication() -> AbstractContextManager[object]:
-        return patch.object(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
+    @contextmanager
+    def enable_iam_authentication() -> Iterator[None]:
+        create = IAMRequestBase._create_aws_request
+
+        def create_encoded(self: IAMRequestBase) -> Any:
+            """Restore what is signed: this moto decodes path and query before it computes the signature."""
+            request = create(self)
+            path, _, query = request.url.partition("?")
+            parameters = parse_qsl(query, keep_blank_values=True)
+            request.url = f"{quote(unquote(path), safe='/~')}?{urlencode(parameters, safe='~', quote_via=quote)}"
+            return request
+
+        with (
+            patch.object(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0),
+            patch.object(IAMRequestBase, "_create_aws_request", create_encoded),
+        ):
+            yield
 
 
 BYSTANDER = "bystander"
