@@ -121,7 +121,7 @@ class UsageDataset(Sink):
         self._is_described = True
 
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, requested_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Publish each day of the report: write its rows, and remove the file of a day without rows.
@@ -136,7 +136,7 @@ class UsageDataset(Sink):
         claimed = not self._is_described and self._ensure_identity()
         with storage_errors(f"could not read {self._storage.location(stored.folder)}"):
             stored.look(days)
-        export = _Export(query, run, asked_on or today())
+        export = _Export(query, run, requested_on or today())
         done = 0
 
         def publish_day(day: date) -> tuple[Manifest, bool]:
@@ -244,7 +244,7 @@ class UsageDataset(Sink):
             "credits": None if credits is None else format_decimal(credits),
             "request_count": sum(row.request_count for row in rows),
         }
-        final = day < export.asked_on
+        final = day < export.requested_on
         before = None
         with suppress(InvalidManifestError):  # it is written again
             before = stored.manifest(day)
@@ -281,7 +281,7 @@ class _Export:
 
     query: UsageQuery
     run: str | None
-    asked_on: date
+    requested_on: date
 
 
 def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequence[UsageRow], Sequence[Any]]]:

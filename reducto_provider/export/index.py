@@ -25,7 +25,7 @@ class IndexedDay(msgspec.Struct, kw_only=True):
 
     :param digest: of the rows; None for a day without usage.
     :param version: the MD5 of the file.
-    :param asked: the first and the last day of the query.
+    :param query_days: the first and the last day of the query.
     """
 
     digest: str | None
@@ -37,14 +37,14 @@ class IndexedDay(msgspec.Struct, kw_only=True):
     rows: Count
     sha256: str | None
     change: Change
-    asked: tuple[str, str]
+    query_days: tuple[str, str]
     run: str | None
     package_version: str
     exported_at: str
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:
-        asked = dict(manifest.query)
+        query = dict(manifest.query)
         return cls(
             digest=manifest.rows_sha256,
             credits=manifest.credits,
@@ -55,7 +55,7 @@ class IndexedDay(msgspec.Struct, kw_only=True):
             rows=manifest.row_count,
             sha256=manifest.sha256,
             change=manifest.change,
-            asked=(asked.get("startDate", ""), asked.get("endDate", "")),
+            query_days=(query.get("startDate", ""), query.get("endDate", "")),
             run=manifest.run,
             package_version=manifest.package_version,
             exported_at=manifest.exported_at,
@@ -66,7 +66,7 @@ class IndexedDay(msgspec.Struct, kw_only=True):
         Return the manifest that the day has if the index is right.
 
         :param file: the name of the day's file, if it has one.
-        :param query: the parameters of a query for the days in ``asked``.
+        :param query: the parameters of a query for the days in ``query_days``.
         :raises ValueError: if no export writes such a manifest.
         """
         return Manifest(

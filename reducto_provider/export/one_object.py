@@ -89,7 +89,7 @@ class UsageObject(Sink):
         self._check(found, query.org_id if query else None, query.group_by if query else None, run)
 
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, requested_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Replace the object by the report. Remove it if there are no rows and the format allows no empty file.

@@ -124,14 +124,14 @@ class Sink(ABC):
 
     @abstractmethod
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, requested_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Publish the report: a reader then sees for each of its days exactly its rows.
 
         :param query: the query of the report.
         :param run: see :meth:`check`.
-        :param asked_on: the UTC day on which the service was asked, None for today. The days before it were over.
+        :param requested_on: the UTC day of the request, None for today. The days before it were over.
         :return: a file per day, or one for all of them.
         :raises DatasetMismatchError: see :meth:`check`.
         :raises OutdatedReportError: nothing has been published; request the report again, at most

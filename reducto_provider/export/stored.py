@@ -100,7 +100,7 @@ class StoredDays:
             if days.first <= day <= days.last:
                 if (indexed := self._index.find(day)) is None:
                     raise ValueError(f"the index can't be decoded at {day}")
-                manifests.append(indexed.manifest(day, self.file(day), self.query(*indexed.asked)))
+                manifests.append(indexed.manifest(day, self.file(day), self.query(*indexed.query_days)))
         return manifests, DayRange(held[0], held[-1])
 
     def manifest(self, day: date) -> Manifest | None:
@@ -115,7 +115,7 @@ class StoredDays:
                 return None
             with suppress(ValueError):  # no export writes what the index holds
                 if (indexed := self._index.find(day)) is not None:
-                    manifest = indexed.manifest(day, self.file(day), self.query(*indexed.asked))
+                    manifest = indexed.manifest(day, self.file(day), self.query(*indexed.query_days))
                     if md5_of(json_file(manifest)) == listed:
                         self._proven.add(day)
                         return manifest

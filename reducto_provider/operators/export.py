@@ -189,9 +189,9 @@ class ReductoUsageExportOperator(BaseUsageExportOperator):
     def _request_and_publish_once(
         self, query: UsageQuery, sink: Sink, run: str
     ) -> tuple[UsageReport, list[PublishedFile]]:
-        asked_on = today()  # before the request: the day may end meanwhile
+        requested_on = today()  # before the request: the day may end meanwhile
         report = self._request(query)
-        return report, sink.publish(report, query, run, asked_on)
+        return report, sink.publish(report, query, run, requested_on)
 
     def _outputs(self) -> list[OutputDataset]:
         if self._sink is None or not self._reports:

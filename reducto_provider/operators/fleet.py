@@ -326,9 +326,9 @@ class FleetExport:
         await self._request_and_publish(hook, query, outcome)
 
     async def _request_and_publish(self, hook: ReductoHook, query: UsageQuery, outcome: FleetOutcome) -> None:
-        asked_on = today()  # before the request: the day may end meanwhile
+        requested_on = today()  # before the request: the day may end meanwhile
         report = await self._request(hook, query)
-        files = await self._in_thread(self._sink.publish, report, query, self._run, asked_on)
+        files = await self._in_thread(self._sink.publish, report, query, self._run, requested_on)
         outcome.add(report, files)
 
     async def _request(self, hook: ReductoHook, query: UsageQuery) -> UsageReport:

@@ -682,14 +682,14 @@ def test_a_task_that_is_killed_does_not_wait_for_a_resolver_that_hangs(
             raise Killed
         ReductoUsageExportOperator(task_id="export").on_kill()
 
-    def kill_when_asked() -> None:
-        hanging.asked.wait(60)
+    def kill_when_called() -> None:
+        hanging.called.wait(60)
         os.kill(os.getpid(), signal.SIGALRM)
 
     connect(host="https://studio.example")
     before = signal.signal(signal.SIGALRM, on_signal)
     try:
-        threading.Thread(target=kill_when_asked).start()
+        threading.Thread(target=kill_when_called).start()
         with pytest.raises(asyncio.CancelledError if how == "on_kill" else Killed):
             ReductoHook().get_usage(QUERY)
     finally:

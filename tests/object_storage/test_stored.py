@@ -58,12 +58,12 @@ WRONG = [
     {"version": "0" * 32},
     {"change": "0123456789abcdef"},
     {"change": "../../etc"},
-    {"asked": ["2026-05-20", "2026-05-20"]},
+    {"query_days": ["2026-05-20", "2026-05-20"]},
     {"run": "x" * 100_000},
     {"run": "\ud800"},
     {"exported_at": ""},
     {"package_version": "0"},
-    {"asked": ["", ""]},
+    {"query_days": ["", ""]},
     {"rows": True},
 ]
 """What an index may hold of a day, and its manifest does not."""
@@ -353,10 +353,10 @@ class TestHealed:
 
     def test_a_day_that_was_not_over(self, s3, export, files, before):
         """It becomes final by an export after, which changes nothing else."""
-        assert changed(export(asked_on=DAY)) == []
+        assert changed(export(requested_on=DAY)) == []
         assert json.loads(files()[MANIFEST])["final"], "it does not become less final"
 
-        export(date(2026, 6, 5), date(2026, 6, 5), asked_on=date(2026, 6, 5))
+        export(date(2026, 6, 5), date(2026, 6, 5), requested_on=date(2026, 6, 5))
         name = f"metadata/{ROOT}/dt=2026-06-05.json"
         assert not json.loads(files()[name])["final"]
         assert not json.loads(files()[INDEX])["2026-06-05"]["final"]

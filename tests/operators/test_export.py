@@ -744,12 +744,12 @@ if not hasattr(sys, "patched"):
     from copy import copy
     from reducto_provider.export.delta.sink import UsageTable
     publish = UsageTable.publish
-    def publish_late(self, report, query, run=None, asked_on=None):
+    def publish_late(self, report, query, run=None, requested_on=None):
         UsageTable.publish = publish
         other = UsageTable.open(self.location, None, self._format, {})
         import dataclasses
         other.publish(dataclasses.replace(report, rows=report.rows[1:]), query)
-        return publish(self, report, query, run, asked_on)
+        return publish(self, report, query, run, requested_on)
     UsageTable.publish = publish_late
 """
         result = export(imports=imports, **arguments).expect()

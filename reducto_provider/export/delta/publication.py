@@ -26,7 +26,7 @@ class Publication:
     """
     A report to publish, compared with what the table holds of its days.
 
-    :param asked_on: the day on which the report was requested. The days before it were over.
+    :param requested_on: the day on which the report was requested. The days before it were over.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Publication:
         report: UsageReport,
         query: UsageQuery,
         run: str | None,
-        asked_on: date,
+        requested_on: date,
         *,
         format: Format,
         storage: Storage,
@@ -45,7 +45,7 @@ class Publication:
         self.error: BaseException | None = None
         self._query = query
         self._run = run
-        self._asked_on = asked_on
+        self._requested_on = requested_on
         self._format = format
         self._rows = {day: tuple(rows) for day, rows in groupby(report.rows, key=lambda row: row.date)}
         # A future day has no usage yet: publishing it as a day without usage would be wrong.
@@ -147,7 +147,7 @@ class Publication:
             row_count=len(rows),
             credits=None if credits is None else format_decimal(credits),
             request_count=sum(row.request_count for row in rows),
-            final=day < self._asked_on,
+            final=day < self._requested_on,
         )
 
     def _digest(self, rows: Sequence[UsageRow]) -> str | None:

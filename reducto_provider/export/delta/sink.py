@@ -105,14 +105,16 @@ class UsageTable(Sink):
             self._commits = OtherCommits(self._storage, -1 if table is None else table.version)
 
     def publish(
-        self, report: UsageReport, query: UsageQuery, run: str | None = None, asked_on: date | None = None
+        self, report: UsageReport, query: UsageQuery, run: str | None = None, requested_on: date | None = None
     ) -> list[PublishedFile]:
         """
         Replace the rows of the report's days, all of them or, after an error, none.
 
         :raises OutdatedReportError: others have replaced some of these days since the report was requested.
         """
-        publication = Publication(report, query, run, asked_on or today(), format=self._format, storage=self._storage)
+        publication = Publication(
+            report, query, run, requested_on or today(), format=self._format, storage=self._storage
+        )
         what = f"could not publish usage of {report.org_id} at {self.location}; the export can be run again"
         with storage_errors(what):
             publication.load()
