@@ -211,7 +211,7 @@ pins: $(READY) ## update the pinned versions in requirements/
 	printf '%s\n' chdb datafusion pandas polars pyspark | $(COMPILE) - --constraint requirements/dev.txt \
 	  --constraint requirements/bench.txt --output-file requirements/engines.txt
 	printf '%s\n' "$$(grep ^apache-airflow== requirements/dev.txt)" 'apache-airflow-providers-google>=22' gcp-storage-emulator | \
-	  $(COMPILE) pyproject.toml - --extra parquet --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
+	  $(COMPILE) pyproject.toml - --extra parquet --extra delta --extra s3 --extra gcs --group test --output-file requirements/gcs.txt
 	for airflow in requirements/airflow-*.in; do \
 	  $(COMPILE) pyproject.toml $$airflow --extra parquet --extra delta --extra s3 --group test --output-file $${airflow%.in}.txt; done
 	$(COMPILE) pyproject.toml --extra parquet --extra s3 --group deployment --constraint requirements/dev.txt \
