@@ -150,7 +150,7 @@ class TestRequests:
 
         counted = Counter(call.method for call in s3.calls)
         assert counted["PUT"] == 2 * 35 + 2  # and description and index
-        assert counted["GET"] <= 12
+        assert counted["GET"] <= 14
 
     def test_days_are_found_among_those_of_their_month_or_years(self, s3, export):
         export(date(2025, 12, 1), date(2026, 2, 3))
