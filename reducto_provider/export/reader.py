@@ -371,10 +371,13 @@ def open_reader(
     :raises OSError: if the store can't be read.
     """
     storage = open_storage(output_path, conn_id)
-    with storage_errors(f"could not read {storage.location()}"):
-        is_table = holds_table(storage)
-    if not is_table:
+    try:
         return UsageReader(storage, cache, max_concurrent_reads)
+    except UsageReadError:
+        with storage_errors(f"could not read {storage.location()}"):
+            is_table = holds_table(storage)
+        if not is_table:
+            raise
     from reducto_provider.export.delta.reader import UsageTableReader
 
     return UsageTableReader(output_path, conn_id, cache, max_concurrent_reads)

@@ -104,8 +104,10 @@ class TestS3:
         assert f"could not read s3://{bucket}/table" in error.message
 
     def test_a_store_that_overwrites_what_must_only_be_created_is_refused(self, s3, bucket, mocker):
-        ask = s3._ask_moto
-        mocker.patch.object(s3, "_ask_moto", lambda environ, call: ask(environ | {"HTTP_IF_NONE_MATCH": ""}, call))
+        answer = s3._moto_answer
+        mocker.patch.object(
+            s3, "_moto_answer", lambda environ, call: answer(environ | {"HTTP_IF_NONE_MATCH": ""}, call)
+        )
         sink = open_sink(f"s3://lake@{bucket}/table", None, check_format("delta"), {})
 
         with pytest.raises(ValueError, match=r"If-None-Match.*ignores: exports .* would lose each other's commits"):
