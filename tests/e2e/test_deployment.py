@@ -161,7 +161,9 @@ def test_every_day_has_a_manifest_and_every_file_is_whole(story, right, objects)
             manifests = folder.format(org=org).replace("/data/", "/metadata/", 1)
             found = {key for key in objects if key.startswith(f"{manifests}/")}
             reported = {f"{manifests}/.reported-{day:%Y}" for day in days}
-            assert found - reported == {f"{manifests}/dt={day}.json" for day in days}
+            assert found - reported == {
+                f"{manifests}/{name}.json" for name in ("index", *(f"dt={day}" for day in days))
+            }
             assert story.faults or reported <= found, "the changes that tasks which succeeded have reported"
     for dataset in ("reducto", "reducto_fleet"):
         verify = [sys.executable, "-m", "reducto_provider.export.verify", f"s3://lake@{BUCKET}/{dataset}"]
