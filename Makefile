@@ -57,8 +57,9 @@ $(READY): $(PINNED) pyproject.toml
 demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simulator or (with a key) the live service
 	@$(BIN)/python -m demo
 
-test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (five minutes)
-	@$(BIN)/python -m pytest -n 2 --dist loadscope \
+# Three at a time on two cores: a good part of their time is spent waiting for polls and disks.
+test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (six minutes)
+	@$(BIN)/python -m pytest -n 3 --dist loadscope \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
 test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
@@ -187,7 +188,8 @@ dist: $(READY) .venv/.with-dist ## build wheel and source distribution in dist, 
 	@$(BIN)/python -m twine check --strict dist/*
 
 # For a quick check: make bench ROUNDS=1 SMALL=1. For one part: make bench ARGS="--only files".
-bench: $(READY) .venv/.with-bench ## compare with what users would write instead, and write docs/benchmarks.md (a quarter of an hour)
+bench: $(READY) .venv/.with-bench ## test the benchmarks, compare with what users would write instead, and write docs/benchmarks.md (an hour)
+	@$(BIN)/python -m pytest tests/test_benchmarks.py
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(SMALL),--small) $(ARGS)
 
 backtest: $(READY) .cache/backtest/.ready ## back-test projections on past months, and write the table of docs/projection.md

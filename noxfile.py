@@ -112,7 +112,7 @@ def suite(session: nox.Session, pins: str) -> None:
     title = str(session.run("python", "-W", "ignore", "-c", TITLE, silent=True)).strip()
     commit = session.run("git", "describe", "--always", "--dirty", "--exclude", "*", silent=True, external=True)
     session.run(
-        *("python", "-m", "pytest", "-n", "2", "--dist", "loadscope", "-q", "-k", "not official_validator"),
+        *("python", "-m", "pytest", "-n", "3", "--dist", "loadscope", "-q", "-k", "not official_validator"),
         *(f"--ignore={path}" for path in ELSEWHERE),
         *(f"--junit-xml={RESULTS / name}.xml", "-o", f"junit_suite_name={title}, commit {str(commit).strip()}"),
         *session.posargs,

@@ -202,7 +202,7 @@ class TestRequests:
 
     def test_of_a_fleet_of_which_one_organization_has_changed(self, s3, bucket, usage):
         """Three days of each organization, as one sink for all of them publishes."""
-        organizations = [f"org_{number:03}" for number in range(40)]
+        organizations = [f"org_{number:03}" for number in range(20)]
 
         def export(number):
             dataset = UsageDataset(open_storage(f"s3://lake@{bucket}/usage"), check_format("parquet"), {})
