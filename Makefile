@@ -57,9 +57,9 @@ $(READY): $(PINNED) pyproject.toml
 demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simulator or (with a key) the live service
 	@$(BIN)/python -m demo
 
-# Three at a time on two cores: a good part of their time is spent waiting for polls and disks.
+# Three at a time on two cores: a good part of their time is spent waiting for polls and disks. tests/conftest.py orders them.
 test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (six minutes)
-	@$(BIN)/python -m pytest -n 3 --dist loadscope \
+	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
 test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)

@@ -33,6 +33,14 @@ pytest_plugins = ["tests.loopback", "tests.real_airflow.fixtures"]
 PROJECT = Path(__file__).parents[1]
 
 
+_LONGEST = ("tests/object_storage/", "tests/triggers/", "tests/sensors/", "tests/operators/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest tests begin first, so that no worker is left with them alone at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Have the name of a test say that this Airflow lacks what it is about."""
     from tests.airflows import reason_for_skip
