@@ -188,7 +188,7 @@ dist: $(READY) .venv/.with-dist ## build wheel and source distribution in dist, 
 	@$(BIN)/python -m twine check --strict dist/*
 
 # For a quick check: make bench ROUNDS=1 SMALL=1. For one part: make bench ARGS="--only files".
-bench: $(READY) .venv/.with-bench ## test the benchmarks, compare with what users would write instead, and write docs/benchmarks.md (an hour)
+bench: $(READY) .venv/.with-bench ## test the benchmarks, compare with what users would write instead, and write docs/benchmarks.md
 	@$(BIN)/python -m pytest tests/test_benchmarks.py
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(SMALL),--small) $(ARGS)
 
