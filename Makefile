@@ -35,6 +35,9 @@ OLDEST := suite(airflow-2.11.0-day-python-3.11)
 # docs/engines.md promises these versions.
 DUCKDBS := 1.1.0 2.0.1
 
+# Three at a time on two cores: a good part of their time is spent waiting for polls and disks. tests/conftest.py orders them.
+WORKERS := -n 3 --dist loadscope --no-loadscope-reorder
+
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet
 
 .PHONY: help demo e2e e2e-short test test-airflow picture test-harness fuzz soak oldest matrix plain azure gcs engines spark \
@@ -57,9 +60,8 @@ $(READY): $(PINNED) pyproject.toml
 demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simulator or (with a key) the live service
 	@$(BIN)/python -m demo
 
-# Three at a time on two cores: a good part of their time is spent waiting for polls and disks. tests/conftest.py orders them.
 test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (six minutes)
-	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder \
+	@$(BIN)/python -m pytest $(WORKERS) \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
 test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)

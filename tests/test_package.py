@@ -114,10 +114,10 @@ def test_the_source_passes_its_own_tests(source):
     # One file of each kind: which files there are is another test's.
     tests = "tests/usage/test_query.py tests/export/test_formats.py tests/simulator/test_simulator_usage.py"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "AIRFLOW", "MAKE"))}
-    arguments = f"-n 0 -p no:cacheprovider {tests} tests/test_docs.py"
-    # In the environment of this suite, since making another takes minutes.
+    arguments = f"-p no:cacheprovider {tests} tests/test_docs.py"
+    # In the environment of this suite, since making another takes minutes. Its pytest-xdist may be an old one.
     done = subprocess.run(
-        ["make", "test", "READY=", f"BIN={Path(sys.executable).parent}", f"ARGS={arguments}"],
+        ["make", "test", "READY=", f"BIN={Path(sys.executable).parent}", "WORKERS=", f"ARGS={arguments}"],
         cwd=source,
         env=env,
         capture_output=True,
