@@ -15,7 +15,7 @@ from reducto_provider.export.sink import Changes, PublishedFile
 from reducto_provider.usage.checks import INVALID_JSON, check_single_name
 from reducto_provider.usage.fields import is_literal
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
-from reducto_provider.usage.report import UsageReport, add_credits, format_decimal, json_number
+from reducto_provider.usage.report import UsageReport, format_decimal, json_number, sum_amounts
 
 Status = Literal["exported", "failed"]
 
@@ -98,7 +98,7 @@ class FleetOutcome:
         """Add a published report to the totals."""
         changed = {file.day: file.change for file in files if file.day and file.changed}
         self.row_count += len(report.rows)
-        self.credits = add_credits((self.credits, report.credits))
+        self.credits = sum_amounts((self.credits, report.credits))
         self.request_count += report.request_count
         self.changed = dict([*self.changed.items(), *changed.items()][-MAX_CHANGED_DAYS:])
         self.changed_day_count += len(changed)

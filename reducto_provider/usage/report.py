@@ -139,11 +139,11 @@ class UsageReport:
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
     """Return the exact sum of the credits of ``rows``, or None if any row has none."""
-    return add_credits(row.credits for row in rows)
+    return sum_amounts(row.credits for row in rows)
 
 
-def add_credits(amounts: Iterable[Decimal | None]) -> Decimal | None:
-    """Return the exact sum of amounts of credits, or None if any of them is None."""
+def sum_amounts(amounts: Iterable[Decimal | None]) -> Decimal | None:
+    """Return the exact sum of credits or requests, or None if any amount is None."""
     total = Decimal(0)
     with localcontext(EXACT):
         for amount in amounts:

@@ -9,9 +9,9 @@ from decimal import Decimal, localcontext
 from typing import Final, Literal
 
 from reducto_provider.export.reader import ExportedDay, ExportedDays
-from reducto_provider.plugins.usage_page.overview import add, amount_of
+from reducto_provider.plugins.usage_page.overview import amount_of
 from reducto_provider.usage.days import DayRange, month_of
-from reducto_provider.usage.report import EXACT, Metric, UsageRow
+from reducto_provider.usage.report import EXACT, Metric, UsageRow, sum_amounts
 
 MAX_GROUPS: Final = 10
 """The groups that a chart tells apart. The others are one."""
@@ -111,14 +111,14 @@ def organization_usage(
     compared, before = _compared(exported, month, today)
     pairs = [(_between(rows, compared), _between(rows, before))] if compared and before else []
     groups, places = _groups(of_month, metric, pairs)
-    totals = [[add(_amount(row, metric) for row in part) for part in pair] for pair in pairs]
+    totals = [[sum_amounts(_amount(row, metric) for row in part) for part in pair] for pair in pairs]
     return OrganizationUsage(
         org_id=org_id,
         group_by=group_by,
         metric=metric,
         month=month,
         today=today,
-        total=add(_amount(row, metric) for row in of_month),
+        total=sum_amounts(_amount(row, metric) for row in of_month),
         groups=groups,
         days=tuple(_days(exported, of_month, metric, month, today, places, len(groups))),
         compared=compared,
@@ -178,7 +178,7 @@ def _groups(
     members_rows: list[list[UsageRow]] = [[] for _ in shown]
     for row in rows:
         members_rows[places[row.group]].append(row)
-    total = add(amounts.values())
+    total = sum_amounts(amounts.values())
     groups = []
     for members, of_group in zip(shown, members_rows, strict=True):
         amount = _sum_of(amounts, members)
@@ -188,7 +188,7 @@ def _groups(
                 name=members[0] if len(members) == 1 else None,
                 count=len(members),
                 amount=amount,
-                credits=add(row.credits for row in of_group),
+                credits=sum_amounts(row.credits for row in of_group),
                 request_count=sum(row.request_count for row in of_group),
                 share=EXACT.divide(amount, total) if total else _ZERO,
                 change=changes[0] if changes else None,

@@ -12,7 +12,7 @@ from typing import Final, Self
 from reducto_provider.export.reader import ExportedDay, ExportedDays
 from reducto_provider.usage.days import DayRange, month_of
 from reducto_provider.usage.projection import MAX_WEEKS, first_day_of_history, project
-from reducto_provider.usage.report import EXACT, Metric, UsageReport, UsageRow
+from reducto_provider.usage.report import EXACT, Metric, UsageReport, UsageRow, sum_amounts
 
 SPARKLINE_DAYS: Final = 60
 
@@ -102,7 +102,7 @@ class Totals:
     def of(cls, summaries: Sequence[OrganizationSummary]) -> Self:
         """Return the totals of the organizations."""
         return cls(
-            used=add(each.used for each in summaries),
+            used=sum_amounts(each.used for each in summaries),
             exceeded=sum(each.is_exceeded for each in summaries),
             expected=sum(each.exceeded_on is not None and not each.is_exceeded for each in summaries),
             incomplete=sum(bool(each.gaps or each.not_final or each.unreadable) for each in summaries),
@@ -127,7 +127,7 @@ def summarize(
     month = month_of(today)
     amounts = {day: amount_of(each, metric) for day, each in exported.days.items()}
     of_month = [(day, amount) for day, amount in amounts.items() if month.first <= day <= today]
-    used = add(amount for _, amount in of_month)
+    used = sum_amounts(amount for _, amount in of_month)
     projection = _project(org_id, group_by, exported, metric, month, today)
     return OrganizationSummary(
         org_id=org_id,
@@ -161,17 +161,6 @@ def sort_summaries(summaries: Iterable[OrganizationSummary]) -> list[Organizatio
 def amount_of(day: ExportedDay, metric: Metric) -> Decimal | None:
     """Return a day's amount, None if the service sent no credits."""
     return day.credits if metric == "credits" else Decimal(day.request_count)
-
-
-def add(amounts: Iterable[Decimal | None]) -> Decimal | None:
-    """Return the exact sum, None if any of the amounts is."""
-    total = _ZERO
-    with localcontext(EXACT):
-        for amount in amounts:
-            if amount is None:
-                return None
-            total += amount
-    return total
 
 
 def _gaps(exported: ExportedDays, days: DayRange) -> list[DayRange]:
