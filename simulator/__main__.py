@@ -6,7 +6,7 @@ import argparse
 import signal
 from datetime import UTC, datetime
 
-from simulator.population import ORGANIZATIONS, many_keys
+from simulator.population import ORGANIZATIONS, keys_of, many_keys
 from simulator.server import Simulator
 from simulator.service import utc_now
 
@@ -19,7 +19,8 @@ def moment(text: str) -> datetime:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser("python -m simulator", description=__doc__)
+    keys = ", ".join(f"{key} of {' '.join(members)}" for key, members in keys_of(ORGANIZATIONS).items())
+    parser = argparse.ArgumentParser("python -m simulator", description=__doc__, epilog=f"API keys: {keys}")
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--port", type=int, default=8085, help="port to listen on, 0 for a free one (%(default)s)")
