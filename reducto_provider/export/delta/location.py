@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from reducto_provider.export.delta.journal import FOLDER
+from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
 from reducto_provider.export.sink import storage_errors
-from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path
+from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path, open_storage
 
 DELTA_STORES: Final = ("s3", "s3a", "abfs", "abfss")
 """Schemes of object stores that hold Delta tables: each can create an object only if it does not exist."""
@@ -88,24 +90,41 @@ def check_exclusive_creation(storage: Storage) -> None:
     )
 
 
-def table_location(storage: Storage, output_path: str, conn_id: str | None) -> tuple[str, Options]:
+@dataclass(frozen=True)
+class TableLocation:
     """
-    Return the table's URI and its options.
+    Where a table is, for the two clients that read and write it.
+
+    :param storage: for what is beside the table.
+    :param uri: for ``deltalake``, as for ``options``.
+    """
+
+    storage: Storage
+    uri: str
+    options: Options
+
+
+def table_location(output_path: object, conn_id: str | None) -> TableLocation:
+    """
+    Return where a table is. Nothing is read or written yet.
 
     Connections are looked up now, in the thread of the caller.
 
-    :param storage: the same location.
-    :raises ImportError: naming the extra to install, if the store's package is missing.
+    :raises ValueError: see :func:`check_table_location`.
+    :raises ImportError: naming the extra to install, if ``deltalake`` or the store's package is missing or too old.
     """
+    FORMATS[TABLE_FORMAT].check_installed()
+    path = check_table_location(output_path)
+    storage = open_storage(path, conn_id)
     location = storage.location()
     if not isinstance(storage, ObjectStorage):
-        return location.removeprefix("file://"), dict
-    parts = urlsplit(output_path)
+        return TableLocation(storage, location.removeprefix("file://"), dict)
+    parts = urlsplit(path)
     conn_id = parts.netloc.rpartition("@")[0] or conn_id
-    _, _, path = location.partition("://")
+    _, _, in_store = location.partition("://")
     if parts.scheme.startswith("s3"):
-        return f"s3://{path}", _s3_options(conn_id)
-    return f"abfs://{path}", _azure_options(storage)
+        return TableLocation(storage, f"s3://{in_store}", _s3_options(conn_id))
+    return TableLocation(storage, f"abfs://{in_store}", _azure_options(storage))
 
 
 def _s3_options(conn_id: str | None) -> Options:
