@@ -19,19 +19,12 @@ from reducto_provider.export.storage import ObjectStorage, Storage, check_output
 DELTA_STORES: Final = ("s3", "s3a", "abfs", "abfss")
 """Schemes of object stores that hold Delta tables: each can create an object only if it does not exist."""
 
-_AZURE_OPTIONS = {
-    "azure_storage_account_name": "account_name",
-    "azure_storage_account_key": "account_key",
-    "azure_storage_sas_key": "sas_token",
+# deltalake takes these from the environment, and prefers them to a SAS token.
+_AZURE_KEYS = ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY")
+_SERVICE_PRINCIPAL = {
     "azure_client_id": "client_id",
     "azure_client_secret": "client_secret",
     "azure_tenant_id": "tenant_id",
-}
-_CONNECTION_STRING_OPTIONS = {
-    "azure_storage_account_name": "AccountName",
-    "azure_storage_account_key": "AccountKey",
-    "azure_storage_sas_key": "SharedAccessSignature",
-    "azure_storage_endpoint": "BlobEndpoint",
 }
 
 # What deltalake takes for something else: it decodes paths once too often, and fails for some characters.
@@ -159,11 +152,25 @@ def _s3_options(conn_id: str | None) -> Options:
 
 
 def _azure_options(storage: ObjectStorage) -> Options:
-    """Return the options of the client that Airflow's file system has made from the connection."""
-    settings = storage.client_settings(*_AZURE_OPTIONS.values(), "connection_string")
-    in_text = dict(part.partition("=")[::2] for part in settings.pop("connection_string", "").split(";"))
-    options = {option: settings[name] for option, name in _AZURE_OPTIONS.items() if name in settings}
-    options |= {option: in_text[name] for option, name in _CONNECTION_STRING_OPTIONS.items() if name in in_text}
-    if options.get("azure_storage_endpoint", "").startswith("http://"):
-        options["allow_http"] = "true"
+    """Return the options of the client that Airflow's file system has made from the connection, of whatever kind."""
+    file_system = storage.file_system
+    client = file_system.service_client
+    url = urlsplit(client.url)
+    options = {
+        "azure_storage_account_name": client.account_name or file_system.account_name or url.netloc.partition(".")[0],
+        "azure_storage_endpoint": f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"),
+        "allow_http": str(url.scheme == "http").lower(),
+    }
+    if key := getattr(client.credential, "account_key", None):
+        options["azure_storage_account_key"] = key
+    elif url.query:
+        if found_key := next((name for name in _AZURE_KEYS if os.environ.get(name)), None):
+            raise ValueError(
+                f"the environment variable {found_key} is set, and deltalake would use it instead of the connection's "
+                "SAS token. Unset it where the task runs"
+            )
+        options["azure_storage_sas_key"] = url.query
+    else:
+        found = {option: getattr(file_system, name) for option, name in _SERVICE_PRINCIPAL.items()}
+        options |= {option: value for option, value in found.items() if value}
     return lambda: options
