@@ -27,6 +27,7 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.reader import read_usage
 from reducto_provider.export.sink import OutdatedReportError, open_sink
 from reducto_provider.export.storage import open_storage
+from tests.airflows import DELTA
 from tests.object_storage import writers
 from tests.object_storage.answers import answer, large_answer, usage
 from tests.object_storage.exports import check_every_version, check_export_again_and_restated
@@ -212,6 +213,7 @@ def publish_and_read(url):
         assert verify_table(url).problems == ()
 
 
+@DELTA
 class TestTable:
     """A Delta table, whose commits rely on the store's conditional put."""
 
