@@ -22,7 +22,8 @@ FOCUS_PYTHON ?= $(firstword $(foreach python,python3.12 $(PYTHON) $(wildcard $(s
 # The browser tests check accessibility with axe-core, where npm can install it.
 AXE := .cache/axe/node_modules/axe-core/axe.min.js
 
-AZURITE := .cache/azurite/node_modules/.bin/azurite-blob
+AZURITE_VERSION := 3.37.0
+AZURITE := .cache/azurite-$(AZURITE_VERSION)/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
 # Tests that run Airflow processes or a browser. Those of the second list are sensitive to load, so they run one by one.
@@ -132,7 +133,7 @@ $(AXE):
 	@npm install --silent --no-audit --no-fund --prefix .cache/axe axe-core@4.11.0
 
 $(AZURITE):
-	@npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.35.0
+	@npm install --silent --no-audit --no-fund --prefix .cache/azurite-$(AZURITE_VERSION) azurite@$(AZURITE_VERSION)
 
 # A separate environment, since no other tests need the Azure provider and its dependencies.
 .cache/azure/.ready: requirements/dev.txt

@@ -326,7 +326,9 @@ two objects for each day, of the size of its rows. All files are read back and c
 """
 
 WHY_DELTA: Final = (
-    "Each organization has a file of its exported days beside the table, which is read and written like a manifest."
+    "Each organization has a file of its exported days beside the table, which is read and written like a manifest. "
+    "Each commit, of up to eight organizations here, also reads the log's end and the table's files that may have "
+    "their rows."
 )
 
 DELTA: Final = """

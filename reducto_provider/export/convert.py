@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Final
 
 from reducto_provider.export.delta.conversion import Conversion, FileDay, Outcome, commit
-from reducto_provider.export.delta.location import check_table_location, table_location
+from reducto_provider.export.delta.location import table_location
 from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
@@ -86,14 +86,14 @@ def convert_dataset(
     for (org_id, group_by), days in sorted(files.verify().items()):
         for month, of_month in groupby(days, key=lambda day: day.replace(day=1)):
             months[month, group_by].append((org_id, list(of_month)))
-    storage = open_storage(check_table_location(table), table_conn_id)
-    uri, options = table_location(storage, table, table_conn_id)
+    place = table_location(table, table_conn_id)
+    storage = place.storage
     for (_, group_by), organizations in sorted(months.items()):
         outcomes: defaultdict[date, Counter[Outcome]] = defaultdict(Counter)
         for batch in files.read(group_by, organizations):
             conversions = [Conversion(storage, org_id, group_by, days) for org_id, days in batch.items()]
             with storage_errors(f"could not convert {files.location}; the conversion can be run again"):
-                opened = UsageDeltaTable.open_or_create(uri, options(), storage.location(), files.filters)
+                opened = UsageDeltaTable.open_or_create(place.uri, place.options(), storage.location(), files.filters)
                 commit(opened, conversions, storage.max_concurrent_writes)
             for conversion in conversions:
                 for day, outcome in conversion.outcomes.items():

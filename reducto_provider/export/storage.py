@@ -280,10 +280,10 @@ class ObjectStorage(Storage):
         account: str | None = getattr(getattr(self._fs, "service_client", None), "account_name", None)
         return account
 
-    def client_settings(self, *names: str) -> dict[str, str]:
-        """Return those of the settings that the store's client has, for a client of another kind."""
-        found = {name: getattr(self._fs, name, None) for name in names}
-        return {name: str(value) for name, value in found.items() if value}
+    @property
+    def file_system(self) -> Any:
+        """The store's client, for the settings of a client of another kind."""
+        return self._fs
 
     def read(self, name: str = "") -> bytes | None:
         try:

@@ -23,7 +23,8 @@ class ReductoUsageTableUpkeepOperator(GivenArguments):
     except for the newest forty days. Exports may run at the same time.
 
     The XCom holds ``compacted_files`` and ``removed_files``: how many files were replaced by few, and how many were
-    removed.
+    removed; and ``months_left``, the ``group_by`` and ``month`` of those that still have many files, since exports
+    changed the table while they were compacted.
 
     :param output_path: the location of the table.
     :param output_conn_id: the Airflow connection for the object store.
@@ -49,7 +50,7 @@ class ReductoUsageTableUpkeepOperator(GivenArguments):
         self.vacuum_keep_days = vacuum_keep_days
         self.parse_arguments()
 
-    def execute(self, context: Context) -> dict[str, int]:
+    def execute(self, context: Context) -> dict[str, Any]:
         """Compact the table, and vacuum it if that is requested."""
         from reducto_provider.export.delta.upkeep import compact_table, vacuum_table
 
@@ -58,8 +59,9 @@ class ReductoUsageTableUpkeepOperator(GivenArguments):
             compacted, removed = compact_table(self.output_path, self.output_conn_id), 0
             if self.vacuum_keep_days is not None:
                 removed = len(vacuum_table(self.output_path, self.output_conn_id, keep_days=self.vacuum_keep_days))
-        self.log.info("Compacted %d files of %s, and removed %d", compacted, self.output_path, removed)
-        return {"compacted_files": compacted, "removed_files": removed}
+        self.log.info("Compacted %d files of %s, and removed %d", compacted.files, self.output_path, removed)
+        left = [{"group_by": group_by, "month": f"{month:%Y-%m}"} for group_by, month in compacted.months_left]
+        return {"compacted_files": compacted.files, "removed_files": removed, "months_left": left}
 
     def _check_literals(self) -> None:
         if is_literal(self.output_path):

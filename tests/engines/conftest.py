@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from reducto_provider.usage.report import UsageReport
 from tests.engines.cases import ODD
 from tests.object_storage.answers import Answer, answer, usage
 
+if TYPE_CHECKING:
+    from tests.object_storage.s3server import S3Server
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_disk() -> Iterator[None]:
@@ -23,6 +27,16 @@ def _quick_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A server for all tests: Airflow keeps a connection's client for as long as the process lives."""
+    from tests.object_storage.s3server import S3Server
+
+    server = S3Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -93,26 +93,21 @@ def test_a_month_opens_only_its_files(define, year, tmp_path):
         found(clickhouse, "SELECT sum(credits) FROM reducto_usage")
 
 
-def test_over_s3(clickhouse, answers, monkeypatch):
+def test_over_s3(clickhouse, answers, s3, monkeypatch):
     from reducto_provider.export.dataset import UsageDataset
     from reducto_provider.export.formats import check_format
     from reducto_provider.export.storage import open_storage
-    from tests.object_storage.s3server import S3Server
 
-    server = S3Server()
-    try:
-        bucket = server.make_bucket()
-        monkeypatch.setenv("AIRFLOW_CONN_ENGINES_LAKE", server.connection())
-        dataset = UsageDataset(open_storage(f"s3://engines_lake@{bucket}/reducto"), check_format("parquet"), {})
-        for report, query in answers:
-            dataset.publish(report, query)
-        clickhouse.query("DROP VIEW IF EXISTS reducto_usage")
-        text = definition("clickhouse", "parquet", f"{server.url}/{bucket}/reducto")
-        clickhouse.query(text.replace("usage.parquet',", "usage.parquet', 'reader', 'secret',"))
+    bucket = s3.make_bucket()
+    monkeypatch.setenv("AIRFLOW_CONN_ENGINES_LAKE", s3.connection())
+    dataset = UsageDataset(open_storage(f"s3://engines_lake@{bucket}/reducto"), check_format("parquet"), {})
+    for report, query in answers:
+        dataset.publish(report, query)
+    clickhouse.query("DROP VIEW IF EXISTS reducto_usage")
+    text = definition("clickhouse", "parquet", f"{s3.url}/{bucket}/reducto")
+    clickhouse.query(text.replace("usage.parquet',", "usage.parquet', 'reader', 'secret',"))
 
-        rows = found(clickhouse, TABLE)
-    finally:
-        server.close()
+    rows = found(clickhouse, TABLE)
 
     assert len(rows) == sum(len(report.rows) for report, _ in answers)
     assert ODD_ID in {row[0] for row in rows}

@@ -17,7 +17,7 @@ from reducto_provider.export.storage import open_storage
 from tests.engines.cases import ENORMOUS, rows_of
 from tests.engines.guide import defined
 from tests.object_storage.answers import answer, usage
-from tests.object_storage.s3server import REGION, S3Server
+from tests.object_storage.s3server import REGION
 
 MONTH = (ds.field("dt") >= date(2026, 3, 1)) & (ds.field("dt") <= date(2026, 3, 31))
 SCHEMA = {
@@ -113,13 +113,6 @@ class TestPyarrow:
         assert {name for call in s3.calls for name in [call.key.split("dt=")[1][:7]]} == {"2026-03"}
         assert len({call.key for call in s3.calls}) == 31
         assert sum(table["credits"].to_pylist(), Decimal(0)) == credits_of([report])["org_acme"]
-
-
-@pytest.fixture
-def s3():
-    server = S3Server()
-    yield server
-    server.close()
 
 
 def test_pandas(year):

@@ -449,11 +449,30 @@ class TestExportedDays:
         assert changed(publish(make_export(*THREE_DAYS))) == [JUNE_16, JUNE_17, JUNE_18]
         assert len(self.journal(root).days) == 3
 
+    def test_one_that_does_not_say_when_has_no_days(self, root, make_export, publish):
+        publish(make_export(*THREE_DAYS))
+        [path] = root.glob("_reducto/*/*/2026.json")
+        recorded = json.loads(path.read_bytes())
+        del recorded["days"]["2026-06-16"]["exported_at"]
+        path.write_text(json.dumps(recorded))
+
+        assert self.journal(root).days == {}, (
+            "with the moment of reading it would look newer than files that are to be converted"
+        )
+
     def test_a_late_record_does_not_replace_a_newer_one(self, tmp_path):
         journal = Journal(LocalStorage(tmp_path), "org", "product")
 
         def day(number):
-            return Day(rows_sha256=None, change=f"{number:016x}", row_count=0, credits="0", request_count=0, final=True)
+            return Day(
+                rows_sha256=None,
+                change=f"{number:016x}",
+                row_count=0,
+                credits="0",
+                request_count=0,
+                final=True,
+                exported_at="2026-07-01T00:00:00+00:00",
+            )
 
         journal.record(2026, "table", 2, {JUNE_16: day(2), JUNE_17: day(2)}, committed=True)
         journal.record(2026, "table", 1, {JUNE_16: day(1), JUNE_18: day(1)}, committed=True)
@@ -739,11 +758,11 @@ class TestUpkeep:
         on(2026, 12, 1)
         before = len(DeltaTable(root).file_uris())
 
-        assert upkeep.compact_table(str(root)) == before - 3
+        assert upkeep.compact_table(str(root)) == upkeep.Compaction(before - 3, ())
         assert rows(root) == rows_of(*exports)
         assert self.files(root) == {"2026-01": 1, "2026-02": 1, "2026-03": 1}
         version = DeltaTable(root).version()
-        assert upkeep.compact_table(str(root)) == 0
+        assert upkeep.compact_table(str(root)).files == 0
         assert DeltaTable(root).version() == version
         assert rows(root, version=30)
 
@@ -767,11 +786,31 @@ class TestUpkeep:
         assert DeltaTable(root).version() == version
         assert rows_of(restated)[0] in rows(root)
 
+    def test_a_month_that_is_exported_meanwhile_is_left_and_the_next_is_compacted(
+        self, root, make_export, publish, on, mocker, caplog
+    ):
+        exports = self.fill(publish, make_export, 58, ["org_a"])
+        on(2026, 12, 1)
+        exports[4], compact = make_export(("2026-01-05", "parse", "77", 1), org_id="org_a"), UsageDeltaTable.compact
+
+        def compact_beside_an_export(table, group_by, first, last):
+            if first == date(2026, 1, 1):
+                publish(exports[4])
+            compact(table, group_by, first, last)
+
+        mocker.patch.object(UsageDeltaTable, "compact", compact_beside_an_export)
+        assert upkeep.compact_table(str(root)) == upkeep.Compaction(26, (("product", date(2026, 1, 1)),))
+        assert self.files(root) == {"2026-01": 31, "2026-02": 1}
+        assert rows(root) == rows_of(*exports)
+        assert "while 2026-01-01 to 2026-01-31 by product was compacted, so it still has many files" in caplog.text
+
+        assert upkeep.compact_table(str(root)) == upkeep.Compaction(30, ())
+
     def test_it_makes_no_report_outdated(self, root, make_export, publish, open_table, on):
         self.fill(publish, make_export, 31, ["org_a"])
         late = open_table()
         on(2026, 12, 1)
-        assert upkeep.compact_table(str(root)) > 0
+        assert upkeep.compact_table(str(root)).files > 0
         restated = make_export(("2026-01-05", "parse", "77", 1), org_id="org_a")
         late.publish(restated.report, restated.query, RUN)
 
@@ -786,7 +825,7 @@ class TestUpkeep:
     def test_days_at_the_end_of_the_calendar(self, root, make_export, publish):
         for number in range(upkeep.MAX_FILES + 1):
             publish(make_export(("9999-12-31", "parse", "1", 1), org_id=f"org_{number}"))
-        assert upkeep.compact_table(str(root)) == 0
+        assert upkeep.compact_table(str(root)) == upkeep.Compaction(0, ())
 
     def test_files_that_tell_no_days_are_left_alone(self, root, make_export, publish, on):
         publish(make_export(("2026-01-01", "parse", "1", 1)))
@@ -794,9 +833,9 @@ class TestUpkeep:
         exports = self.fill(publish, make_export, 12, ["org_a"])
         on(2026, 12, 1)
 
-        assert upkeep.compact_table(str(root)) == 0
+        assert upkeep.compact_table(str(root)) == upkeep.Compaction(0, ())
         DeltaTable(root).optimize.compact()
-        assert upkeep.compact_table(str(root)) == 0
+        assert upkeep.compact_table(str(root)) == upkeep.Compaction(0, ())
         assert rows(root) == rows_of(*exports, make_export(("2026-01-01", "parse", "1", 1)))
 
     @pytest.mark.parametrize("filters", [{}, {"products": ("parse",)}])
@@ -804,7 +843,7 @@ class TestUpkeep:
         for number in range(upkeep.MAX_FILES + 1):
             publish(make_export(("2026-01-01", "parse", "1", 1), org_id=f"org_{number}", **filters))
         on(2026, 12, 1)
-        assert upkeep.compact_table(str(root)) == upkeep.MAX_FILES
+        assert upkeep.compact_table(str(root)).files == upkeep.MAX_FILES
         assert upkeep.vacuum_table(str(root)) == []
 
     @pytest.mark.parametrize(

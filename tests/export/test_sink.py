@@ -17,9 +17,13 @@ import pytest
 from deltalake import DeltaTable
 
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.delta.reader import UsageTableReader
 from reducto_provider.export.delta.sink import UsageTable
+from reducto_provider.export.delta.upkeep import compact_table, vacuum_table
+from reducto_provider.export.delta.verify import verify_table
 from reducto_provider.export.formats import FORMATS, base, delta
 from reducto_provider.export.one_object import UsageObject
+from reducto_provider.export.reader import UsageReadError
 from reducto_provider.export.sink import (
     DatasetMismatchError,
     PublishError,
@@ -422,6 +426,13 @@ class TestOpen:
         with pytest.raises(ImportError, match=f"needs deltalake 1.6.6 or newer, not {installed}: pip install"):
             open_sink(str(tmp_path), None, FORMATS["delta"], {})
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("use", [compact_table, vacuum_table, verify_table, UsageTableReader])
+    def test_also_by_what_reads_and_compacts_a_table(self, tmp_path, monkeypatch, use):
+        monkeypatch.setattr(delta, "version", {"deltalake": "1.6.5"}.__getitem__)
+
+        with pytest.raises((ImportError, UsageReadError), match=r"needs deltalake 1.6.6 or newer, not 1\.6\.5"):
+            use(str(tmp_path))
 
     @pytest.mark.parametrize("installed", ["1.6.6", "1.10.0", "2.0.0rc1"])
     def test_a_newer_deltalake_is_used(self, tmp_path, monkeypatch, installed):

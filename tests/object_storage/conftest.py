@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,3 +79,31 @@ def started() -> Iterator[Callable[..., BaseProcess]]:
     for process in processes:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def together(started: Callable[..., BaseProcess]) -> Callable[..., None]:
+    """Start writers, let them go at once, and wait for them."""
+
+    def run(*each: Any, environment: dict[str, str]) -> None:
+        waiting = []
+        for function, *arguments in each:
+            ours, theirs = Pipe()
+            waiting.append((started(function, *arguments, theirs, environment=environment), ours))
+        for _, ours in waiting:
+            ours.recv()
+        for _, ours in waiting:
+            ours.send("go")
+        for writer, _ in waiting:
+            writer.join()
+        assert [writer.exitcode for writer, _ in waiting] == [0] * len(waiting)
+
+    return run
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> str:
+    """The service of `writers.export_current_usage`."""
+    path = tmp_path / "clock"
+    path.write_text("0")
+    return str(path)

@@ -1,11 +1,14 @@
-"""What an export does in any object store: again, restated, and with a day that became empty."""
+"""What an export does in any object store: again, restated, with a day that became empty, and beside others."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
@@ -13,6 +16,9 @@ from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.storage import open_storage
 from simulator import Simulator
 from tests.object_storage.answers import answer
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 
 def check_export_again_and_restated(
@@ -64,3 +70,24 @@ def usage_of(files: dict[str, bytes]) -> dict[str, bytes]:
         for name, content in files.items()
         if "/metadata/org_id" not in name and not name.rpartition("/")[2].startswith(".")
     }
+
+
+def check_every_version(read: Callable[..., DeltaTable], expected_days: dict[str, int]) -> None:
+    """
+    Check a table that `writers.export_current_usage` wrote: no version has lost, doubled or mixed a row.
+
+    And no day ever goes back to an older answer. ``expected_days`` is how many days each organization has at the end.
+    """
+    newest: defaultdict[tuple[str, date], int] = defaultdict(int)
+    for version in range(read().version() + 1):
+        found = pa.table(read(version=version).scan()).to_pylist()
+        by_day = defaultdict(list)
+        for row in found:
+            by_day[row["org_id"], row["date"]].append((row["group"], int(row["credits"]), row["request_count"]))
+        for day, rows in by_day.items():
+            [number] = {credits for _, credits, _ in rows}
+            assert sorted(rows) == [(f"group-{group}", number, number) for group in range(3)]
+            assert number >= newest[day]
+            newest[day] = number
+        assert set(newest) == set(by_day), "no day has disappeared"
+    assert Counter(org_id for org_id, _ in newest) == expected_days

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager
 from datetime import date, timedelta
 from itertools import count
@@ -26,6 +26,7 @@ from reducto_provider.usage.query import UsageQuery
 from tests.airflows import DELTA
 from tests.object_storage import writers
 from tests.object_storage.answers import large_answer
+from tests.object_storage.exports import check_every_version
 from tests.object_storage.s3server import ACCESS_DENIED, BYSTANDER, REGION, refusal
 
 FIRST, LAST = date(2026, 5, 1), date(2026, 5, 3)
@@ -151,34 +152,8 @@ def place(request, tmp_path):
     return f"s3://lake@{bucket}/table", env, lambda **version: DeltaTable(uri, storage_options=options(s3), **version)
 
 
-@pytest.fixture
-def together(started):
-    """Start writers, let them go at once, and wait for them."""
-
-    def run(*each, environment):
-        waiting = []
-        for function, *arguments in each:
-            ours, theirs = Pipe()
-            waiting.append((started(function, *arguments, theirs, environment=environment), ours))
-        for _, ours in waiting:
-            ours.recv()
-        for _, ours in waiting:
-            ours.send("go")
-        for writer, _ in waiting:
-            writer.join()
-        assert [writer.exitcode for writer, _ in waiting] == [0] * len(waiting)
-
-    return run
-
-
 class TestEightWriters:
     JUNE = date(2026, 6, 1)
-
-    @pytest.fixture
-    def clock(self, tmp_path):
-        path = tmp_path / "clock"
-        path.write_text("0")
-        return str(path)
 
     def days(self, first, last):
         return self.JUNE + timedelta(days=first), self.JUNE + timedelta(days=last)
@@ -193,22 +168,6 @@ class TestEightWriters:
         read().optimize.compact()
         assert len(read().file_uris()) == 1
 
-    def check(self, read, expected_days):
-        """No row is lost, doubled or mixed, in any version; and no day ever goes back to an older answer."""
-        newest = defaultdict(int)
-        for version in range(read().version() + 1):
-            found = pa.table(read(version=version).scan()).to_pylist()
-            by_day = defaultdict(list)
-            for row in found:
-                by_day[row["org_id"], row["date"]].append((row["group"], int(row["credits"]), row["request_count"]))
-            for day, rows in by_day.items():
-                [number] = {credits for _, credits, _ in rows}
-                assert sorted(rows) == [(f"group-{group}", number, number) for group in range(3)]
-                assert number >= newest[day]
-                newest[day] = number
-            assert set(newest) == set(by_day), "no day has disappeared"
-        assert Counter(org_id for org_id, _ in newest) == expected_days
-
     @pytest.mark.parametrize("is_compacted", [False, True], ids=["fresh", "compacted"])
     def test_of_different_organizations(self, place, clock, together, is_compacted):
         url, env, read = place
@@ -220,7 +179,7 @@ class TestEightWriters:
         calls = [(writers.export_current_usage, url, org_id, days, clock, times) for org_id, days in mine]
         together(*calls, environment=env)
 
-        self.check(read, {f"org_{number}": 3 for number in range(8)})
+        check_every_version(read, {f"org_{number}": 3 for number in range(8)})
 
     @pytest.mark.parametrize("is_compacted", [False, True], ids=["fresh", "compacted"])
     def test_of_overlapping_days(self, place, clock, together, is_compacted):
@@ -230,7 +189,7 @@ class TestEightWriters:
         each = [self.days(number, number + 2) for number in range(8)]
         together(*[(writers.export_current_usage, url, "org_acme", days, clock, 1) for days in each], environment=env)
 
-        self.check(read, {"org_acme": 10})
+        check_every_version(read, {"org_acme": 10})
 
     @pytest.mark.parametrize("place", ["local"], indirect=True)
     def test_while_the_same_days_are_compacted(self, place, clock, together):
@@ -244,7 +203,7 @@ class TestEightWriters:
             environment=env,
         )
 
-        self.check(read, {"org_acme": 10, "org_globex": 10})
+        check_every_version(read, {"org_acme": 10, "org_globex": 10})
 
 
 class TestKilled:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from reducto_provider.export.delta import upkeep
 from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.sink import open_sink
 from reducto_provider.operators.upkeep import ReductoUsageTableUpkeepOperator
@@ -42,10 +43,22 @@ def test_it_compacts_and_removes_nothing(run_dag, table):
     before = rows(table)
     result = run_dag(DAG.format(arguments=f"output_path={str(table)!r}")).expect()
 
-    assert result.xcom("upkeep") == {"compacted_files": 11, "removed_files": 0}
+    assert result.xcom("upkeep") == {"compacted_files": 11, "removed_files": 0, "months_left": []}
     assert len(DeltaTable(table).file_uris()) == 1
     assert rows(table) == before
     assert pa.table(DeltaTable(table, version=5).scan()).num_rows
+
+
+def test_what_it_could_not_compact_is_in_the_xcom(mocker):
+    left = (("api_key", date(2026, 1, 1)), ("product", date(2025, 12, 1)))
+    mocker.patch.object(upkeep, "compact_table", return_value=upkeep.Compaction(3, left))
+    operator = ReductoUsageTableUpkeepOperator(task_id="upkeep", output_path="/lake")
+
+    assert operator.execute({}) == {
+        "compacted_files": 3,
+        "removed_files": 0,
+        "months_left": [{"group_by": "api_key", "month": "2026-01"}, {"group_by": "product", "month": "2025-12"}],
+    }
 
 
 def test_a_place_without_a_table_is_a_clear_error(run_dag, tmp_path):

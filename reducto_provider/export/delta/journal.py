@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Annotated, Final
 
 import msgspec
@@ -43,7 +43,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     credits: PlainNumber | None
     request_count: Count
     final: bool
-    exported_at: str = msgspec.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    exported_at: str
 
 
 class Year(msgspec.Struct, frozen=True):

@@ -6,30 +6,25 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from reducto_provider.export.delta.journal import FOLDER
+from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
 from reducto_provider.export.sink import storage_errors
-from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path
+from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path, open_storage
 
 DELTA_STORES: Final = ("s3", "s3a", "abfs", "abfss")
 """Schemes of object stores that hold Delta tables: each can create an object only if it does not exist."""
 
-_AZURE_OPTIONS = {
-    "azure_storage_account_name": "account_name",
-    "azure_storage_account_key": "account_key",
-    "azure_storage_sas_key": "sas_token",
+# deltalake takes these from the environment, and prefers them to a SAS token.
+_AZURE_KEYS = ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY")
+_SERVICE_PRINCIPAL = {
     "azure_client_id": "client_id",
     "azure_client_secret": "client_secret",
     "azure_tenant_id": "tenant_id",
-}
-_CONNECTION_STRING_OPTIONS = {
-    "azure_storage_account_name": "AccountName",
-    "azure_storage_account_key": "AccountKey",
-    "azure_storage_sas_key": "SharedAccessSignature",
-    "azure_storage_endpoint": "BlobEndpoint",
 }
 
 # What deltalake takes for something else: it decodes paths once too often, and fails for some characters.
@@ -88,24 +83,41 @@ def check_exclusive_creation(storage: Storage) -> None:
     )
 
 
-def table_location(storage: Storage, output_path: str, conn_id: str | None) -> tuple[str, Options]:
+@dataclass(frozen=True)
+class TableLocation:
     """
-    Return the table's URI and its options.
+    Where a table is, for the two clients that read and write it.
+
+    :param storage: for what is beside the table.
+    :param uri: for ``deltalake``, as for ``options``.
+    """
+
+    storage: Storage
+    uri: str
+    options: Options
+
+
+def table_location(output_path: object, conn_id: str | None) -> TableLocation:
+    """
+    Return where a table is. Nothing is read or written yet.
 
     Connections are looked up now, in the thread of the caller.
 
-    :param storage: the same location.
-    :raises ImportError: naming the extra to install, if the store's package is missing.
+    :raises ValueError: see :func:`check_table_location`.
+    :raises ImportError: naming the extra to install, if ``deltalake`` or the store's package is missing or too old.
     """
+    FORMATS[TABLE_FORMAT].check_installed()
+    path = check_table_location(output_path)
+    storage = open_storage(path, conn_id)
     location = storage.location()
     if not isinstance(storage, ObjectStorage):
-        return location.removeprefix("file://"), dict
-    parts = urlsplit(output_path)
+        return TableLocation(storage, location.removeprefix("file://"), dict)
+    parts = urlsplit(path)
     conn_id = parts.netloc.rpartition("@")[0] or conn_id
-    _, _, path = location.partition("://")
+    _, _, in_store = location.partition("://")
     if parts.scheme.startswith("s3"):
-        return f"s3://{path}", _s3_options(conn_id)
-    return f"abfs://{path}", _azure_options(storage)
+        return TableLocation(storage, f"s3://{in_store}", _s3_options(conn_id))
+    return TableLocation(storage, f"abfs://{in_store}", _azure_options(storage))
 
 
 def _s3_options(conn_id: str | None) -> Options:
@@ -140,11 +152,25 @@ def _s3_options(conn_id: str | None) -> Options:
 
 
 def _azure_options(storage: ObjectStorage) -> Options:
-    """Return the options of the client that Airflow's file system has made from the connection."""
-    settings = storage.client_settings(*_AZURE_OPTIONS.values(), "connection_string")
-    in_text = dict(part.partition("=")[::2] for part in settings.pop("connection_string", "").split(";"))
-    options = {option: settings[name] for option, name in _AZURE_OPTIONS.items() if name in settings}
-    options |= {option: in_text[name] for option, name in _CONNECTION_STRING_OPTIONS.items() if name in in_text}
-    if options.get("azure_storage_endpoint", "").startswith("http://"):
-        options["allow_http"] = "true"
+    """Return the options of the client that Airflow's file system has made from the connection, of whatever kind."""
+    file_system = storage.file_system
+    client = file_system.service_client
+    url = urlsplit(client.url)
+    options = {
+        "azure_storage_account_name": client.account_name or file_system.account_name or url.netloc.partition(".")[0],
+        "azure_storage_endpoint": f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"),
+        "allow_http": str(url.scheme == "http").lower(),
+    }
+    if key := getattr(client.credential, "account_key", None):
+        options["azure_storage_account_key"] = key
+    elif url.query:
+        if found_key := next((name for name in _AZURE_KEYS if os.environ.get(name)), None):
+            raise ValueError(
+                f"the environment variable {found_key} is set, and deltalake would use it instead of the connection's "
+                "SAS token. Unset it where the task runs"
+            )
+        options["azure_storage_sas_key"] = url.query
+    else:
+        found = {option: getattr(file_system, name) for option, name in _SERVICE_PRINCIPAL.items()}
+        options |= {option: value for option, value in found.items() if value}
     return lambda: options

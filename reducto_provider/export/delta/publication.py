@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -148,6 +148,7 @@ class Publication:
             credits=None if credits is None else format_decimal(credits),
             request_count=sum(row.request_count for row in rows),
             final=day < self._requested_on,
+            exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _digest(self, rows: Sequence[UsageRow]) -> str | None:

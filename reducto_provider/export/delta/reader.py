@@ -11,7 +11,7 @@ import msgspec
 
 from reducto_provider.export.delta.commits import Days
 from reducto_provider.export.delta.journal import FOLDER, NOTHING_RECORDED, Day, Journal, Year
-from reducto_provider.export.delta.location import check_table_location, table_location
+from reducto_provider.export.delta.location import table_location
 from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT, Format
 from reducto_provider.export.manifest import json_file
@@ -25,7 +25,6 @@ from reducto_provider.export.reader import (
     UsageReadError,
 )
 from reducto_provider.export.sink import DatasetMismatchError, short, storage_errors
-from reducto_provider.export.storage import open_storage
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import UsageRow, sum_credits
 
@@ -48,9 +47,11 @@ class UsageTableReader(UsageReader):
         cache: RowCache | None = None,
         max_concurrent_reads: int = MAX_CONCURRENT_READS,
     ) -> None:
-        storage = open_storage(check_table_location(output_path), conn_id)
-        self._uri, self._options = table_location(storage, output_path, conn_id)
-        super().__init__(storage, cache, max_concurrent_reads)
+        try:
+            self._place = table_location(output_path, conn_id)
+        except ImportError as error:
+            raise UsageReadError(str(error)) from error
+        super().__init__(self._place.storage, cache, max_concurrent_reads)
 
     def exported_days(self, org_id: str, group_by: str, days: DayRange) -> ExportedDays:
         journal = Journal(self._storage, org_id, group_by)
@@ -109,14 +110,9 @@ class UsageTableReader(UsageReader):
         return None if found is None else json_file({"date": day, **msgspec.to_builtins(found)})
 
     def _read_identity(self) -> tuple[Format, Mapping[str, Sequence[str]]]:
-        format = FORMATS[TABLE_FORMAT]
-        try:
-            format.check_installed()
-        except ImportError as error:
-            raise UsageReadError(str(error)) from error
         self._table = self._open()
         try:
-            return format, self._table.filters
+            return FORMATS[TABLE_FORMAT], self._table.filters
         except DatasetMismatchError as error:
             raise UsageReadError(str(error)) from error
 
@@ -124,7 +120,7 @@ class UsageTableReader(UsageReader):
         """Return the newest version of the table."""
         try:
             with storage_errors(f"could not read {self.location}"):
-                table = UsageDeltaTable.open(self._uri, self._options(), self.location)
+                table = UsageDeltaTable.open(self._place.uri, self._place.options(), self.location)
         except DatasetMismatchError as error:
             raise UsageReadError(str(error)) from error
         if table is None:

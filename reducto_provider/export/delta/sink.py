@@ -14,7 +14,7 @@ from reducto_provider.export.delta.commits import OtherCommits
 from reducto_provider.export.delta.counts import CommitCounts
 from reducto_provider.export.delta.journal import Journal
 from reducto_provider.export.delta.location import (
-    Options,
+    TableLocation,
     check_exclusive_creation,
     check_table_location,
     table_location,
@@ -33,7 +33,6 @@ from reducto_provider.export.sink import (
     Sink,
     storage_errors,
 )
-from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport
@@ -60,13 +59,14 @@ class UsageTable(Sink):
     :class:`~reducto_provider.export.delta.journal.Journal`.
 
     A report is refused as outdated if others have replaced the same days since this sink was checked, which is before
-    the report was requested: an old answer never replaces a newer one.
+    the report was requested: an old answer never replaces a newer one that was committed. A newer one that equals the
+    table makes no commit, so it does not make others outdated.
     """
 
-    def __init__(self, storage: Storage, uri: str, options: Options, format: Format, filters: Filters) -> None:
-        self._storage = storage
-        self._table_uri = uri
-        self._options = options
+    def __init__(self, place: TableLocation, format: Format, filters: Filters) -> None:
+        self._storage = place.storage
+        self._table_uri = place.uri
+        self._options = place.options
         self._format = format
         self._filters = filters
         self._waiting: list[Publication] = []
@@ -76,8 +76,8 @@ class UsageTable(Sink):
         self._lock = Lock()  # of the table and all that follows
         self._table: UsageDeltaTable | None = None
         self._used_options: Mapping[str, str] = {}
-        self._commits = OtherCommits(storage)
-        self._counts = CommitCounts(storage)
+        self._commits = OtherCommits(self._storage)
+        self._counts = CommitCounts(self._storage)
         self._is_upkeep_due = False
 
     @classmethod
@@ -86,8 +86,7 @@ class UsageTable(Sink):
 
     @classmethod
     def open(cls, output_path: str, conn_id: str | None, format: Format, filters: Filters) -> Self:
-        storage = open_storage(output_path, conn_id)
-        return cls(storage, *table_location(storage, output_path, conn_id), format, filters)
+        return cls(table_location(output_path, conn_id), format, filters)
 
     @property
     def location(self) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
+    from reducto_provider.export.delta.location import TableLocation
+
 LAYOUT_VERSION: Final = 1
 
 TABLE_COLUMNS: Final = {**COLUMNS, "org_id": "string", "group_by": "string"}
@@ -136,6 +138,21 @@ class UsageDeltaTable:
         if table is None:
             return cls.create(uri, options, location, filters)
         table.check(filters)
+        return table
+
+    @classmethod
+    def open_existing(cls, place: TableLocation) -> UsageDeltaTable:
+        """
+        Return the newest version of a table of usage, with whatever filters.
+
+        :raises FileNotFoundError: if there is no table.
+        :raises DatasetMismatchError: if it is not one of usage, or can't be read.
+        """
+        location = place.storage.location()
+        table = cls.open(place.uri, place.options(), location)
+        if table is None:
+            raise FileNotFoundError(f"there is no Delta table at {location}")
+        table.check(table.filters)
         return table
 
     @property

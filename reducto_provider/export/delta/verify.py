@@ -10,10 +10,10 @@ from urllib.parse import unquote
 
 from reducto_provider.export.delta.commits import Days
 from reducto_provider.export.delta.journal import FOLDER, Day, Journal
-from reducto_provider.export.delta.location import TEMPORARY, check_table_location, table_location
+from reducto_provider.export.delta.location import TEMPORARY, table_location
 from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
-from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.export.storage import Storage
 from reducto_provider.export.verify import Problem, Verification, gaps
 
 _NAME = re.compile(rf"{FOLDER}/org_id=([^/]+)/group_by=([^/]+)/(?:(\d{{4}})\.json|\.reported-\d{{4}})", re.ASCII)
@@ -25,14 +25,11 @@ def verify_table(output_path: str, conn_id: str | None = None) -> Verification:
     """
     Check every exported day of the table, and that all of its files are there.
 
+    :raises DatasetMismatchError: if the table is not one of usage.
     :raises OSError: also anything else the store raises when it can't be read.
     """
-    storage = open_storage(check_table_location(output_path), conn_id)
-    uri, options = table_location(storage, output_path, conn_id)
-    table = UsageDeltaTable.open(uri, options(), storage.location())
-    if table is None:
-        raise FileNotFoundError(f"there is no Delta table at {storage.location()}")
-    table.check(table.filters)
+    place = table_location(output_path, conn_id)
+    storage, table = place.storage, UsageDeltaTable.open_existing(place)
     files = table.file_names()
     present = {name for folder in {name.partition("/")[0] for name in files} for name in storage.names(folder)}
     exported, problems = _journals(storage)
