@@ -10,7 +10,7 @@ for name in ("pandas", "orjson"):
     pytest.importorskip(name, reason="make .venv/.with-bench installs what the benchmarks need")
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import answer_to_file, imports, object_store, question, tables, task_imports  # noqa: E402
+from benchmarks import answer_to_file, imports, object_store, open_connection, tables, task_imports  # noqa: E402
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
 from benchmarks.measuring import Rounds, WrongOutputError, check_equal, in_a_process  # noqa: E402
 from benchmarks.page import Result, Section, document  # noqa: E402
@@ -92,16 +92,16 @@ def test_something_heavy_is_wrong_output(monkeypatch):
         imports.take()
 
 
-def test_questions_are_measured_and_counted():
-    rounds = question.compare(1)
+def test_requests_are_measured_and_counted():
+    rounds = open_connection.compare(1)
     for [sample] in (rounds.ours, rounds.theirs):
-        assert 0 < sample["cpu"] < 1, "of one question"
+        assert 0 < sample["cpu"] < 1, "of one request"
 
 
-def test_a_wrong_answer_to_a_question_fails(monkeypatch):
-    monkeypatch.setattr(question, "in_a_process", lambda *_, **__: {"credits": "1", "sample": {}})
+def test_a_wrong_response_fails(monkeypatch):
+    monkeypatch.setattr(open_connection, "in_a_process", lambda *_, **__: {"credits": "1", "sample": {}})
     with pytest.raises(WrongOutputError, match="the credits"):
-        question.compare(1)
+        open_connection.compare(1)
 
 
 def test_an_export_that_writes_nothing_is_wrong_output(monkeypatch):
