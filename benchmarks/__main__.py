@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print the table, and store it in the documentation."""
+"""``python -m benchmarks``: measure, print the tables, and store them in the documentation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from benchmarks import (
@@ -25,7 +26,7 @@ from benchmarks import (
     waiting,
 )
 from benchmarks.measuring import MIB, Rounds, WrongOutputError
-from benchmarks.page import PAGE, Result, Section, document, table
+from benchmarks.page import Part, Result, Section, store, table
 
 
 @dataclass(frozen=True)
@@ -409,7 +410,7 @@ The month of {organizations:,} organizations is {files:,} Parquet files, or a ta
 DuckDB sums the credits of each organization in a separate process, which has imported everything: over the files with
 Hive partitions, over the table with `deltalake` and a pyarrow dataset. Opening either is part of the time; both are on
 a local disk and have just been written. The day is published by eight threads, as a fleet does, to an S3 server on this
-machine (moto's, which answers one request after the other), medians of {rounds} rounds. All credits are compared with
+machine (moto's, which answers one request after the other), {rounds} rounds. All credits are compared with
 the exact figures.
 """
 
@@ -631,7 +632,7 @@ GROWTH: Final = """
 ```
 
 The whole `execute` of an operator, from the query to the files in place, in a separate process against the simulator,
-medians of {rounds} rounds. *Rows* are those of one response into one Parquet file, *rows in parts* those of a
+{rounds} rounds. *Rows* are those of one response into one Parquet file, *rows in parts* those of a
 `ReductoUsageFleetExportOperator` for one organization with {a_day:,} rows a day, which queries {part} days at a time,
 *organizations* those of one with a day of each, and *days* those of one answer with {groups} rows a day. All but the
 first write a file and a manifest a day, each synced to disk before the next (`fsync`: most of the wall-clock
@@ -659,38 +660,33 @@ PARTS: Final[dict[str, Callable[[Size], Section]]] = {
 }
 
 
-def measure(names: Sequence[str], size: Size) -> list[Section]:
+def measure(names: Sequence[str], size: Size) -> None:
     """
-    Measure the named parts in order, and print each when it is done.
+    Measure the named parts in order. Print each when it is done, and store it if it has full size.
 
     :raises WrongOutputError: if an output is wrong.
     """
-    sections = []
     for name in names:
         begun = time.monotonic()
-        section = PARTS[name](size)
-        lines = [*(table(section.results) if section.results else []), section.after]
-        print(f"\n{section.title} ({time.monotonic() - begun:.0f} s)", *lines, sep="\n", flush=True)
-        sections.append(section)
-    return sections
+        part = Part.measure(partial(PARTS[name], size), size.rounds)
+        lines = [*(table(part.lines) if part.lines else []), part.after]
+        print(f"\n{part.title} ({time.monotonic() - begun:.0f} s)", *lines, sep="\n", flush=True)
+        if not size.small:
+            store(name, part, list(PARTS))
 
 
 def main() -> int:
-    """Measure all or some parts; store only a whole run at full size."""
+    """Measure all or some parts."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured (%(default)s)")
     parser.add_argument("--small", action="store_true", help="a quick check; nothing is stored")
-    parser.add_argument("--only", choices=PARTS, action="append", help="only this part; nothing is stored")
+    parser.add_argument("--only", choices=PARTS, action="append", help="only this part; the others stay as stored")
     options = parser.parse_args()
-    size = small(options.rounds) if options.small else Size(options.rounds)
     try:
-        sections = measure(options.only or list(PARTS), size)
+        measure(options.only or list(PARTS), small(options.rounds) if options.small else Size(options.rounds))
     except WrongOutputError as error:
         print(f"wrong output: {error}", file=sys.stderr)
         return 1
-    if not options.small and not options.only:
-        PAGE.write_text("\n".join(document(sections, options.rounds)) + "\n")
-        print(f"\n{PAGE}")
     return 0
 
 

@@ -20,7 +20,6 @@ from decimal import Decimal
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -69,7 +68,7 @@ Usage = dict[tuple[str, str, date], list[tuple[str | None, Decimal | None, int]]
 """Groups, credits and requests by organization, dimension and day."""
 
 Curve = list[tuple[int, Sample]]
-"""Sizes and the medians of their measurements."""
+"""Sizes and the least figures of their measurements."""
 
 
 def curves(sizes: Mapping[str, Sequence[int]], rounds: int) -> dict[str, Curve]:
@@ -84,9 +83,7 @@ def curves(sizes: Mapping[str, Sequence[int]], rounds: int) -> dict[str, Curve]:
             for size in of_it:
                 found[axis][size].append(TAKERS[axis](size))
     return {
-        axis: [
-            (size, {name: median(s[name] for s in samples) for name in samples[0]}) for size, samples in points.items()
-        ]
+        axis: [(size, {name: min(s[name] for s in samples) for name in samples[0]}) for size, samples in points.items()]
         for axis, points in found.items()
     }
 
