@@ -128,7 +128,7 @@ def test_growth_is_measured_and_right(axis, monkeypatch):
     assert (sample["requests"] > 0) == axis.endswith(growth.IN_S3)
 
     monkeypatch.setattr(growth, "check_equal", lambda found, expected, what: check_equal([found], expected, what))
-    with pytest.raises(WrongOutputError, match="file|number of requests"):
+    with pytest.raises(WrongOutputError, match=r"file|number of requests"):
         growth.TAKERS[axis](growth.SMALL_SIZES[axis][0])
 
 

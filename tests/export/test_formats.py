@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from reducto_provider.export.focus import FOCUS_FORMATS, PRICE_OPTIONS, BillingTerms, parse_terms
-from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format, check_format, compressed, jsonl
+from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format, check_format, compressed, jsonl, parquet
 from reducto_provider.export.formats.focus import FocusFormat
 from reducto_provider.operators.export import ReductoUsageExportOperator
 
@@ -79,11 +79,13 @@ class TestBytes:
             '{"date":"2026-06-18","group":"caf\u00e9","credits":0.000000001,"request_count":9223372036854775807}\n'
         )
 
+    @pytest.mark.parametrize("name", ["jsonl", "parquet"])
     @pytest.mark.parametrize("keys", [{}, KEYS], ids=["without keys", "with keys"])
-    def test_some_rows_at_a_time(self, encode, monkeypatch, keys):
-        whole = encode("jsonl", USAGE, keys)
+    def test_some_rows_at_a_time(self, encode, monkeypatch, name, keys):
+        whole = encode(name, USAGE, keys)
         monkeypatch.setattr(jsonl, "ROWS_PER_BATCH", 2)
-        assert encode("jsonl", USAGE, keys) == whole
+        monkeypatch.setattr(parquet, "_ROWS_PER_CHUNK", 2)
+        assert encode(name, USAGE, keys) == whole
 
     def test_csv(self, encode):
         assert encode("csv", USAGE).decode() == (

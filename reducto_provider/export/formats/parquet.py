@@ -8,6 +8,8 @@ from typing import Any
 from reducto_provider.export.formats.base import COLUMNS, Format, usage_row
 from reducto_provider.usage.report import CREDITS_SCALE, UsageRow
 
+_ROWS_PER_CHUNK = 2**16  # small, so that what is made of a chunk on the way takes little memory
+
 
 class ParquetFormat(Format):
     """
@@ -28,6 +30,13 @@ class ParquetFormat(Format):
 
 def arrow_table(rows: Sequence[UsageRow], keys: Mapping[str, str]) -> Any:
     """Return rows as a ``pyarrow.Table``, with a column for each of ``keys`` first."""
+    import pyarrow as pa
+
+    starts = range(0, len(rows) or 1, _ROWS_PER_CHUNK)
+    return pa.concat_tables([_chunk(rows[start : start + _ROWS_PER_CHUNK], keys) for start in starts])
+
+
+def _chunk(rows: Sequence[UsageRow], keys: Mapping[str, str]) -> Any:
     import pyarrow as pa
 
     from reducto_provider.export.formats import arrow
