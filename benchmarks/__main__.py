@@ -361,8 +361,9 @@ compared with the simulator's figures.
 def delta(size: Size) -> Section:
     """A Delta table beside files."""
     queries = tables.compare_queries(size.organizations, size.rounds)
-    fleets = tables.compare_fleets(size.organizations, max(1, size.rounds // 2))
-    what = f"a day of {size.organizations:,} organizations written to S3"
+    written = min(size.organizations, tables.MAX_WRITTEN)
+    fleets = tables.compare_fleets(written, max(1, size.rounds // 2))
+    what = f"a day of {written:,} organizations written to S3"
     ours, theirs = fleets.our("requests"), fleets.their("requests")
     return Section(
         title="A Delta table and files",
@@ -587,12 +588,17 @@ def importing(size: Size) -> Section:
                 theirs=seconds(of_task["airflow"]),
                 value=of_task["share"],
                 limit=0.12,
-                why="Two thirds are `aiohttp` and `requests`, which Airflow's `HttpHook` loads, on which the hook is "
-                "based. What this package itself loads is an eighth.",
+                why=TASK_IMPORTS_FLOOR,
             ),
         ],
     )
 
+
+TASK_IMPORTS_FLOOR: Final = (
+    "In a profile of 225 ms of CPU time `aiohttp` took 116, of which 68 are its TLS contexts with the system's "
+    "certificates, and `requests` with `urllib3` and `charset_normalizer` 47: Airflow's `HttpHook`, on which the hook "
+    "is based, loads both. The modules of this package took 35, none more than 2.5."
+)
 
 IMPORTS: Final = """
 The time that `from airflow.sdk import DAG, BaseOperator, BaseSensorOperator` takes in fresh processes, and the

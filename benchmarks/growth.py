@@ -53,7 +53,7 @@ SMALL_SIZES: Final[Mapping[str, Sequence[int]]] = {
     f"organizations{IN_S3}": (1, 5),
     f"days{IN_S3}": (1, 10),
 }
-MAX_ROUNDS: Final = 2
+MAX_ROUNDS: Final = 1
 GROUPS_A_DAY: Final = 10
 DAYS_OF_ROWS: Final = 100
 ROWS_A_DAY: Final = 1_000

@@ -28,6 +28,9 @@ MONTH: Final = DayRange(date(2026, 6, 1), date(2026, 6, 30))
 THREADS: Final = 8
 """The default concurrency of a fleet."""
 
+MAX_WRITTEN: Final = 300
+"""Organizations whose day is written to S3: of more, moto would take many minutes."""
+
 GROUPS: Final = ("classify", "extract", "parse", "split")
 FORMATS: Final = {"files": "parquet", "table": "delta"}
 
