@@ -190,7 +190,8 @@ dist: $(READY) .venv/.with-dist ## build wheel and source distribution in dist, 
 	@$(BIN)/python -m build --no-isolation
 	@$(BIN)/python -m twine check --strict dist/*
 
-# For a quick check: make bench ROUNDS=1 SMALL=1. For one part: make bench ARGS="--only files".
+# For a quick check: make bench ROUNDS=1 SMALL=1. For one part: make bench ARGS="--only files". Each part is stored when
+# it is measured, so a run that was ended can go on with the parts that are left.
 bench: $(READY) .venv/.with-bench ## test the benchmarks, compare with what users would write instead, and write docs/benchmarks.md
 	@$(BIN)/python -m pytest tests/test_benchmarks.py
 	@$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(SMALL),--small) $(ARGS)

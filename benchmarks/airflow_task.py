@@ -51,11 +51,11 @@ with DAG("export", schedule=None, start_date=datetime(2026, 1, 1)):
         frame.insert(0, "org_id", answer["orgId"])
         frame.to_parquet(PATH, index=False, compression="zstd")
 
-    ask = HttpOperator(
-        task_id="ask", http_conn_id="usage_service", method="GET", endpoint="api/v1/usage/export",
+    get = HttpOperator(
+        task_id="get", http_conn_id="usage_service", method="GET", endpoint="api/v1/usage/export",
         data={{"orgId": "{ORG}", "startDate": "{FIRST}", "endDate": "{LAST}", "groupBy": "{GROUP_BY}"}},
     )
-    write(ask.output)
+    write(get.output)
 """
 
 NOTHING: Final = """

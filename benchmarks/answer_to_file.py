@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -36,17 +35,6 @@ def export(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
     file_format = check_format(name.removeprefix("exact "))
     content = file_format.encode(file_format.rows(report), {})
     open_storage(str(folder)).replace(f"usage.{file_format.extension}", content)
-
-
-def export_days(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
-    """Ours: the default export, a file and a manifest a day, each synced to disk."""
-    from reducto_provider.export.dataset import UsageDataset
-    from reducto_provider.export.formats import check_format
-    from reducto_provider.export.storage import open_storage
-    from reducto_provider.usage.wire import decode_report
-
-    dataset = UsageDataset(open_storage(str(folder)), check_format(name.removesuffix(" days")), {})
-    dataset.publish(decode_report(body, query), query)
 
 
 def decode(body: bytes, query: UsageQuery, folder: Path, name: str) -> Any:
@@ -109,24 +97,6 @@ def csv_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> No
     frame.to_csv(folder / "usage.csv", index=False)
 
 
-def days_by_pandas(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
-    """Theirs: a file a day, not synced to disk."""
-    import pandas
-
-    frame = pandas.DataFrame(json.loads(body)["data"]).rename(columns={"requestCount": "request_count"})
-    if name == "parquet days":
-        frame["date"] = pandas.to_datetime(frame["date"], format="%Y-%m-%d")
-    for day, rows in frame.groupby("date"):
-        place = folder / f"data/dt={day:.10}" if isinstance(day, str) else folder / f"data/dt={day.date()}"
-        place.mkdir(parents=True)
-        if name == "parquet days":
-            rows.to_parquet(place / "usage.parquet", index=False, compression="zstd")
-        elif name == "csv days":
-            rows.to_csv(place / "usage.csv", index=False)
-        else:
-            rows.to_json(place / "usage.jsonl", orient="records", lines=True)
-
-
 def loads(body: bytes, query: UsageQuery, folder: Path, name: str) -> Any:
     """Theirs: the fastest way to read JSON into Python, no types, no checks."""
     import orjson
@@ -139,7 +109,6 @@ SIDES: Final[dict[str, tuple[Callable[..., Any], Callable[..., Any]]]] = {
     "exact parquet": (export, exact_parquet_by_pandas),
     "jsonl": (export, lines_by_pandas),
     "csv": (export, csv_by_pandas),
-    **{f"{name} days": (export_days, days_by_pandas) for name in ("parquet", "jsonl", "csv")},
     "decode": (decode, loads),
 }
 
@@ -156,8 +125,6 @@ def compare(name: str, answer: Answer, rounds: int) -> Rounds:
         Path(folder, "query").write_bytes(pickle.dumps(answer.query))
 
         def take(side: int) -> Sample:
-            for part in ("data", "metadata"):
-                shutil.rmtree(Path(folder, part), ignore_errors=True)
             sample: Sample = in_a_process(__name__, name, side, folder)
             CHECKS[name][side](Path(folder), answer)
             return sample
@@ -254,9 +221,6 @@ CHECKS: Final[dict[str, tuple[Callable[[Path, Answer], None], Callable[[Path, An
     "exact parquet": (check_exact_parquet, check_exact_parquet),
     "jsonl": (check_our_lines, check_their_lines),
     "csv": (check_our_csv, check_their_csv),
-    "parquet days": (check_exact_parquet, check_their_parquet),
-    "jsonl days": (check_our_lines, check_their_lines),
-    "csv days": (check_our_csv, check_their_csv),
     "decode": (check_our_rows, check_their_rows),
 }
 

@@ -83,14 +83,14 @@ def _seconds_waited() -> float:
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
-def questions(count: int) -> list[dict[str, str]]:
+def queries(count: int) -> list[dict[str, str]]:
     """Return the parameters of ``count`` queries, each for a different organization."""
     days = {"startDate": str(FIRST), "endDate": str(LAST), "groupBy": "product"}
     return [{**days, "orgId": f"org_{number:04}"} for number in range(count)]
 
 
 def triggers(
-    side: str, numbers: range, asked: list[dict[str, str]], used: list[str], interval: float
+    side: str, numbers: range, parameters: list[dict[str, str]], used: list[str], interval: float
 ) -> list[BaseTrigger]:
     """Return the triggers of deferred sensors, with equally many for each query."""
     if side == "nothing":
@@ -102,7 +102,7 @@ def triggers(
             HttpSensorTrigger(
                 endpoint="api/v1/usage/export",
                 http_conn_id="usage_service",
-                data=asked[number % len(asked)],
+                data=parameters[number % len(parameters)],
                 poke_interval=interval,
             )
             for number in numbers
@@ -112,10 +112,10 @@ def triggers(
     return [
         ReductoUsageThresholdTrigger(
             reducto_conn_id="reducto_default",
-            org_id=asked[number % len(asked)]["orgId"],
+            org_id=parameters[number % len(parameters)]["orgId"],
             usage_start_date=str(FIRST),
             usage_end_date=str(LAST),
-            threshold=str(Decimal(used[number % len(asked)]) + 1 + number // len(asked)),
+            threshold=str(Decimal(used[number % len(parameters)]) + 1 + number // len(parameters)),
             wait_when_closed=True,
             poke_interval=interval,
         )
@@ -181,7 +181,7 @@ def main(options: dict[str, Any]) -> None:
 
     def begin(first: int) -> None:
         numbers = range(first, first + options["sensors"])
-        made = triggers(options["side"], numbers, options["asked"], options["used"], interval)
+        made = triggers(options["side"], numbers, options["parameters"], options["used"], interval)
         waiting.extend(map(workload, numbers, made))
         serve(interval if options["side"] == "nothing" else 1.5 * interval + 3)
 
@@ -203,8 +203,8 @@ def main(options: dict[str, Any]) -> None:
         sample["longest stall"] = max((stall for at, stall in _stalls(folder)), default=0.0)
         with urllib.request.urlopen(options["url"] + "/_simulator/requests") as answer:  # noqa: S310
             requests = json.load(answer)["requests"]
-        asked = [each["queryString"] for each in requests if start <= each["monotonic"] < start + 2 * interval]
-        sample |= {"requests": len(asked) / 2, "questions": len(set(asked))}
+        received = [each["queryString"] for each in requests if start <= each["monotonic"] < start + 2 * interval]
+        sample |= {"requests": len(received) / 2, "queries": len(set(received))}
     resident = memory("VmRSS", runner.pid)
     begin(options["sensors"])
     sample["memory of as many more"] = memory("VmRSS", runner.pid) - resident
@@ -231,7 +231,7 @@ def _stalls(folder: Path) -> Iterable[tuple[float, float]]:
 # -- the other side: the service, and the checks
 
 
-def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sample:
+def run(side: str, sensors: int, query_count: int, interval: float) -> Sample:
     """
     Let sensors wait, and measure one interval.
 
@@ -241,16 +241,16 @@ def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sampl
     from benchmarks.fleet import organizations
     from simulator import Simulator, status
 
-    asked = questions(questions_asked)
-    fleet = organizations(questions_asked)
+    parameters = queries(query_count)
+    fleet = organizations(query_count)
     with Simulator(fleet) as simulator, tempfile.TemporaryDirectory(prefix="reducto-bench-") as folder:
         used = [sum(row.credits for row in simulator.truth(each.id, FIRST, LAST)) for each in fleet]
         if side == "theirs":
             simulator.faults.add(status(404), times=None)
         expected = {
-            number: used[number % questions_asked] + ADDED
+            number: used[number % query_count] + ADDED
             for number in range(2 * sensors)
-            if side == "theirs" or (side == "ours" and 1 + number // questions_asked < ADDED)
+            if side == "theirs" or (side == "ours" and 1 + number // query_count < ADDED)
         }
         extra = [{"org": each.id, "day": str(LAST), "credits": str(ADDED), "requests": 1} for each in fleet]
         then = ("/_simulator/", "DELETE", [{}]) if side == "theirs" else ("/_simulator/usage", "POST", extra)
@@ -260,7 +260,7 @@ def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sampl
             "interval": interval,
             "folder": folder,
             "url": simulator.url,
-            "asked": asked,
+            "parameters": parameters,
             "used": [str(value) for value in used],
             "then": then,
             "fire": len(expected),
@@ -275,7 +275,7 @@ def run(side: str, sensors: int, questions_asked: int, interval: float) -> Sampl
         values = {number: Decimal(str(payload["reading"]["value"])) for number, payload in found["events"]}
         check_equal(values, expected, "the figures of those that fired")
     if side != "nothing":
-        check_equal(sample["questions"], questions_asked, f"{side}: how many different questions were asked")
+        check_equal(sample["queries"], query_count, f"{side}: the number of different queries")
     return sample
 
 

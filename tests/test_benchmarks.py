@@ -9,11 +9,22 @@ import pytest
 for name in ("pandas", "orjson"):
     pytest.importorskip(name, reason="make .venv/.with-bench installs what the benchmarks need")
 
+import benchmarks.page  # noqa: E402
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import answer_to_file, imports, object_store, question, tables, task_imports  # noqa: E402
+from benchmarks import (  # noqa: E402
+    answer_to_file,
+    by_day,
+    changed_fleet,
+    growth,
+    imports,
+    object_store,
+    open_connection,
+    tables,
+    task_imports,
+)
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
 from benchmarks.measuring import Rounds, WrongOutputError, check_equal, in_a_process  # noqa: E402
-from benchmarks.page import Result, Section, document  # noqa: E402
+from benchmarks.page import Result, Section  # noqa: E402
 
 NAMES = list(answer_to_file.SIDES)
 
@@ -85,6 +96,42 @@ def test_an_export_to_s3_is_measured_and_right(monkeypatch):
         object_store.compare(3, 1)
 
 
+@pytest.mark.parametrize("name", by_day.FORMATS)
+def test_the_default_export_is_measured_and_right(name, monkeypatch):
+    answer = by_day.make(2, 9)
+    rounds = by_day.compare(name, answer, 1)
+    for [sample] in (rounds.ours, rounds.theirs):
+        assert sample["cpu"] > 0
+        assert sample["added"] > 0
+    with pytest.raises(WrongOutputError):
+        by_day.compare(name, answer._replace(rows=answer.rows[1:]), 1)
+
+
+def test_a_fleets_second_export_is_measured_and_right(monkeypatch):
+    pytest.importorskip("s3fs")
+    monkeypatch.setattr(changed_fleet, "SECONDS_PER_REQUEST", 0.0)
+    sample = changed_fleet.take(2)
+    assert sample["writes"] == 4, "the day's file and manifest, the index, the reported changes"
+    assert sample["requests"] <= 2 * 5 + 8
+
+    monkeypatch.setattr(changed_fleet, "check_organizations", lambda place, *_: growth.check_files(place, {}))
+    with pytest.raises(WrongOutputError, match="the files at"):
+        changed_fleet.take(2)
+
+
+@pytest.mark.parametrize("axis", growth.TAKERS)
+def test_growth_is_measured_and_right(axis, monkeypatch):
+    if axis.endswith(growth.IN_S3):
+        pytest.importorskip("s3fs")
+    sample = growth.TAKERS[axis](growth.SMALL_SIZES[axis][0])
+    assert sample["cpu"] > 0
+    assert (sample["requests"] > 0) == axis.endswith(growth.IN_S3)
+
+    monkeypatch.setattr(growth, "check_equal", lambda found, expected, what: check_equal([found], expected, what))
+    with pytest.raises(WrongOutputError, match=r"file|number of requests"):
+        growth.TAKERS[axis](growth.SMALL_SIZES[axis][0])
+
+
 def test_something_heavy_is_wrong_output(monkeypatch):
     found = {"airflow": 1.0, "ours": 0.1, "heavy": ["pandas"]}
     monkeypatch.setattr(imports, "in_a_process", lambda *_, **__: found)
@@ -92,16 +139,16 @@ def test_something_heavy_is_wrong_output(monkeypatch):
         imports.take()
 
 
-def test_questions_are_measured_and_counted():
-    rounds = question.compare(1)
+def test_requests_are_measured_and_counted():
+    rounds = open_connection.compare(1)
     for [sample] in (rounds.ours, rounds.theirs):
-        assert 0 < sample["cpu"] < 1, "of one question"
+        assert 0 < sample["cpu"] < 1, "of one request"
 
 
-def test_a_wrong_answer_to_a_question_fails(monkeypatch):
-    monkeypatch.setattr(question, "in_a_process", lambda *_, **__: {"credits": "1", "sample": {}})
+def test_a_wrong_response_fails(monkeypatch):
+    monkeypatch.setattr(open_connection, "in_a_process", lambda *_, **__: {"credits": "1", "sample": {}})
     with pytest.raises(WrongOutputError, match="the credits"):
-        question.compare(1)
+        open_connection.compare(1)
 
 
 def test_an_export_that_writes_nothing_is_wrong_output(monkeypatch):
@@ -129,29 +176,51 @@ def result(value, **options):
     return Result(**{**words, "limit": 0.5, **options}, value=value)
 
 
-def test_what_is_short_is_told_with_its_reason():
-    page = "\n".join(document([Section(title="Exports", how="So.", results=[result(0.5), result(0.6)])], 3))
-    assert "| export | pandas | half | 0.60 times | 1 s | 2 s | short by 20% |" in page
-    assert "- **export** (half): 0.60 times, short by 20%. It checks." in page
-    assert "1 of 2 aims are met" in page
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    """Redirect what the command stores."""
+    monkeypatch.setattr(benchmarks.page, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(benchmarks.page, "FIGURES", tmp_path / "figures.json")
+    return tmp_path / "page.md"
+
+
+def run(monkeypatch, parts, *arguments):
+    """Run the command with these parts."""
+    monkeypatch.setattr(command, "PARTS", parts)
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    return command.main()
+
+
+def test_what_is_short_is_told_with_its_reason(monkeypatch, page):
+    exports = Section(title="Exports", how="So.", results=[result(0.5), result(0.6)])
+    assert run(monkeypatch, {"files": lambda size: exports}) == 0
+    text = page.read_text()
+    assert "| export | pandas | half | 0.60 times | 1 s | 2 s | short by 20% |" in text
+    assert "- **export** (half): 0.60 times, short by 20%. It checks." in text
+    assert "1 of 2 aims are met" in text
     assert [result(value, limit=2, at_least=True).verdict for value in (2, 1.5)] == ["met", "short by 25%"]
 
 
-def test_a_wrong_output_fails_the_command_and_stores_nothing(monkeypatch, tmp_path, capsys):
+def test_a_wrong_output_fails_the_command_and_stores_nothing(monkeypatch, page, capsys):
     def wrong(size):
         raise WrongOutputError("the file has a row too many")
 
-    monkeypatch.setattr(command, "PARTS", {"files": wrong})
-    monkeypatch.setattr(command, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr("sys.argv", ["benchmarks"])
-    assert command.main() == 1
+    assert run(monkeypatch, {"files": wrong}) == 1
     assert "a row too many" in capsys.readouterr().err
-    assert not (tmp_path / "page.md").exists()
+    assert not page.exists()
 
-    monkeypatch.setattr(command, "PARTS", {"files": lambda size: Section(title="Exports", how="", results=[result(1)])})
-    assert command.main() == 0
-    assert "| export |" in (tmp_path / "page.md").read_text()
-    monkeypatch.setattr("sys.argv", ["benchmarks", "--small"])
-    (tmp_path / "page.md").unlink()
-    assert command.main() == 0
-    assert not (tmp_path / "page.md").exists()
+
+def test_parts_are_stored_one_by_one(monkeypatch, page):
+    parts = {
+        name: lambda size, name=name: Section(title=name, how="", results=[result(size.rounds, what=name)])
+        for name in ("first", "second")
+    }
+    assert run(monkeypatch, parts, "--rounds", "3") == 0
+    assert run(monkeypatch, parts, "--rounds", "4", "--only", "second") == 0
+    text = page.read_text()
+    assert "| first | pandas | half | 3.00 times |" in text
+    assert "| second | pandas | half | 4.00 times |" in text
+    assert text.index("## first") < text.index("## second")
+
+    assert run(monkeypatch, parts, "--small", "--rounds", "9") == 0
+    assert page.read_text() == text

@@ -242,7 +242,7 @@ class UsageDataset(Sink):
             "rows_sha256": self._format.digest(rows, encodable),
             "row_count": len(rows),
             "credits": None if credits is None else format_decimal(credits),
-            "request_count": sum(row.request_count for row in rows),
+            "request_count": sum([row.request_count for row in rows]),
         }
         final = day < export.requested_on
         before = None

@@ -80,7 +80,7 @@ class UsageReport:
     @cached_property
     def request_count(self) -> int:
         """The sum of the rows' requests."""
-        return sum(row.request_count for row in self.rows)
+        return sum([row.request_count for row in self.rows])
 
     def amounts(self, metric: Metric, *, per_group: bool, since: date | None = None) -> dict[str | None, Decimal]:
         """
@@ -139,18 +139,16 @@ class UsageReport:
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:
     """Return the exact sum of the credits of ``rows``, or None if any row has none."""
-    return sum_amounts(row.credits for row in rows)
+    return sum_amounts([row.credits for row in rows])
 
 
 def sum_amounts(amounts: Iterable[Decimal | None]) -> Decimal | None:
     """Return the exact sum of credits or requests, or None if any amount is None."""
-    total = Decimal(0)
     with localcontext(EXACT):
-        for amount in amounts:
-            if amount is None:
-                return None
-            total += amount
-    return total
+        try:
+            return sum(amounts, _ZERO)  # type: ignore[type-var]
+        except TypeError:  # None can't be added
+            return None
 
 
 def format_decimal(value: Decimal) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -103,17 +104,19 @@ class FocusParquetFormat(FocusFormat):
     def encode(self, rows: Sequence[tuple[focus.Value, ...]], keys: Mapping[str, str]) -> bytes:
         import pyarrow as pa
 
-        types = {
-            "text": pa.string(),
-            "moment": pa.date32(),
-            "credits": pa.decimal128(38, CREDITS_SCALE),
-            "money": pa.decimal128(38, focus.COST_SCALE),
-            "count": pa.int64(),
+        from reducto_provider.export.formats import arrow
+
+        array_of: Mapping[str, Callable[..., Any]] = {
+            "text": arrow.strings,
+            "moment": lambda values: arrow.dates(values).cast(pa.timestamp("us", tz="UTC")),
+            "credits": partial(arrow.decimals, scale=CREDITS_SCALE),
+            "money": partial(arrow.decimals, scale=focus.COST_SCALE),
+            "count": arrow.integers,
         }
-        columns = {}
-        for (name, kind), values in zip(focus.COLUMNS.items(), zip(*rows, strict=True), strict=True):
-            column = pa.array(values, types[kind])
-            columns[name] = column.cast(pa.timestamp("us", tz="UTC")) if kind == "moment" else column
+        columns = {
+            name: array_of[kind](values)
+            for (name, kind), values in zip(focus.COLUMNS.items(), zip(*rows, strict=True), strict=True)
+        }
         return parquet_bytes(pa.table(columns))
 
     def decode(self, content: bytes) -> list[UsageRow]:

@@ -1,0 +1,116 @@
+"""
+Measure the default export, a file a day, in a fresh process, against what users write with requests and pandas.
+
+Each measurement is a separate process that has loaded what Airflow has loaded before any task runs. Everything after
+that is measured: imports, the request to the simulator, and the files. Ours is the whole ``execute`` of the operator.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.answer_to_file import CHECKS
+from benchmarks.answers import DOCUMENTED, ORG, Answer, make_answer
+from benchmarks.measuring import Rounds, Sample, in_a_process, measured
+
+FORMATS: Final = ("parquet", "jsonl", "csv")
+
+
+def export(url: str, days: tuple[str, str], folder: Path, name: str) -> None:
+    """Ours: the operator with its defaults."""
+    from types import SimpleNamespace
+
+    from reducto_provider.operators.export import ReductoUsageExportOperator
+
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="export", map_index=-1, max_tries=0, try_number=1)
+    context: Any = {"ti": ti, "dag_run": SimpleNamespace(clear_number=0)}
+    ReductoUsageExportOperator(
+        task_id="export",
+        org_id=ORG,
+        group_by="api_key",
+        usage_start_date=days[0],
+        usage_end_date=days[1],
+        output_path=str(folder),
+        output_format=name,
+    ).execute(context)
+
+
+def export_by_pandas(url: str, days: tuple[str, str], folder: Path, name: str) -> None:
+    """Theirs: binary floats, no checks, and files that are not synced to disk."""
+    import pandas
+    import requests
+
+    response = requests.get(
+        f"{url}/api/v1/usage/export",
+        params={"orgId": ORG, "startDate": days[0], "endDate": days[1], "groupBy": "api_key"},
+        headers={"Authorization": "Bearer sim-key-all"},
+        timeout=60,
+    )
+    response.raise_for_status()
+    frame = pandas.DataFrame(response.json()["data"]).rename(columns={"requestCount": "request_count"})
+    if name == "parquet":
+        frame["date"] = pandas.to_datetime(frame["date"], format="%Y-%m-%d")
+    for day, rows in frame.groupby("date"):
+        place = folder / f"data/dt={day!s:.10}"
+        place.mkdir(parents=True)
+        if name == "parquet":
+            rows.to_parquet(place / "usage.parquet", index=False, compression="zstd")
+        elif name == "csv":
+            rows.to_csv(place / "usage.csv", index=False)
+        else:
+            rows.to_json(place / "usage.jsonl", orient="records", lines=True)
+
+
+SIDES: Final[dict[str, Callable[[str, tuple[str, str], Path, str], None]]] = {
+    "ours": export,
+    "theirs": export_by_pandas,
+}
+
+
+def make(days: int, groups: int) -> Answer:
+    """Return the response to export."""
+    return make_answer(days, groups, DOCUMENTED)
+
+
+def compare(name: str, answer: Answer, rounds: int) -> Rounds:
+    """
+    Measure both sides in turns, and check the files of each.
+
+    :raises WrongOutputError: if they are wrong.
+    """
+    from benchmarks.airflow_task import connections
+    from simulator import Reply, Simulator
+
+    days = str(answer.query.start), str(answer.query.end)
+
+    def take(side: str) -> Sample:
+        with tempfile.TemporaryDirectory(prefix="reducto-bench-") as home:
+            folder = Path(home, "usage")
+            env = {"AIRFLOW_HOME": home, "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR", **connections(simulator.url)}
+            sample: Sample = in_a_process(__name__, side, simulator.url, *days, folder, name, env=env)
+            CHECKS[name][0 if side == "ours" else 1](folder, answer)
+        return sample
+
+    with Simulator() as simulator:
+        simulator.faults.add(Reply(200, answer.body), times=None)
+        return Rounds(rounds, lambda: take("ours"), lambda: take("theirs"))
+
+
+def main(side: str, url: str, first: str, last: str, folder: str, name: str) -> None:
+    """Load what every task's process has loaded, export, and print the measurement."""
+    for module in ("supervisor", "task_runner"):
+        importlib.import_module(f"airflow.sdk.execution_time.{module}")
+    sample: Sample = {}
+    with measured(sample):
+        SIDES[side](url, (first, last), Path(folder), name)
+    print("\n" + json.dumps(sample))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
