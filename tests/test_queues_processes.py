@@ -14,7 +14,7 @@ import pytest
 from simulator import Organization, Record, Simulator
 from tests.airflows import AIRFLOW, new_in
 
-pytestmark = new_in(3, 3, "triggerers with queues")
+pytestmark = new_in(3, 2, "triggerers with queues")
 
 DAGS = """
 from airflow.sdk import DAG, Asset, AssetWatcher

@@ -20,7 +20,10 @@ from reducto_provider.export.formats import COMPRESSIONS, FORMATS, TABLE_FORMAT,
 from reducto_provider.export.reader import UsageReadError, open_reader, read_usage
 from reducto_provider.export.sink import DatasetMismatchError, open_sink
 from reducto_provider.usage.days import DayRange
+from tests.airflows import DELTA
 from tests.export.test_sink import changed, changes_of
+
+pytestmark = DELTA
 
 ENCODINGS = [
     *((name, None) for name in FORMATS if name not in (*FOCUS_FORMATS, TABLE_FORMAT)),

@@ -463,27 +463,22 @@ class TestExportedDays:
     def test_a_late_record_does_not_replace_a_newer_one(self, tmp_path):
         journal = Journal(LocalStorage(tmp_path), "org", "product")
 
-        def day(number):
-            return Day(
-                rows_sha256=None,
-                change=f"{number:016x}",
-                row_count=0,
-                credits="0",
-                request_count=0,
-                final=True,
-                exported_at="2026-07-01T00:00:00+00:00",
-            )
+        fields = {
+            **{"rows_sha256": None, "row_count": 0, "credits": "0", "request_count": 0, "final": True},
+            "exported_at": "2026-07-01T00:00:00+00:00",
+        }
+        day = {number: Day(change=f"{number:016x}", **fields) for number in (1, 2, 4)}
 
-        journal.record(2026, "table", 2, {JUNE_16: day(2), JUNE_17: day(2)}, committed=True)
-        journal.record(2026, "table", 1, {JUNE_16: day(1), JUNE_18: day(1)}, committed=True)
+        journal.record(2026, "table", 2, {JUNE_16: day[2], JUNE_17: day[2]}, committed=True)
+        journal.record(2026, "table", 1, {JUNE_16: day[1], JUNE_18: day[1]}, committed=True)
         found = journal.read(2026)
         assert found.commit == 2
-        assert found.days == {JUNE_16: day(2), JUNE_17: day(2), JUNE_18: day(1)}
+        assert found.days == {JUNE_16: day[2], JUNE_17: day[2], JUNE_18: day[1]}
 
-        journal.record(2026, "table", 4, {JUNE_19: day(4)}, committed=True)
+        journal.record(2026, "table", 4, {JUNE_19: day[4]}, committed=True)
         found = journal.read(2026)
-        assert found.days[JUNE_19] == day(4)
-        assert found.days[JUNE_16].change != day(2).change, "whoever made commit 3 may have changed it"
+        assert found.days[JUNE_19] == day[4]
+        assert found.days[JUNE_16].change != day[2].change, "whoever made commit 3 may have changed it"
 
 
 class TestCheck:

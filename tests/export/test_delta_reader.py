@@ -18,7 +18,10 @@ from reducto_provider.export.formats import FORMATS
 from reducto_provider.export.reader import RowCache, UsageReadError, open_reader, read_usage
 from reducto_provider.export.sink import PublishError, open_sink
 from reducto_provider.usage.days import DayRange
+from tests.airflows import DELTA
 from tests.export.test_reader import HOSTILE, JUNE, USAGE
+
+pytestmark = DELTA
 
 DAYS = {"start": date(2026, 6, 17), "end": date(2026, 6, 19)}
 OTHER_GROUPS = [("2026-06-17", "parse", "1", 1), ("2026-06-19", "parse", "2", 2)]

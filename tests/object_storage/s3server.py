@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock, Thread
 from typing import Any
 from unittest.mock import patch
-from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qs, unquote
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
@@ -30,24 +30,26 @@ from werkzeug.test import run_wsgi_app
 try:
     from moto.core.authorization import enable_iam_authentication
     from moto.moto_server.werkzeug_app import MotoRequestHandler
+
+    def iam_authentication(_: str) -> AbstractContextManager[None]:
+        return enable_iam_authentication()
+
 except ImportError:  # the moto of the release day of any Airflow so far
     from werkzeug.serving import WSGIRequestHandler as MotoRequestHandler
 
     @contextmanager
-    def enable_iam_authentication() -> Iterator[None]:
+    def iam_authentication(uri: str) -> Iterator[None]:
+        """Check the signature of the URI as it was sent: this moto decodes it first, whereby `%252F` becomes `/`."""
         create = IAMRequestBase._create_aws_request
 
-        def create_encoded(self: IAMRequestBase) -> Any:
-            """Restore what is signed: this moto decodes path and query before it computes the signature."""
+        def create_as_sent(self: IAMRequestBase) -> Any:
             request = create(self)
-            path, _, query = request.url.partition("?")
-            parameters = parse_qsl(query, keep_blank_values=True)
-            request.url = f"{quote(unquote(path), safe='/~')}?{urlencode(parameters, safe='~', quote_via=quote)}"
+            request.url = uri
             return request
 
         with (
             patch.object(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0),
-            patch.object(IAMRequestBase, "_create_aws_request", create_encoded),
+            patch.object(IAMRequestBase, "_create_aws_request", create_as_sent),
         ):
             yield
 
@@ -203,7 +205,8 @@ class S3Server:
 
     def _moto_answer(self, environ: dict[str, Any], call: Call) -> Answer:
         bystander = BYSTANDER in environ.get("HTTP_USER_AGENT", "")
-        checked = enable_iam_authentication() if self._authorized and not bystander else nullcontext()
+        is_checked = self._authorized and not bystander
+        checked = iam_authentication(environ["REQUEST_URI"]) if is_checked else nullcontext()
         with self._one_at_a_time, checked:
             chunks, status, headers = run_wsgi_app(self._moto, environ, buffered=True)
             answer = Answer(status, list(headers.items()), b"".join(chunks))

@@ -9,6 +9,7 @@ import pytest
 from reducto_provider.export.reader import read_usage
 from reducto_provider.usage.query import DIMENSIONS
 from simulator import Altered
+from tests.airflows import DELTA
 
 DAG = """
 from datetime import timedelta
@@ -66,6 +67,7 @@ with DAG("export_and_reconcile", schedule=None):
 """
 
 
+@DELTA
 def test_after_an_export_to_a_table_both_have_the_same_totals(run_dag, tmp_path):
     result = run_dag(AFTER_EXPORT.format(path=str(tmp_path / "table"))).expect()
 
