@@ -464,7 +464,11 @@ class TestExportedDays:
         journal = Journal(LocalStorage(tmp_path), "org", "product")
 
         fields = {
-            **{"rows_sha256": None, "row_count": 0, "credits": "0", "request_count": 0, "final": True},
+            "rows_sha256": None,
+            "row_count": 0,
+            "credits": "0",
+            "request_count": 0,
+            "final": True,
             "exported_at": "2026-07-01T00:00:00+00:00",
         }
         day = {number: Day(change=f"{number:016x}", **fields) for number in (1, 2, 4)}
