@@ -168,6 +168,8 @@ def _schedule_of(timetable: Any) -> Schedule:
         delta=attribute("delta"),
         key_format=attribute("key_format"),
         run_offset=attribute("run_offset") or 0,
+        # Corrected in Airflow 3.4.
+        offset_stops_at_skipped_times=bool(attribute("run_offset")) and AIRFLOW_VERSION < (3, 4),
         parts=tuple(map(_schedule_of, parts)) if isinstance(parts, list | tuple) else (),
     )
 

@@ -173,8 +173,7 @@ def _first_early_run(run: Run, today: date, settle_days: int) -> _EarlyRun | Non
     skipped = [tick.naive() != local for tick, local in zip(ticks, on_the_wall, strict=True)]
     earliest = -len(ticks)
     for number, due in enumerate(ticks):
-        # Airflow's search for the partition does not go back beyond a time that a change of the clock skips.
-        earliest = number if skipped[number] else earliest
+        earliest = number if skipped[number] and schedule.offset_stops_at_skipped_times else earliest
         partition = max(number + offset, earliest) if offset < 0 else number + offset
         if due <= begin or not 0 <= partition < len(last_days):
             continue

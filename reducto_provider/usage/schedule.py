@@ -27,6 +27,8 @@ class Schedule:
     :param delta: the time between two runs, a ``timedelta`` or a ``relativedelta``.
     :param key_format: the ``strftime`` format of the partition keys.
     :param run_offset: periods from a run to the start of its partition, negative for a partition in the past.
+    :param offset_stops_at_skipped_times: whether Airflow's search for a partition in the past goes no further back than
+        a time that a change of the clock skips.
     :param parts: the schedules that a timetable combines: several crons, or the times of one by time or by assets.
     """
 
@@ -36,6 +38,7 @@ class Schedule:
     delta: Any = None
     key_format: str | None = None
     run_offset: int = 0
+    offset_stops_at_skipped_times: bool = False
     parts: tuple[Schedule, ...] = ()
 
     def last_period(self, moment: datetime) -> tuple[datetime, datetime] | None:

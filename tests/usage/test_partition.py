@@ -9,7 +9,7 @@ import pytest
 
 from reducto_provider.usage.partition import DayNotOverError, check_days_over, warn_of_early_run
 from reducto_provider.usage.window import days_of_run
-from tests.airflows import PARTITIONS, dag_author, new_in
+from tests.airflows import PARTITIONS, dag_author, gone_in, new_in
 from tests.usage.runs import breaks, cron, days, make_run, partition_runs, utc
 
 ZONED_KEYS = new_in(3, 3, "partition keys spelled in the zone of their timetable")
@@ -294,6 +294,16 @@ class TestPartitionsThatAreNotOver:
         warning = warn_of_early_run(run, date(2026, 11, 21))
         assert "too early at 2026-11-21 23:00 UTC, and that run will fail, since 2026-11-21 will not be over" in warning
 
+    @new_in(3, 4, "partitions found beyond a time that a change of the clock leaves out")
+    @pytest.mark.parametrize("offset", [-1, -2, -3])
+    def test_a_time_that_a_change_of_the_clock_leaves_out_makes_no_run_too_early(self, offset):
+        begin = utc("2026-03-28T01:30")
+        runs = partition_runs("30 2 * * *", begin, begin.add(days=4), timezone="Europe/Berlin", run_offset=offset)
+
+        assert all(due.date() > days_of_run(run).last for due, run in runs)
+        assert warn_of_early_run(runs[0][1], date(2026, 3, 28)) is None
+
+    @gone_in(3, 4, "partitions not found beyond a time that a change of the clock leaves out")
     @ZONED_KEYS
     @pytest.mark.parametrize("offset", [-1, -2, -3])
     def test_a_time_that_a_change_of_the_clock_leaves_out(self, offset):
