@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -39,6 +40,11 @@ _LONGEST = ("tests/object_storage/", "tests/triggers/", "tests/sensors/", "tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest tests begin first, so that no worker is left with them alone at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, which many tests call, the modules and tests: they stay until the end."""
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,6 +9,7 @@ import re
 import resource
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ MOST = 6 * LIMIT
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-KEYS = b",".join(b'"%d":1' % number for number in range(LIMIT // 12))
 
 Pieces = Iterator[bytes]
 ATTACKS: dict[str, Callable[[bytes], Pieces]] = {}
@@ -45,6 +45,11 @@ def without_end(piece: bytes) -> Pieces:
 def whole(body: bytes, headers: bytes = b"") -> Pieces:
     yield OK + headers + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     yield body
+
+
+@cache
+def keys() -> bytes:
+    return b",".join(b'"%d":1' % number for number in range(LIMIT // 12))
 
 
 def with_row(proper: bytes, credits: bytes, more: bytes = b"") -> Pieces:
@@ -184,17 +189,17 @@ def millions_of_numbers_for_credits(proper: bytes) -> Pieces:
 
 @attack
 def a_million_keys_for_credits(proper: bytes) -> Pieces:
-    return with_row(proper, b"\t{" + KEYS + b"}")
+    return with_row(proper, b"\t{" + keys() + b"}")
 
 
 @attack
 def a_million_keys_in_a_row(proper: bytes) -> Pieces:
-    return with_row(proper, b"1", b"," + KEYS)
+    return with_row(proper, b"1", b"," + keys())
 
 
 @attack
 def a_million_keys_beside_the_rows(proper: bytes) -> Pieces:
-    return whole(proper.replace(b'"data"', KEYS + b',"data"'))
+    return whole(proper.replace(b'"data"', keys() + b',"data"'))
 
 
 @attack

@@ -9,10 +9,22 @@ from typing import Any
 
 import pytest
 
+from reducto_provider.sensors import threshold
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
+from reducto_provider.triggers import base
 from simulator import Simulator
 
+INTERVAL = 0.1
+"""Seconds between polls. The fixture ``short_interval`` allows it; real ones are a second at least."""
+
 MAY = {"usage_start_date": "2026-05-01", "usage_end_date": "2026-05-31"}
+
+
+@pytest.fixture
+def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow ten polls a second, of a sensor and of the trigger it defers to."""
+    for module in (threshold, base):
+        monkeypatch.setattr(module, "MIN_INTERVAL", INTERVAL)
 
 
 @pytest.fixture
