@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import deltalake  # noqa: F401
+import pyarrow.compute  # noqa: F401
 import s3fs  # noqa: F401
 
+from reducto_provider.airflow_compat import BaseHook  # noqa: F401
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.delta.sink import UsageTable  # noqa: F401
 from reducto_provider.export.delta.table import UsageDeltaTable
 from reducto_provider.export.delta.upkeep import compact
 from reducto_provider.export.formats import check_format

@@ -20,7 +20,8 @@ IMPORTABLE = {"PYTHONPATH": _PYTHONPATH}
 
 PRELOAD = (
     *("reducto_provider.operators.export", "reducto_provider.hooks.reducto", "reducto_provider.sensors.threshold"),
-    *("reducto_provider.triggers.threshold", "reducto_provider.export.sink", "pyarrow.parquet", "s3fs"),
+    *("reducto_provider.triggers.threshold", "reducto_provider.export.dataset", "reducto_provider.export.one_object"),
+    *("pyarrow.parquet", "s3fs"),
 )
 """What most runs import, which takes as long as the rest of a short run."""
 
