@@ -23,6 +23,15 @@ from reducto_provider.usage.schedule import Schedule
 AIRFLOW_VERSION: Final = tuple(int(number) for number in __version__.split(".")[:2])
 """Airflow's version, as in ``AIRFLOW_VERSION >= (3, 1)``."""
 
+PLUGINS_HAVE_VIEWS: Final = AIRFLOW_VERSION >= (3, 1)
+"""Whether a plugin can add apps and places in the navigation, which 3.0 has not and 2.11 has for Flask alone."""
+
+STARTS_FROM_TRIGGER: Final = AIRFLOW_VERSION >= (3, 3)
+"""Whether a wait can begin in the triggerer: before, Airflow renders none of the trigger's arguments, or ignores it."""
+
+WATCHERS_HAVE_QUEUES: Final = AIRFLOW_VERSION >= (3, 4)
+"""Whether the trigger of a watcher can name the queue of its triggerer."""
+
 _EARLIER_LOCATIONS: Final = {
     "AirflowException": ["airflow.exceptions:AirflowException"],
     "AirflowFailException": ["airflow.exceptions:AirflowFailException"],

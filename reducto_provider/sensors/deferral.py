@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from reducto_provider.airflow_compat import (
-    AIRFLOW_VERSION,
+    STARTS_FROM_TRIGGER,
     AirflowSensorTimeout,
     AirflowSkipException,
     has_other_delimiters,
@@ -63,8 +63,7 @@ def start_from_trigger(sensor: ReductoUsageThresholdSensor, max_seconds: float) 
     """
     Have Airflow make the trigger from the arguments as written: it renders them in the triggerer.
 
-    On the instance only: set on the class, all instances of a mapped sensor would get the same arguments. Airflow
-    before 3.3 renders nothing, or ignores it.
+    On the instance only: set on the class, all instances of a mapped sensor would get the same arguments.
 
     :raises ValueError: for an argument that can't be rendered in the triggerer.
     """
@@ -76,7 +75,7 @@ def start_from_trigger(sensor: ReductoUsageThresholdSensor, max_seconds: float) 
             "start_from_trigger can't be used in a DAG whose jinja_environment_kwargs set delimiters, which "
             "Airflow's triggerer does not know: use deferrable=True instead"
         )
-    if AIRFLOW_VERSION < (3, 3):
+    if not STARTS_FROM_TRIGGER:
         return
     from airflow.triggers.base import StartTriggerArgs
 

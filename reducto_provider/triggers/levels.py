@@ -12,7 +12,7 @@ from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
-from reducto_provider.airflow_compat import AIRFLOW_VERSION
+from reducto_provider.airflow_compat import WATCHERS_HAVE_QUEUES
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.triggers.base import BaseStreamTrigger, make_event
 from reducto_provider.triggers.fired_levels import MAX_GROUPS, FiredLevels
@@ -262,7 +262,7 @@ def _parse_queue(queue: str | None) -> str | None:
         return None
     if not isinstance(queue, str) or not queue.strip():
         raise ValueError(f"queue must be the name of a triggerer's queue, not {queue!r}")
-    if AIRFLOW_VERSION < (3, 4):
+    if not WATCHERS_HAVE_QUEUES:
         raise ValueError(f"queue={queue!r} needs Airflow 3.4 or newer: leave it out")
     return queue
 

@@ -1,4 +1,4 @@
-"""The connection form of Airflow 3.3 and later: what it shows, what it saves, and that no secret comes back out of it."""
+"""The connection form from Airflow 3.3 on: what it shows, what it saves, and that no secret comes back out of it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import logging
 from functools import cached_property
 from typing import Any, Final
 
-from reducto_provider.airflow_compat import AIRFLOW_VERSION, AirflowPlugin
+from reducto_provider.airflow_compat import PLUGINS_HAVE_VIEWS, AirflowPlugin
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class ReductoUsagePagePlugin(AirflowPlugin):
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # Airflow's class has an attribute
         """The page's app; none if it can't be imported, so that it is never without Airflow's security."""
-        if AIRFLOW_VERSION < (3, 1):
+        if not PLUGINS_HAVE_VIEWS:
             return []
         try:
             from reducto_provider.plugins.usage_page.app import create_app
@@ -34,7 +34,7 @@ class ReductoUsagePagePlugin(AirflowPlugin):
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The page's place in the navigation. Its address is relative: a deployment may live under any path."""
-        if AIRFLOW_VERSION < (3, 1):
+        if not PLUGINS_HAVE_VIEWS:
             return []
         return [
             {
