@@ -30,7 +30,7 @@ from reducto_provider.export.manifest import Manifest, decode_manifest
 from reducto_provider.export.reader import MAX_CONCURRENT_READS, MAX_READS, ExportedDay, UsageReader, UsageReadError
 from reducto_provider.export.reported import ReportedChanges
 from reducto_provider.export.sink import Filters, open_sink, storage_errors
-from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.export.storage import Storage, location_argument, open_storage
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import UsageRow
 
@@ -200,8 +200,8 @@ class _Files:
 def main(arguments: list[str] | None = None) -> int:
     """Convert a dataset, and print each day. Return 1 if that fails."""
     parser = argparse.ArgumentParser(prog="python -m reducto_provider.export.convert", description=main.__doc__)
-    parser.add_argument("dataset", help="the output_path of the files")
-    parser.add_argument("table", help="the output_path of the Delta table")
+    parser.add_argument("dataset", type=location_argument, help="the output_path of the files")
+    parser.add_argument("table", type=location_argument, help="the output_path of the Delta table")
     parser.add_argument("--conn-id", help="the Airflow connection for the object store of the dataset")
     parser.add_argument("--table-conn-id", help="the Airflow connection for the object store of the table")
     options = parser.parse_args(arguments)

@@ -68,6 +68,11 @@ def check_output_path(output_path: object) -> str:
     )
 
 
+def location_argument(text: str) -> str:
+    """Return the location that an argument of a command names. A relative path is in the current folder."""
+    return text if urlsplit(text).scheme else str(Path(text).resolve())
+
+
 def split_object_path(output_path: str) -> tuple[str, str]:
     """
     Return the folder of an object, and its name in it.

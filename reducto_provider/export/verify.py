@@ -21,7 +21,8 @@ from typing import Literal
 import msgspec
 
 from reducto_provider.export.manifest import DATASET_FILE, holds_table, parse_manifest_name
-from reducto_provider.export.storage import Storage, open_storage
+from reducto_provider.export.sink import storage_errors
+from reducto_provider.export.storage import Storage, location_argument, open_storage
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
 
@@ -129,22 +130,30 @@ def gaps(days: Iterable[date]) -> Iterator[DayRange]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the problems and what was checked. Return 1 if there are problems."""
+    """Print the problems and what was checked. Return 1 if there are problems, 2 if nothing could be checked."""
     parser = argparse.ArgumentParser(prog="python -m reducto_provider.export.verify", description=main.__doc__)
-    parser.add_argument("location", help="the dataset's output_path")
+    parser.add_argument("location", type=location_argument, help="the dataset's output_path")
     parser.add_argument("--conn-id", help="the Airflow connection for the object store")
     options = parser.parse_args(arguments)
-    storage = open_storage(options.location, options.conn_id)
-    if holds_table(storage):
-        from reducto_provider.export.delta.verify import verify_table
-
-        found = verify_table(options.location, options.conn_id)
-    else:
-        found = verify_dataset(storage)
+    try:
+        found = _verify(options.location, options.conn_id)
+    except (ValueError, OSError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 2
     for problem in found.problems:
         print(problem)
     print(f"{found.days} days, {found.files} files, {len(found.problems)} problems")
     return 1 if found.problems else 0
+
+
+def _verify(location: str, conn_id: str | None) -> Verification:
+    storage = open_storage(location, conn_id)
+    with storage_errors(f"could not read {storage.location()}"):
+        if not holds_table(storage):
+            return verify_dataset(storage)
+        from reducto_provider.export.delta.verify import verify_table
+
+        return verify_table(location, conn_id)
 
 
 if __name__ == "__main__":

@@ -304,10 +304,11 @@ class TestRefused:
                 convert(nothing, table.with_name("other"))
 
 
-def test_the_command_tells_each_day(files, table, publish, capsys):
+def test_the_command_tells_each_day(files, table, publish, capsys, monkeypatch):
     publish(files, *USAGE)
     publish(files, *USAGE[2:], org_id="org_b")
-    assert main([str(files), str(table)]) == 0
+    monkeypatch.chdir(files.parent)
+    assert main([files.name, str(table)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "2026-05-30 by product: 1 converted",
         "2026-05-31 by product: 1 converted",

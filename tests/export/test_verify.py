@@ -43,6 +43,29 @@ def test_a_dataset_as_it_was_published(published, tmp_path, capsys):
     assert capsys.readouterr().out == "3 days, 2 files, 0 problems\n"
 
 
+def test_a_path_in_the_current_folder(published, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["usage"]) == 0
+    assert capsys.readouterr().out == "3 days, 2 files, 0 problems\n"
+
+
+@pytest.mark.parametrize(
+    ("location", "error"),
+    [
+        ("ftp://host/usage", "output_path must be in a store whose files can be replaced at once"),
+        ("usage/metadata/dataset.json", "could not read "),
+    ],
+)
+def test_what_can_not_be_checked_is_an_error_and_no_problem(published, tmp_path, capsys, monkeypatch, location, error):
+    monkeypatch.chdir(tmp_path)
+
+    assert main([location]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(error)
+
+
 def test_a_file_that_was_lost(published, tmp_path, capsys):
     published.remove(f"data/{FOLDER}/dt=2026-06-16/usage.jsonl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 import time_machine
@@ -12,8 +13,10 @@ from tests.plugins.html import Page
 
 
 class TestMain:
-    def test_it_writes_a_file(self, publish, tmp_path, capsys):
+    def test_it_writes_a_file(self, publish, tmp_path, capsys, monkeypatch):
         location = publish({date(2026, 11, 3): {"a": 1}})
+        monkeypatch.chdir(location)
+        location = "../" + Path(location).name
         with time_machine.travel("2026-11-21T12:00:00Z", tick=False):
             assert main([location, "-o", str(tmp_path / "usage.html"), "--budget", "org_acme=0.5"]) == 0
         page = Page((tmp_path / "usage.html").read_text())
@@ -24,7 +27,7 @@ class TestMain:
         ("arguments", "said"),
         [
             (["/nowhere"], "error: there is no metadata/dataset.json at"),
-            (["nowhere"], "error: output_path must be a URL"),
+            (["ftp://host/nowhere"], "error: output_path must be in a store whose files can be replaced at once"),
             (["/nowhere", "--budget", "7"], "error: --budget must be like org_acme=30000, not '7'"),
             (
                 ["/nowhere", "--budget", "a=x"],

@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import get_args
 
+from reducto_provider.export.storage import location_argument
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage
 from reducto_provider.plugins.usage_page.overview import sort_summaries
 from reducto_provider.plugins.usage_page.pages import file_page
@@ -52,7 +53,7 @@ def _usage(source: PageSource, org_id: str, day: date) -> OrganizationUsage | st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the usage page of a dataset as one HTML file."""
     parser = argparse.ArgumentParser(prog="python -m reducto_provider.plugins.usage_page", description=main.__doc__)
-    parser.add_argument("path", help="the dataset's output_path")
+    parser.add_argument("path", type=location_argument, help="the dataset's output_path")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the HTML file")
     parser.add_argument("--conn-id", help="the Airflow connection for the object store")
     parser.add_argument("--name", default="Reducto usage", help="the page's title")
