@@ -69,7 +69,7 @@ test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of
 	@$(BIN)/python -m pytest $(WORKERS) \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
-test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
+test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (twelve minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope $(AIRFLOW_TESTS) $(ARGS)
 	@$(BIN)/python -m pytest $(AIRFLOW_TESTS_ALONE) $(ARGS)
 
