@@ -657,6 +657,9 @@ most {seconds:g} s, and is here called until all is recorded: each further call 
 some one request an organization. Memory is the peak beyond the resident memory before. All files are
 compared with the exact figures. Included is what the operator records after its success.
 
+Per local day the CPU time rises with their number: in a profile the system's `open` takes 0.07 ms each with 3,650 days
+and 0.04 with 300, five times a day.
+
 A response is held in memory as a whole, so memory grows with the rows of one response, up to the limit of 128 MiB. It
 does not grow with the number of parts, and with the number of organizations only by some 2 KiB for the outcome of each.
 """
