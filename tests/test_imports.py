@@ -57,11 +57,11 @@ import warnings
 
 warned = []
 
-def note(message, category, filename, lineno, *_):
-    warned.append([category.__name__, filename, str(message)])
+def note(warning):
+    warned.append([warning.category.__name__, warning.filename, str(warning.message)])
 
 warnings.simplefilter("always")
-warnings.showwarning = note
+warnings._showwarnmsg = note  # Airflow replaces warnings.showwarning when it is imported
 """
 
 PARSE = """
