@@ -41,7 +41,6 @@ HEADERS: Final = {"User-Agent": f"airflow-provider-reducto/{__version__}", "Acce
 
 _ERROR_BODY_BYTES = 64 * 1024
 _PIECE_BYTES = 256 * 1024
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _GZIP = 16 + zlib.MAX_WBITS
 _NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 
@@ -177,10 +176,6 @@ class _Body:
     def full(self) -> bool:
         return len(self._content) > self._limit
 
-    @property
-    def small(self) -> bool:
-        return len(self._content) < _PIECE_BYTES
-
     def add(self, chunk: bytes) -> Iterator[None]:
         """Add a chunk, decompressed in pieces. Yield after each, so that the event loop is not blocked."""
         for piece in self._gzip.unpack(chunk) if self._gzip else (chunk,):
@@ -314,14 +309,13 @@ async def _receive(session: aiohttp.ClientSession, settings: ReductoSettings, ur
     async with session.get(
         yarl.URL(url, encoded=True),
         headers={"Authorization": f"Bearer {settings.key}"},
-        timeout=_NO_TIMEOUT,
+        timeout=aiohttp.ClientTimeout(total=None),
         allow_redirects=False,
     ) as response:
         body = _Body(response.status, response.headers)
         async for chunk in response.content.iter_any():
             for _ in body.add(chunk):
-                if not (body.small and response.content.at_eof()):  # most answers are one small chunk
-                    await asyncio.sleep(0)  # lets other tasks and the time limit run
+                await asyncio.sleep(0)  # lets other tasks and the time limit run
             if body.full:
                 break
         return Answer(response.status, response.headers, body.content())
