@@ -110,7 +110,7 @@ soak: $(READY) ## measure the growth of long-lived processes over hundreds of ru
 oldest: $(READY) ## run the suite on the oldest supported Airflow, as it was on its release day
 	@$(BIN)/nox --session "$(OLDEST)" -- $(ARGS)
 
-matrix: $(READY) ## run the suite on every supported Airflow and Python, and write docs/matrix.md and README (hours)
+matrix: $(READY) ## run the suite on every supported Airflow, and write docs/matrix.md and README (two hours)
 	@rm -rf .cache/matrix
 	@$(BIN)/nox --session suite -- $(ARGS) || true # the page lists the failures
 	@$(BIN)/python -m tests.matrix

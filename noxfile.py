@@ -16,30 +16,22 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = {
-    "2.11": ("3.11", "3.12"),
-    "3.0": ("3.11", "3.12"),
-    "3.1": ("3.11", "3.12", "3.13"),
-    "3.2": ("3.11", "3.12", "3.13"),
-    "3.3": ("3.11", "3.12", "3.13"),
-    "3.4": ("3.12",),
-}
-"""The supported versions of Airflow, and the Pythons that each supports."""
+PYTHONS = {"2.11": "3.12", "3.0": "3.12", "3.1": "3.13", "3.2": "3.13", "3.3": "3.13", "3.4": "3.13"}
+"""The supported versions of Airflow, with the newest Python that each supports."""
 
 PRE_RELEASES = ("3.4",)
 NEWEST = [airflow for airflow in PYTHONS if airflow not in PRE_RELEASES][-1]
 
 DAYS = ("2.11.0", "2.11.2", "3.0.6", "3.1.8", "3.2.2", "3.3.2")
-"""The Airflows that are there as they were on their release days, each with this Python:"""
+"""The Airflows that are there as they were on their release days, each with the oldest supported Python:"""
 DAY_PYTHON = "3.11"
 
 ROWS = {
+    **{f"airflow-{airflow}-day-python-{DAY_PYTHON}": (DAY_PYTHON, f"day/{airflow}") for airflow in DAYS},
     **{
         f"airflow-{airflow}-python-{python}": (python, f"airflow-{airflow}" if airflow != NEWEST else "dev")
-        for airflow, pythons in PYTHONS.items()
-        for python in pythons
+        for airflow, python in PYTHONS.items()
     },
-    **{f"airflow-{airflow}-day-python-{DAY_PYTHON}": (DAY_PYTHON, f"day/{airflow}") for airflow in DAYS},
 }
 """By name of the session: its Python, and its pins in ``requirements/``."""
 
@@ -112,7 +104,7 @@ def suite(session: nox.Session, pins: str) -> None:
     title = str(session.run("python", "-W", "ignore", "-c", TITLE, silent=True)).strip()
     commit = session.run("git", "describe", "--always", "--dirty", "--exclude", "*", silent=True, external=True)
     session.run(
-        *("python", "-m", "pytest", "-n", "3", "--dist", "loadscope", "-q", "-k", "not official_validator"),
+        *("python", "-m", "pytest", "-n", "4", "--dist", "loadscope", "-q", "-k", "not official_validator"),
         *(f"--ignore={path}" for path in ELSEWHERE),
         *(f"--junit-xml={RESULTS / name}.xml", "-o", f"junit_suite_name={title}, commit {str(commit).strip()}"),
         *session.posargs,
@@ -151,8 +143,8 @@ def build_wheel(session: nox.Session) -> Path:
 @nox.parametrize(
     ("python", "airflow"),
     [
-        nox.param(interpreter(pythons[-1]), airflow, id=f"airflow-{airflow}-python-{pythons[-1]}")
-        for airflow, pythons in PYTHONS.items()
+        nox.param(interpreter(python), airflow, id=f"airflow-{airflow}-python-{python}")
+        for airflow, python in PYTHONS.items()
     ],
 )
 def plain(session: nox.Session, airflow: str) -> None:

@@ -34,12 +34,27 @@ pytest_plugins = ["tests.loopback", "tests.real_airflow.fixtures"]
 PROJECT = Path(__file__).parents[1]
 
 
-_LONGEST = ("tests/object_storage/", "tests/triggers/", "tests/sensors/", "tests/operators/")
+_LONGEST = (
+    ("tests/sensors/test_parity.py", "tests/test_real_processes.py", "tests/test_example_dags.py", "tests/browser/"),
+    ("tests/test_budget_processes.py", "tests/test_queues_processes.py", "tests/plugins/test_app.py"),
+    ("tests/object_storage/", "tests/triggers/", "tests/sensors/", "tests/operators/"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist, where it would put the files with the most tests first, keep the order below."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest tests begin first, so that no worker is left with them alone at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
+    def place(item: pytest.Item) -> int:
+        places = (place for place, longest in enumerate(_LONGEST) if item.nodeid.startswith(longest))
+        return next(places, len(_LONGEST))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -29,14 +29,15 @@ GONE = re.compile(r"gone in Airflow (\d+\.\d+): (.*)")
 INTRODUCTION = """\
 # The suite on every supported Airflow
 
-`make matrix` runs the suite on each Airflow and Python below, each in an environment of its own, all on one commit.
+`make matrix` runs the suite on each Airflow below, each row in an environment of its own, all on one commit.
 `.ci/run` runs it on the oldest as of its day and on the newest for every change. Parts that do not use Airflow (the
 simulator, the engines that read the dataset, the validator of FOCUS files) run with the newest only.
 
 Each Airflow has two rows. *Newest* has the newest packages that work with it, pinned in `requirements/airflow-*.txt`
-(`dev.txt` for the newest Airflow). *As of its day* is that Airflow as it was installed around its release day, and as
-Airflow's constraint files still have it: the packages are of that day and pinned in `requirements/day/`. The wheel is
-installed there with its extras `parquet` and `s3`, which fails if it moves or removes a package that is there.
+(`dev.txt` for the newest Airflow), on the newest Python. *As of its day* is that Airflow as it was installed around its
+release day, and as Airflow's constraint files still have it: the packages are of that day and pinned in
+`requirements/day/`. The wheel is installed there with its extras `parquet` and `s3`, which fails if it moves or removes
+a package that is there.
 """
 
 
