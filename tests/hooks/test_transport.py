@@ -75,7 +75,8 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 def packed(pack: Callable[[bytes], bytes], name: str, piece: int) -> Callable[[bytes, bytes], Iterator[bytes]]:
     def answer(request: bytes, proper: bytes) -> Iterator[bytes]:
         body = pack(proper.split(b"\r\n\r\n", 1)[1])
-        yield f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nContent-Length: {len(body)}\r\nConnection: close"
+        yield f"{head}\r\n\r\n".encode()
         for at in range(0, len(body), piece):
             yield body[at : at + piece]
 

@@ -22,8 +22,10 @@ from xml.sax.saxutils import escape
 import boto3
 from botocore.config import Config
 from moto import settings
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.iam.access_control import IAMRequestBase
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
@@ -141,10 +143,10 @@ class S3Server:
         return name
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
-        """Return all objects, by key."""
-        pages = self.bystander.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
-        return {key: self.bystander.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+        """Return all objects, by key: without a request for each, which takes half of a test's time."""
+        with self._one_at_a_time:
+            keys = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket].keys
+            return {key: keys[key].value for key in sorted(keys) if key.startswith(prefix)}
 
     def connection(self, login: str = "AKIAFORTHETESTS", password: str = "a-secret-of-the-tests", **extra: Any) -> str:
         """An Airflow connection to this server, as JSON."""
