@@ -176,7 +176,8 @@ def example(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     store = S3Server()
     try:
         store.bystander.create_bucket(Bucket="finops-lake")
-        monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+        # A connection of its own, since a process keeps the stores that it has opened by their connections.
+        monkeypatch.setenv("AIRFLOW_CONN_FINOPS", store.connection())
         absent = {today() - timedelta(days=back) for back in (16, 17)}
         budgets = {}
         for org_id, scale, share in (
@@ -186,11 +187,11 @@ def example(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
             ("org_initech", 60, 0.4),
         ):
             gap = absent if org_id == "org_umbrella" else set()
-            location, products = "s3://lake@finops-lake/reducto", ["parse", "extract", "split"]
+            location, products = "s3://finops@finops-lake/reducto", ["parse", "extract", "split"]
             used = publish(location, org_id, "product", products, scale, gap)
             budgets[org_id] = round(used / share, -2) or 1000
-        dataset = {"name": "Production", "path": "s3://finops-lake/reducto", "conn_id": "lake", "budgets": budgets}
-        env = {"AIRFLOW_CONN_LAKE": store.connection()}
+        dataset = {"name": "Production", "path": "s3://finops-lake/reducto", "conn_id": "finops", "budgets": budgets}
+        env = {"AIRFLOW_CONN_FINOPS": store.connection()}
         with PageServer(tmp_path_factory.mktemp("airflow"), [dataset], env) as server:
             yield server
     finally:
