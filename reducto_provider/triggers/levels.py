@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -78,8 +78,6 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
     """
 
     poll_immediately = True
-    _warned_of_groups = False
-    """Whether it has warned that too many groups pass a level."""
 
     def __init__(
         self,
@@ -137,6 +135,8 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         for field in FILTER_PARAMETERS:
             setattr(self, field, names.get(field))
         self._fired_levels = FiredLevels()
+        self._crowded_levels: set[tuple[date, float]] = set()
+        """The windows and levels that it has warned of, as more than :data:`MAX_GROUPS` groups exceeded the level."""
 
     def _stream_key(self) -> Hashable:
         return (
@@ -210,9 +210,10 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
         return f"{level:g} % by {len(readings)} group{'s' if len(readings) > 1 else ''}"
 
     async def _warn_of_groups(self, level: float, reading: Reading) -> None:
-        if self._warned_of_groups:
+        crowded = reading.window.first, level
+        if crowded in self._crowded_levels:
             return
-        self._warned_of_groups = True
+        self._crowded_levels.add(crowded)
         await self._alog(
             "warning",
             "%s: more than %d groups by %s exceeded %g %% of the budget, and only the %d largest fire: watch fewer "

@@ -265,6 +265,21 @@ class TestGroups:
         [kept] = store.kept.values()
         assert len(json.loads(kept)) == 102
 
+    def test_each_window_and_level_has_a_warning(self, logged):
+        trigger = group_trigger()
+        months = [datetime(2026, month, 18, 12, tzinfo=UTC) for month in (6, 7)]
+        for moment in months:
+            many = by_group(moment, {f"key {n}": {moment.date(): "85"} for n in range(101)})
+            groups_that_fire(trigger, many, many)
+
+        warnings = [line for line in logged if line.startswith("warning")]
+        assert [(line[9:33], "exceeded 50 %" in line) for line in warnings] == [
+            ("2026-06-01 to 2026-06-30", True),
+            ("2026-06-01 to 2026-06-30", False),
+            ("2026-07-01 to 2026-07-31", True),
+            ("2026-07-01 to 2026-07-31", False),
+        ]
+
     def test_what_is_stored_is_bounded(self):
         store = Store()
         for month in range(1, 13):
