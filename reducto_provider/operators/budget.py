@@ -18,7 +18,7 @@ from reducto_provider.exceptions import (
     translate_errors,
 )
 from reducto_provider.operators.base import BaseQueryOperator
-from reducto_provider.triggers.polls import retry_after_of, utc_minute
+from reducto_provider.triggers.polls import delay_after, utc_minute
 from reducto_provider.usage.checks import check_bool, check_choice, check_seconds
 from reducto_provider.usage.fields import QUERY_FIELDS, is_literal
 from reducto_provider.usage.report import Metric, json_number
@@ -117,7 +117,7 @@ class BaseBudgetOperator(BaseQueryOperator):
         """
         Request the usage, and compare it with the budget.
 
-        :raises ReductoError: unless it is transient.
+        :raises ReductoError: unless it is transient, and ``on_unknown`` decides what follows.
         :raises ValueError: if the window has not begun.
         """
         if (query := condition.query_at(moment)) is None:
@@ -128,7 +128,7 @@ class BaseBudgetOperator(BaseQueryOperator):
                 reading = condition.read(report, moment)
         except ReductoError as error:
             decision = _Decision.unknown(error, json_number(reserve))
-            if not error.transient:
+            if not error.transient or self.on_unknown == "fail":
                 self._publish(context, decision, "fail", warn=True)
                 raise
             return decision
@@ -236,21 +236,21 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
                     # The triggerer decided on all digits; JSON numbers do not have them all.
                     read = Reading.from_json(reading).with_reserve(Decimal(str(reserve)))
                     message = f"{read}: within the budget, as the triggerer saw"
-                    self._passes(context, _Decision("within", message, reserve, reading))
+                    self._publish(context, _Decision("within", message, reserve, reading), "continue")
                     return
                 case {
-                    "status": "unknown",
+                    "status": "unknown" | "error" as status,
                     "error": str(name),
                     "message": str(message),
                     "reserve": int() | float() as reserve,
-                } if self.on_unknown != "block":
-                    self._passes(context, _Decision.unknown(error_by_name(name, message), reserve))
-                    return
-                case {"status": "error", "error": str(name), "message": str(message)}:
+                }:
                     failure = error_by_name(name, message)
-                    reserve = json_number(parse_threshold(self.reserve, "reserve"))
-                    self._publish(context, _Decision.unknown(failure, reserve), "fail", warn=True)
-                    raise failure
+                    is_allowed = status == "unknown" and self.on_unknown == "allow"
+                    action = "continue" if is_allowed else "fail"
+                    self._publish(context, _Decision.unknown(failure, reserve), action, warn=True)
+                    if not is_allowed:
+                        raise failure
+                    return
         except (ValueError, ArithmeticError) as error:
             raise ReductoTriggerEventError(f"the trigger's event can't be read: {error}") from error
         raise ReductoTriggerEventError(f"the trigger's event is invalid: {event!r:.200}")
@@ -294,11 +294,8 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         if decision.decision == "within" or (decision.decision == "unknown" and self.on_unknown == "allow"):
             self._publish(context, decision, "continue", warn=decision.decision == "unknown")
             return True
-        if decision.error is not None and self.on_unknown == "fail":
-            self._publish(context, decision, "fail", warn=True)
-            raise decision.error
         action = "continue" if self.on_exceeded == "warn" else self.on_exceeded
-        self._publish(context, decision, action, warn=self.on_exceeded == "warn")
+        self._publish(context, decision, action, warn=self.on_exceeded == "warn" or decision.error is not None)
         if self.on_exceeded == "skip":
             raise AirflowSkipException(decision.message)
         if self.on_exceeded == "fail":
@@ -310,7 +307,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         from reducto_provider.triggers.budget import turn_of_window
 
         if decision.error is not None:
-            return time.time() + max(self._seconds, retry_after_of(decision.error))
+            return time.time() + delay_after(decision.error, self._seconds)
         return turn_of_window(self.reducto_conn_id, condition)
 
     def _defer(self, condition: UsageThreshold, reserve: Decimal, next_poll: float, moment: datetime) -> NoReturn:
@@ -372,9 +369,6 @@ class ReductoBudgetBranchOperator(BaseBudgetOperator, SkippingBranchMixIn):
             moment = datetime.now(UTC)
             reserve = parse_threshold(self.reserve, "reserve")
             decision = self._decide(context, self._condition(context, moment), reserve, moment)
-            if decision.error is not None and self.on_unknown == "fail":
-                self._publish(context, decision, "fail", warn=True)
-                raise decision.error
             is_blocked = decision.decision == "exceeded" or (decision.error is not None and self.on_unknown == "block")
             branch = if_exceeded if is_blocked else if_within
             self._publish(context, decision, f"follow {', '.join(branch)}", warn=decision.error is not None)

@@ -16,7 +16,7 @@ from airflow.triggers.base import TriggerEvent
 
 from reducto_provider.exceptions import ReductoError
 from reducto_provider.triggers.base import BaseUsageTrigger, make_event
-from reducto_provider.triggers.polls import Poll, as_reducto_error, error_text, retry_after_of, utc_minute
+from reducto_provider.triggers.polls import Poll, as_reducto_error, delay_after, error_text, utc_minute
 from reducto_provider.triggers.threshold import error_event
 from reducto_provider.usage.fields import parse_query
 from reducto_provider.usage.query import FILTER_PARAMETERS, UsageQuery
@@ -160,11 +160,12 @@ class ReductoBudgetTrigger(BaseUsageTrigger):
         return next_poll
 
     async def _outcome_of_error(self, error: Exception, poll: Poll) -> dict[str, Any] | float:
+        reserve = json_number(Decimal(self.reserve))
         if not isinstance(error, ReductoError) or not error.transient:
-            return error_event(as_reducto_error(error))
+            return {**error_event(as_reducto_error(error)), "reserve": reserve}
         if self.on_unknown != "block":
-            return {**error_event(error), "status": "unknown", "reserve": json_number(Decimal(self.reserve))}
-        seconds = max(self.poke_interval, retry_after_of(error))
+            return {**error_event(error), "status": "unknown", "reserve": reserve}
+        seconds = delay_after(error, self.poke_interval)
         if level := self._level_of(replace(poll, next_in=seconds), "warning", error_text(error)):
             await self._alog(level, "Query of %s failed: %s; next query in %g s", poll.query, error, seconds)
         return time.time() + seconds

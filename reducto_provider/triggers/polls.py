@@ -217,6 +217,11 @@ def utc_minute(seconds: float) -> str:
     return f"{datetime.fromtimestamp(min(seconds, _LAST_MOMENT), UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def delay_after(error: Exception, poke_interval: float) -> float:
+    """Return the seconds from a failed poll to the next."""
+    return max(poke_interval, MIN_INTERVAL, retry_after_of(error))
+
+
 def retry_after_of(error: Exception | None) -> float:
     """Return the seconds of ``Retry-After``, at most :data:`MAX_RETRY_AFTER`."""
     return min(getattr(error, "retry_after", None) or 0.0, MAX_RETRY_AFTER)

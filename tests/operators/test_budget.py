@@ -37,12 +37,14 @@ class Log:
     """What an operator logged: Airflow 3's loggers are not those of `logging`."""
 
     def __init__(self):
-        self.lines = []
+        self.lines, self.warnings = [], []
 
     def info(self, text, *args):
         self.lines.append(text % args)
 
-    warning = info
+    def warning(self, text, *args):
+        self.info(text, *args)
+        self.warnings.append(text % args)
 
     @property
     def text(self):
@@ -300,7 +302,7 @@ class TestUnknown:
         assert (ti.decision["decision"], ti.decision["action"]) == ("unknown", action)
         assert ti.decision["reading"] is None
         assert ti.decision["error"]
-        assert f"usage unknown: {ti.decision['error']}; {action}" in log.text
+        assert f"usage unknown: {ti.decision['error']}; {action}" in log.warnings
 
     def test_under_wait_it_is_requested_again_after_the_interval(self, service, gate):
         service.faults.add(status(500))
@@ -308,6 +310,16 @@ class TestUnknown:
             execute(gate(on_exceeded="wait", on_unknown="block", poke_interval=90))
 
         assert deferred.value.trigger.next_poll == NOON.timestamp() + 90
+
+    @pytest.mark.parametrize(
+        ("fault", "seconds"), [(status(500), 1), (status(429, retry_after=120), 120)], ids=["500", "429"]
+    )
+    def test_but_not_at_once_and_not_before_retry_after(self, service, gate, fault, seconds):
+        service.faults.add(fault)
+        with pytest.raises(TaskDeferred) as deferred:
+            execute(gate(on_exceeded="wait", on_unknown="block", poke_interval=0.001))
+
+        assert deferred.value.trigger.next_poll == NOON.timestamp() + seconds
 
     @pytest.mark.parametrize("on_unknown", ["fail", "allow", "block"])
     @pytest.mark.parametrize(
@@ -409,12 +421,23 @@ class TestResume:
 
     def test_an_error(self, gate):
         """The XCom of before the wait said that it waits."""
-        ti, event = Pushed(), {"status": "error", "error": "ReductoAuthenticationError", "message": "refused"}
+        ti = Pushed()
+        event = {"status": "error", "error": "ReductoAuthenticationError", "message": "refused", "reserve": 2}
         with pytest.raises(exceptions.ReductoAuthenticationError, match="refused"):
-            gate(on_exceeded="wait", reserve=2).execute_complete({"ti": ti}, event)
+            gate(on_exceeded="wait", on_unknown="allow", reserve="{{ none }}").execute_complete({"ti": ti}, event)
 
         expected = {"decision": "unknown", "action": "fail", "reserve": 2, "reading": None, "error": "refused"}
         assert ti.decision == expected
+
+    @pytest.mark.parametrize("on_unknown", ["fail", "block"])
+    def test_unknown_after_the_dag_has_changed(self, gate, on_unknown):
+        """The trigger was to allow it, a month ago."""
+        ti = Pushed()
+        event = {"status": "unknown", "error": "ReductoServerError", "message": "500", "reserve": 0}
+        with pytest.raises(exceptions.ReductoServerError, match="500"):
+            gate(on_exceeded="wait", on_unknown=on_unknown).execute_complete({"ti": ti}, event)
+
+        assert ti.decision["action"] == "fail"
 
     @pytest.mark.parametrize(
         "event",
@@ -426,13 +449,14 @@ class TestResume:
             {"status": "within", "reading": {**READING, "value": "much"}, "reserve": 0},
             {"status": "within", "reading": READING, "reserve": None},
             {"status": "within", "reading": READING, "reserve": True},
-            {"status": "unknown", "error": "ReductoServerError", "message": "500", "reserve": 0},
+            {"status": "error", "error": "ReductoServerError", "message": "500"},
+            {"status": "unknown", "error": "ReductoServerError", "message": None, "reserve": 0},
         ],
         ids=str,
     )
     def test_an_event_that_no_trigger_sends(self, gate, event):
         with pytest.raises(exceptions.ReductoTriggerEventError):
-            gate(on_exceeded="wait", on_unknown="block").execute_complete({"ti": Pushed()}, event)
+            gate(on_exceeded="wait", on_unknown="allow").execute_complete({"ti": Pushed()}, event)
 
 
 class TestArguments:

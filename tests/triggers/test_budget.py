@@ -299,9 +299,9 @@ def test_a_permanent_error_ends_the_wait(service, clock, on_unknown, code, error
     service.faults.add(status(code), times=None)
     clock.move_to(TURN + timedelta(minutes=1))
 
-    event = play(waiting(on_unknown=on_unknown))
+    event = play(waiting(on_unknown=on_unknown, reserve="5"))
 
-    assert (event["status"], event["error"]) == ("error", error)
+    assert (event["status"], event["error"], event["reserve"]) == ("error", error, 5)
 
 
 @pytest.mark.parametrize("on_unknown", ["fail", "allow", "block"])
