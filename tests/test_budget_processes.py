@@ -13,7 +13,7 @@ from tests.airflows import new_in
 
 pytestmark = new_in(3, 0, "the harness for Airflow's processes")
 
-ORGANIZATIONS = [Organization(f"org_{name}", records=()) for name in ("turning", "bounded", "cleared")]
+ORGANIZATIONS = [Organization(f"org_{name}", records=()) for name in ("turning", "bounded", "cleared", "stopped")]
 
 DAGS = """
 import time
@@ -33,8 +33,8 @@ def work():
     pass
 
 
-def gate(name, operator=ReductoBudgetGateOperator, **arguments):
-    with DAG(name, schedule=None):
+def gate(name, operator=ReductoBudgetGateOperator, dagrun_timeout=None, **arguments):
+    with DAG(name, schedule=None, dagrun_timeout=dagrun_timeout):
         operator(
             task_id="gate", org_id=f"org_{name}", budget=100, reserve=1, on_exceeded="wait", **arguments
         ) >> work()
@@ -43,6 +43,7 @@ def gate(name, operator=ReductoBudgetGateOperator, **arguments):
 gate("turning", SoonOperator, retries=2)
 gate("bounded", execution_timeout=timedelta(seconds=12))
 gate("cleared", execution_timeout=timedelta(days=2))
+gate("stopped", dagrun_timeout=timedelta(seconds=25), retries=2)
 """
 
 
@@ -60,7 +61,7 @@ def airflow(airflow_factory, service, tmp_path_factory):
     (dags / "gates.py").write_text(DAGS)
     fields = {"conn_type": "reducto", "host": service.url, "password": "sim-key-all", "extra": {"max_attempts": 1}}
     airflow = airflow_factory(dags, {"AIRFLOW_CONN_REDUCTO_DEFAULT": json.dumps(fields)})
-    for name in ("turning", "bounded", "cleared"):
+    for name in ("turning", "bounded", "cleared", "stopped"):
         airflow.unpause(name)
     yield airflow
     airflow.stop()
@@ -112,6 +113,14 @@ def test_a_wait_is_limited_by_execution_timeout(airflow, service):
     assert airflow.task_states("bounded", run_id) == {("gate", -1): "failed", ("work", -1): "upstream_failed"}
     assert len(requested(service, "org_bounded")) == 1
     assert decision(airflow, "bounded", run_id) == ("exceeded", "wait", 1, 100)
+
+
+def test_a_wait_is_limited_by_dagrun_timeout(airflow, service):
+    run_id = start(airflow, "stopped")
+
+    airflow.wait_for_run("stopped", run_id, timeout=120, state="failed")
+    assert airflow.task_states("stopped", run_id) == {("gate", -1): "skipped", ("work", -1): "skipped"}
+    assert len(requested(service, "org_stopped")) == 1
 
 
 def test_a_task_that_is_cleared_requests_at_once(airflow, service):

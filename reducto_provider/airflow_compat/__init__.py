@@ -312,6 +312,11 @@ def is_from_mapped(operator: BaseOperator) -> bool:
     return bool(getattr(operator, "_BaseOperator__from_mapped", False))
 
 
+def mapped_task_group_of(task: Any) -> Any:
+    """Return the mapped task group that a task is in, or None. Airflow's method for it is private."""
+    return task.get_closest_mapped_task_group()
+
+
 def has_other_delimiters(operator: BaseOperator) -> bool:
     """Return whether the DAG sets other delimiters than Jinja's default ``{{``, so that any text may be a template."""
     dag = operator.get_dag()

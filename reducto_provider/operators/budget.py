@@ -4,155 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
-from reducto_provider.airflow_compat import AirflowSkipException, SkippingBranchMixIn, is_from_mapped, run_from_context
+from reducto_provider.airflow_compat import (
+    AirflowSkipException,
+    SkippingBranchMixIn,
+    is_from_mapped,
+    mapped_task_group_of,
+)
 from reducto_provider.exceptions import (
     ReductoBudgetExceededError,
-    ReductoError,
     ReductoTriggerEventError,
     error_by_name,
     translate_errors,
 )
-from reducto_provider.operators.base import BaseQueryOperator
+from reducto_provider.operators.base_budget import BaseBudgetOperator, BudgetDecision
 from reducto_provider.triggers.polls import delay_after, utc_minute
-from reducto_provider.usage.checks import check_bool, check_choice, check_seconds
-from reducto_provider.usage.fields import QUERY_FIELDS, is_literal
-from reducto_provider.usage.report import Metric, json_number
-from reducto_provider.usage.threshold import METRICS, Reading, UsageThreshold, check_one_window, parse_threshold
-from reducto_provider.usage.window import CALENDAR_WINDOWS, check_window
+from reducto_provider.usage.checks import check_seconds
+from reducto_provider.usage.fields import is_literal
+from reducto_provider.usage.threshold import Reading, UsageThreshold, parse_threshold
+from reducto_provider.usage.window import CALENDAR_WINDOWS
 
 if TYPE_CHECKING:
     from reducto_provider.airflow_compat import Context
 
 ExceededAction = Literal["skip", "fail", "wait", "warn"]
-UnknownAction = Literal["fail", "allow", "block"]
 
 EXCEEDED_ACTIONS: Final = get_args(ExceededAction)
-UNKNOWN_ACTIONS: Final = get_args(UnknownAction)
-
-
-@dataclass(frozen=True)
-class _Decision:
-    """
-    Whether a budget has room.
-
-    :param reading: as JSON; None if the usage is unknown.
-    :param message: for the log, and for the error or the skip that follows.
-    :param error: why the usage is unknown.
-    """
-
-    decision: Literal["within", "exceeded", "unknown"]
-    message: str
-    reserve: int | float
-    reading: dict[str, Any] | None = None
-    error: ReductoError | None = None
-
-    @classmethod
-    def unknown(cls, error: ReductoError, reserve: int | float) -> _Decision:
-        return cls("unknown", f"usage unknown: {error}", reserve, error=error)
-
-
-class BaseBudgetOperator(BaseQueryOperator):
-    """Base class of the operators that compare usage with a budget before work begins."""
-
-    template_fields: Sequence[str] = ("budget", "reserve", "window", *QUERY_FIELDS, "reducto_conn_id")
-
-    def __init__(
-        self,
-        *,
-        budget: float | Decimal | str,
-        reserve: float | Decimal | str = 0,
-        metric: Metric = "credits",
-        window: str | int = "month",
-        per_group: bool = False,
-        projected: bool = False,
-        group_by: str = "product",
-        on_unknown: UnknownAction = "fail",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.budget = budget
-        self.reserve = reserve
-        self.metric = metric
-        self.window = window
-        self.per_group = per_group
-        self.projected = projected
-        self.group_by = group_by
-        self.on_unknown = on_unknown
-
-    def _check_literals(self) -> None:
-        super()._check_literals()
-        for name in ("budget", "reserve"):
-            if is_literal(getattr(self, name)):
-                parse_threshold(getattr(self, name), name)
-        if is_literal(self.window):
-            check_one_window(check_window(self.window), self.usage_start_date)
-        for name, allowed in self._choices.items():
-            check_choice(name, getattr(self, name), allowed)
-        for name in ("per_group", "projected"):
-            check_bool(name, getattr(self, name))
-
-    @property
-    def _choices(self) -> dict[str, tuple[str, ...]]:
-        return {"metric": METRICS, "on_unknown": UNKNOWN_ACTIONS}
-
-    def _condition(self, context: Context, moment: datetime) -> UsageThreshold:
-        """Return the query for the window that holds ``moment``."""
-        return UsageThreshold.from_run(
-            lambda: run_from_context(context),
-            window=self.window,
-            threshold=parse_threshold(self.budget, "budget"),
-            metric=self.metric,
-            per_group=self.per_group,
-            projected=self.projected,
-            moment=moment,
-            **self._query_fields(),
-        )
-
-    def _decide(self, context: Context, condition: UsageThreshold, reserve: Decimal, moment: datetime) -> _Decision:
-        """
-        Request the usage, and compare it with the budget.
-
-        :raises ReductoError: unless it is transient, and ``on_unknown`` decides what follows.
-        :raises ValueError: if the window has not begun.
-        """
-        if (query := condition.query_at(moment)) is None:
-            raise ValueError(f"{condition.window} has not begun: give the days of a window that holds today")
-        try:
-            with translate_errors(self.task_id):
-                report = self.hook.get_usage(query)
-                reading = condition.read(report, moment)
-        except ReductoError as error:
-            decision = _Decision.unknown(error, json_number(reserve))
-            if not error.transient or self.on_unknown == "fail":
-                self._publish(context, decision, "fail", warn=True)
-                raise
-            return decision
-        self._reports = [report]
-        self._warn_if_unmatched(query, len(report.rows))
-        return _Decision(
-            "within" if reading.has_room_for(reserve) else "exceeded",
-            reading.describe_room(reserve),
-            json_number(reserve),
-            reading.as_json(),
-        )
-
-    def _publish(self, context: Context, decision: _Decision, action: str, *, warn: bool = False) -> None:
-        """Log a decision and push it to XCom, before the task skips, fails or waits, when it returns nothing."""
-        (self.log.warning if warn else self.log.info)("%s; %s", decision.message, action)
-        if self.do_xcom_push:
-            content = {
-                "decision": decision.decision,
-                "action": action,
-                "reserve": decision.reserve,
-                "reading": decision.reading,
-                "error": None if decision.error is None else str(decision.error),
-            }
-            context["ti"].xcom_push(key="return_value", value=content)
 
 
 class ReductoBudgetGateOperator(BaseBudgetOperator):
@@ -165,8 +45,8 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
     ``skip``   the gate is skipped, and the tasks that follow act on their trigger rules
     ``fail``   the gate fails at once, without retries
     ``wait``   the gate is deferred until the budget of a later month, week or day has room. It holds no worker and
-               does not poll: shortly after the window turns, it requests the new one. ``execution_timeout`` and the
-               DAG's ``dagrun_timeout`` limit the wait
+               does not poll: shortly after the window turns, it requests the new one, and compares it with the budget
+               and reserve of when the wait began. ``execution_timeout`` and the DAG's ``dagrun_timeout`` limit the wait
     ``warn``   the gate succeeds with a warning, to try out a budget
     =========  ====================================================================================================
 
@@ -196,7 +76,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
     :param projected: compare the projected usage of the whole window, as the threshold sensor does.
     :param on_exceeded: ``skip``, ``fail``, ``wait`` or ``warn``.
     :param on_unknown: ``fail``, ``allow`` or ``block``.
-    :param poke_interval: seconds between queries while the usage is unknown, with ``wait`` and ``block``.
+    :param poke_interval: seconds between queries while the usage is unknown, with ``wait`` and ``block``; at least 1.
     :param org_id: the organization; by default the one of the connection's extra ``org_id``, else the key's own.
     :param group_by: ``product``, ``feature``, ``api_key`` or ``file_type``.
     :param products: only these; one text or several, ``"*"`` for all. Likewise ``features``, ``api_keys`` and
@@ -236,7 +116,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
                     # The triggerer decided on all digits; JSON numbers do not have them all.
                     read = Reading.from_json(reading).with_reserve(Decimal(str(reserve)))
                     message = f"{read}: within the budget, as the triggerer saw"
-                    self._publish(context, _Decision("within", message, reserve, reading), "continue")
+                    self._publish(context, BudgetDecision("within", message, reserve, reading), "continue")
                     return
                 case {
                     "status": "unknown" | "error" as status,
@@ -247,7 +127,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
                     failure = error_by_name(name, message)
                     is_allowed = status == "unknown" and self.on_unknown == "allow"
                     action = "continue" if is_allowed else "fail"
-                    self._publish(context, _Decision.unknown(failure, reserve), action, warn=True)
+                    self._publish(context, BudgetDecision.unknown(failure, reserve), action, warn=True)
                     if not is_allowed:
                         raise failure
                     return
@@ -285,7 +165,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
         if self.on_exceeded == "wait" and reserve > budget:
             raise ValueError(f"reserve={reserve} is more than budget={budget}: no window will have room for it")
 
-    def _passes(self, context: Context, decision: _Decision) -> bool:
+    def _passes(self, context: Context, decision: BudgetDecision) -> bool:
         """
         Publish a decision and what follows from it, and return whether the work may begin, else whether to wait.
 
@@ -302,7 +182,7 @@ class ReductoBudgetGateOperator(BaseBudgetOperator):
             raise ReductoBudgetExceededError(decision.message)
         return self.on_exceeded == "warn"
 
-    def _next_poll(self, condition: UsageThreshold, decision: _Decision) -> float:
+    def _next_poll(self, condition: UsageThreshold, decision: BudgetDecision) -> float:
         """Return when to request again, in seconds since the epoch."""
         from reducto_provider.triggers.budget import turn_of_window
 
@@ -378,23 +258,34 @@ class ReductoBudgetBranchOperator(BaseBudgetOperator, SkippingBranchMixIn):
         super()._check_literals()
         for name in ("follow_task_ids_if_within", "follow_task_ids_if_exceeded"):
             value = getattr(self, name)
-            ids = [value] if isinstance(value, str) and value else value
-            if not isinstance(ids, list | tuple | set) or not ids or not all(isinstance(each, str) for each in ids):
+            ids = [value] if isinstance(value, str) else value
+            if (
+                not isinstance(ids, list | tuple | set)
+                or not ids
+                or not all(each and isinstance(each, str) for each in ids)
+            ):
                 raise ValueError(f"{name} must be the id of a task or task group, or a list of ids, not {value!r}")
 
     def _followed(self, name: str) -> list[str]:
         """
         Return the ids of a branch.
 
-        :raises ValueError: for one that is not directly downstream: all the others would be skipped unnoticed.
+        :raises ValueError: for one that is not directly downstream: all the others would be skipped unnoticed. And for
+            one outside of this task's mapped task group: Airflow would never skip it.
         """
         if is_from_mapped(self):  # its instances would decide for the same tasks
             raise ValueError("a branch can't be mapped: put it into a mapped task group, with the tasks that follow")
         value = getattr(self, name)
         ids = [value] if isinstance(value, str) else list(value)
-        groups = self.dag.task_group_dict
+        groups, mapped_group = self.dag.task_group_dict, mapped_task_group_of(self)
         for each in ids:
-            tasks = {root.task_id for root in groups[each].roots} if each in groups else {each}
-            if tasks.isdisjoint(self.downstream_task_ids):
+            roots = {root.task_id for root in groups[each].roots} if each in groups else {each}
+            followed = [task for task in self.downstream_list if task.task_id in roots]
+            if not followed:
                 raise ValueError(f"{name} names {each!r}, which is not directly downstream of this task: set it there")
+            if mapped_group and any(mapped_task_group_of(task) is not mapped_group for task in followed):
+                raise ValueError(
+                    f"{name} names {each!r}, which is outside of the mapped task group {mapped_group.group_id!r}: each "
+                    "instance of the group would decide for the same tasks; put them into the group"
+                )
         return ids

@@ -160,12 +160,12 @@ def is_run_days(fields: Mapping[str, Any]) -> bool:
 
 def check_both_days(fields: Mapping[str, Any]) -> None:
     """
-    Check that both days are given or neither, before the run's days replace them.
+    Check that both days are given or neither, before those of the run or of a window replace them.
 
     :raises ValueError: naming them.
     """
     if (fields["usage_start_date"] is None) != (fields["usage_end_date"] is None):
-        raise ValueError("usage_start_date and usage_end_date go together: give both, or neither for the run's days")
+        raise ValueError("usage_start_date and usage_end_date go together: give both, or neither")
 
 
 def check_not_empty(fields: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ What is skipped when is measured on real Airflow, and is the tables of `docs/bud
 from __future__ import annotations
 
 import os
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,8 +18,10 @@ import pytest
 import time_machine
 
 from reducto_provider import exceptions
-from reducto_provider.operators.budget import BaseBudgetOperator, ReductoBudgetBranchOperator, ReductoBudgetGateOperator
+from reducto_provider.operators.base_budget import BaseBudgetOperator
+from reducto_provider.operators.budget import ReductoBudgetBranchOperator, ReductoBudgetGateOperator
 from reducto_provider.usage.fields import REMEDIES
+from reducto_provider.usage.threshold import UsageThreshold
 from simulator import Organization, html, status
 from tests.airflow_sdk import DAG, AirflowSkipException, TaskDeferred
 
@@ -242,7 +244,15 @@ class TestDecision:
         service.usage.add("org_acme", NOON.date(), 99, 1)
         with pytest.raises(TaskDeferred) as deferred:
             execute(
-                gate(budget="{{ 99 }}", reserve="0.000000001", on_exceeded="wait", products=["parse"], window="week")
+                gate(
+                    budget="{{ 99 }}",
+                    reserve="0.000000001",
+                    products=["parse"],
+                    window="week",
+                    on_exceeded="wait",
+                    on_unknown="block",
+                    poke_interval=timedelta(seconds=90),
+                )
             )
 
         trigger = deferred.value.trigger
@@ -263,10 +273,33 @@ class TestDecision:
             "features": None,
             "api_keys": None,
             "file_types": None,
-            "on_unknown": "fail",
-            "poke_interval": 300.0,
+            "on_unknown": "block",
+            "poke_interval": 90.0,
         }
         assert deferred.value.timeout is None
+
+    def test_the_wait_has_what_is_left_of_the_execution_timeout(self, service, gate, monkeypatch):
+        """Airflow applies it to a deferral only if it is passed on."""
+        clock = time_machine.travel(NOON, tick=False)
+        read = UsageThreshold.read
+
+        def slowly(*args):
+            moment.shift(600)
+            return read(*args)
+
+        monkeypatch.setattr(UsageThreshold, "read", slowly)
+        left = []
+        for hours in (2, 0.1):
+            with clock as moment, pytest.raises(TaskDeferred) as deferred:
+                execute(gate(budget=99, on_exceeded="wait", execution_timeout=timedelta(hours=hours)))
+            left.append(deferred.value.timeout)
+
+        assert left == [timedelta(minutes=110), timedelta(0)]
+
+    def test_filters_that_match_nothing_are_a_warning(self, service, gate, log):
+        execute(gate(products="prase"))
+
+        assert [line for line in log.warnings if "products=['prase']: check the names" in line]
 
     def test_xcom_can_be_switched_off(self, service, gate):
         assert execute(gate(do_xcom_push=False)) == {}
@@ -494,6 +527,17 @@ class TestArguments:
             gate(**arguments)
 
     @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"on_exceeded": "wait", "reserve": 100},
+            *({"on_exceeded": each, "reserve": 101} for each in ("skip", "warn")),
+        ],
+        ids=str,
+    )
+    def test_a_reserve_up_to_the_budget_can_have_room_and_a_larger_one_needs_no_wait(self, gate, arguments):
+        assert gate(**arguments).reserve == arguments["reserve"]
+
+    @pytest.mark.parametrize(
         ("arguments", "said"),
         [
             ({"window": "{{ 30 }}"}, "on_exceeded='wait' needs"),
@@ -512,7 +556,7 @@ class TestArguments:
         with pytest.raises(Exception, match=missing):
             gate(**{missing: 1})
 
-    @pytest.mark.parametrize("ids", [None, [], "", 1, ["a", 2]])
+    @pytest.mark.parametrize("ids", [None, [], "", 1, ["a", 2], ["a", ""]])
     def test_a_branch_needs_ids(self, gate, ids):
         with pytest.raises(ValueError, match="follow_task_ids_if_exceeded"):
             gate(
@@ -542,6 +586,20 @@ class TestArguments:
         assert {error.message for error in result.errors} == {
             "branch: a branch can't be mapped: put it into a mapped task group, with the tasks that follow"
         }
+
+    def test_so_is_one_that_leads_out_of_its_mapped_group(self, run_dag, organizations, simulator):
+        """Airflow skips no task outside: the work would begin, though each instance is over the budget."""
+        result = run_dag(BRANCH_OUT_OF_A_MAPPED_GROUP, connection=organizations)
+
+        assert result.tasks["lanes.branch"] == ["failed", "failed"]
+        assert result.tasks["work"] == "upstream_failed"
+        assert {error.message for error in result.errors} == {
+            (
+                "lanes.branch: follow_task_ids_if_within names 'work', which is outside of the mapped task group 'lanes': "
+                "each instance of the group would decide for the same tasks; put them into the group"
+            )
+        }
+        assert not simulator.requests
 
 
 # -- what is skipped when
@@ -777,6 +835,22 @@ with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1)):
         return [100, 101]
 
     ReductoBudgetGateOperator.partial(task_id="each", org_id="over").expand(budget=budgets())
+
+    @task_group
+    def documents(number):
+        work(number)
+
+    for org in ("within", "over"):
+        ReductoBudgetBranchOperator(
+            task_id=f"lane_{org}",
+            budget=100,
+            org_id=org,
+            follow_task_ids_if_within=f"documents_{org}",
+            follow_task_ids_if_exceeded=f"cheaper_{org}",
+        ) >> [
+            documents.override(group_id=f"documents_{org}").expand(number=[1, 2]),
+            cheaper.override(task_id=f"cheaper_{org}")(org),
+        ]
 """
 
 
@@ -797,6 +871,12 @@ def test_each_instance_of_a_mapped_operator_decides_for_itself(run_dag, organiza
         "later.cheaper": ["success", "skipped"],
         "budgets": "success",
         "each": ["skipped", "success"],
+        "lane_within": "success",
+        "documents_within.work": ["success", "success"],
+        "cheaper_within": "skipped",
+        "lane_over": "success",
+        "documents_over.work": ["skipped", "skipped"],
+        "cheaper_over": "success",
     }
     assert [decision["decision"] for decision in result.xcom("gate")] == ["within", "exceeded"]
 
@@ -816,4 +896,35 @@ with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1)):
         task_id="branch", budget=100, follow_task_ids_if_within="work", follow_task_ids_if_exceeded="work"
     ).expand(org_id=["within", "over"])
     branch >> work()
+"""
+
+BRANCH_OUT_OF_A_MAPPED_GROUP = """
+from datetime import datetime
+from tests.airflow_sdk import DAG, task, task_group
+from reducto_provider.operators.budget import ReductoBudgetBranchOperator
+
+with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1)):
+
+    @task
+    def work():
+        pass
+
+    @task
+    def cheaper():
+        pass
+
+    expensive = work()
+
+    @task_group
+    def lanes(org):
+        branch = ReductoBudgetBranchOperator(
+            task_id="branch",
+            budget=100,
+            org_id=org,
+            follow_task_ids_if_within="work",
+            follow_task_ids_if_exceeded="lanes.cheaper",
+        )
+        branch >> [expensive, cheaper()]
+
+    lanes.expand(org=["over", "over"])
 """

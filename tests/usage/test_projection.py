@@ -132,6 +132,24 @@ class TestWeeklyUsage:
         assert read(report(*days, first=FIRST - timedelta(days=28)), 0).value == Decimal("25.25") * 30
 
 
+def test_conditions_that_share_a_report_do_not_mix():
+    """What is computed of a report is kept with it: the conditions of many sensors and gates read the same."""
+    days = [{"parse": 10 + day, "extract": 3 * day} for day in range(40)]
+    shared = report(*days, first=FIRST - timedelta(days=28), requests=7)
+    fields = [
+        {"metric": metric, "per_group": per_group, "settle_days": settle_days, "length": length}
+        for metric in ("credits", "requests")
+        for per_group in (False, True)
+        for settle_days in (0, 2)
+        for length in (12, 30)
+    ]
+
+    values = [(read(shared, offset, **each).value, offset) for each in fields for offset in (10, 11)]
+
+    assert values == [(read(replace(shared), offset, **each).value, offset) for each in fields for offset in (10, 11)]
+    assert len(set(values)) > len(fields)
+
+
 class TestLittleHistory:
     @given(CREDITS, moments(max_history=10, least=3))
     def test_constant_usage_is_exact(self, each_day, moment):
@@ -150,6 +168,15 @@ class TestLittleHistory:
         expected = sum(complete) + max(today, mean) + mean * (90 - len(days))
 
         assert read(report(*days), len(complete), 90).value == pytest.approx(expected, abs=Decimal("1e-8"))
+
+    def test_thirds_are_rounded(self):
+        assert read(report("0.1", "0.1", "0"), 3).value == 2
+
+    @pytest.mark.parametrize(("used", "mean"), [("2e-9", "0"), ("6e-9", "2e-9"), ("10e-9", "2e-9")])
+    def test_half_of_the_ninth_place_is_rounded_to_even(self, used, mean):
+        mondays = report(used, *[0] * 27, first=FIRST - timedelta(days=28))
+
+        assert read(mondays, 0, 1).value == Decimal(mean)
 
     def test_from_two_weeks_on_by_weekday(self):
         days = ["70", *["0"] * 6] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal, localcontext
 
 import pytest
@@ -50,3 +51,19 @@ def test_as_people_and_json_write_it(value, text, number):
     assert format_decimal(Decimal(value)) == text
     assert json_number(Decimal(value)) == number
     assert isinstance(json_number(Decimal(value)), type(number))
+
+
+def test_sums_of_the_same_report_do_not_mix(report):
+    usage = report(
+        ("parse", "2", 30, "2026-06-01"), ("parse", "3", 50, "2026-06-02"), ("extract", "7", 110, "2026-06-02")
+    )
+    first, since = date(2026, 6, 1), date(2026, 6, 2)
+
+    for _ in range(2):
+        assert usage.amounts("credits", per_group=False) == {None: 12}
+        assert usage.amounts("credits", per_group=False, since=since) == {None: 10}
+        assert usage.amounts("credits", per_group=True, since=since) == {"parse": 3, "extract": 7}
+        assert usage.amounts("requests", per_group=False, since=since) == {None: 160}
+        assert usage.daily_amounts("credits", per_group=False) == {None: {first: 2, since: 10}}
+        assert usage.daily_amounts("requests", per_group=False) == {None: {first: 30, since: 160}}
+        assert usage.daily_amounts("credits", per_group=True)["extract"] == {since: 7}
