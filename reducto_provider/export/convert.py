@@ -24,13 +24,15 @@ from typing import Final
 from reducto_provider.export.delta.conversion import Conversion, FileDay, Outcome, commit
 from reducto_provider.export.delta.location import table_location
 from reducto_provider.export.delta.table import UsageDeltaTable
+from reducto_provider.export.exported_days import ExportedDay
 from reducto_provider.export.focus import FOCUS_FORMATS
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
+from reducto_provider.export.locations import location_argument
 from reducto_provider.export.manifest import Manifest, decode_manifest
-from reducto_provider.export.reader import MAX_CONCURRENT_READS, MAX_READS, ExportedDay, UsageReader, UsageReadError
+from reducto_provider.export.reader import MAX_CONCURRENT_READS, MAX_READS, UsageReader, UsageReadError
 from reducto_provider.export.reported import ReportedChanges
 from reducto_provider.export.sink import Filters, open_sink, storage_errors
-from reducto_provider.export.storage import Storage, location_argument, open_storage
+from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import UsageRow
 

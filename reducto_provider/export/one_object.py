@@ -12,6 +12,7 @@ from msgspec import structs
 
 from reducto_provider import __version__
 from reducto_provider.export.formats import Format
+from reducto_provider.export.locations import split_object_path
 from reducto_provider.export.manifest import checksum, json_file, settle, write_with_manifest
 from reducto_provider.export.reported import Change, new_change
 from reducto_provider.export.sink import (
@@ -23,7 +24,7 @@ from reducto_provider.export.sink import (
     short,
     storage_errors,
 )
-from reducto_provider.export.storage import Storage, open_storage, split_object_path
+from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.report import UsageReport

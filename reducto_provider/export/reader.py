@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
-from typing import ClassVar, Final, Self, TypeVar
+from typing import ClassVar, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
 from reducto_provider.export.dataset import LAYOUT_VERSION
+from reducto_provider.export.exported_days import ExportedDay, ExportedDays
 from reducto_provider.export.formats import COMPRESSIONS, FORMATS, Format
 from reducto_provider.export.formats.compressed import Compressed
 from reducto_provider.export.manifest import (
@@ -29,6 +27,7 @@ from reducto_provider.export.manifest import (
 from reducto_provider.export.sink import short, storage_errors
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.export.stored import StoredDays
+from reducto_provider.export.threads import map_in_threads
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
 from reducto_provider.usage.report import UsageRow
@@ -46,69 +45,6 @@ _MAX_NAMED: Final = 10
 
 class UsageReadError(ValueError):
     """A dataset can't be read as usage: something in it is missing, damaged or not what an export writes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportedDay:
-    """
-    What the manifest says of a day, or the record beside a table.
-
-    :param row_count: 0 for a day without usage, which has no file.
-    :param credits: None if the service sent none.
-    :param is_final: whether the day was over when it was requested.
-    :param exported_at: when it was last written, in ISO 8601; empty if that was not recorded.
-    :param run: the task instance that wrote it. None for a table, whose history names it.
-    :param sha256: of the file, or of the rows in a table; None without usage.
-    """
-
-    day: date
-    row_count: int
-    credits: Decimal | None
-    request_count: int
-    is_final: bool
-    exported_at: str
-    run: str | None
-    sha256: str | None
-
-    @classmethod
-    def from_manifest(cls, manifest: Manifest) -> Self:
-        return cls(
-            day=manifest.date,
-            row_count=manifest.row_count,
-            credits=None if manifest.credits is None else Decimal(manifest.credits),
-            request_count=manifest.request_count,
-            is_final=manifest.final,
-            exported_at=manifest.exported_at,
-            run=manifest.run,
-            sha256=manifest.sha256,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportedDays:
-    """
-    The days of an organization by a dimension that a dataset has.
-
-    :param days: in order.
-    :param unreadable: the days whose manifests can't be read as such. They count as neither exported nor missing.
-    :param span: from the first day that has a manifest to the last, whatever days were requested; None without any.
-    """
-
-    days: Mapping[date, ExportedDay]
-    span: DayRange | None
-    unreadable: tuple[date, ...] = ()
-
-    def missing(self, days: DayRange) -> list[DayRange]:
-        """Return the ranges of days that have no manifest."""
-        ranges: list[DayRange] = []
-        for day in days.days():
-            if day in self.days or day in self.unreadable:
-                continue
-            if ranges and (day - ranges[-1].last).days == 1:
-                ranges[-1] = DayRange(ranges[-1].first, day)
-            else:
-                ranges.append(DayRange(day, day))
-        return ranges
 
 
 class RowCache:
@@ -336,14 +272,7 @@ class UsageReader:
 
     def _map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
         """Return the results for all items, in order. From an object store several are read at a time."""
-        if self.max_concurrent_reads == 1 or len(items) <= 1:
-            return [function(item) for item in items]
-        with ThreadPoolExecutor(min(self.max_concurrent_reads, len(items))) as executor:
-            try:
-                return list(executor.map(function, items))
-            except BaseException:
-                executor.shutdown(cancel_futures=True)
-                raise
+        return map_in_threads(function, items, self.max_concurrent_reads)
 
 
 def _org_id(folder: str) -> str | None:

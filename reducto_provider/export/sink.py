@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from reducto_provider.export.storage import check_output_path
+from reducto_provider.export.locations import check_output_path
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -202,7 +202,7 @@ def open_sink(
     """
     Return the destination of an export. Nothing is read or written yet.
 
-    :param output_path: its location, see :func:`~reducto_provider.export.storage.check_output_path`.
+    :param output_path: its location, see :func:`~reducto_provider.export.locations.check_output_path`.
     :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
     :param filters: those of the query: a destination holds usage with the same filters only.
     :param partitioned: see :func:`choose_sink`.

@@ -11,18 +11,16 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
+
+from reducto_provider.export.locations import check_output_path, local_path, with_single_slashes
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "memory")
-"""Schemes of stores that publish an object only when it is complete."""
-
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
-_LOCAL_SCHEMES = ("file", "local")
 # Older clients ignore `mode="create"` and overwrite (s3fs), or do not accept it (gcsfs, adlfs).
 _CLIENTS, _MIN_CLIENT = ("s3fs", "gcsfs", "adlfs"), (2024, 12)
 _ABANDONED_AFTER = 3600.0
@@ -30,72 +28,15 @@ _MAX_TIDIED_FOLDERS = 256  # more than are written in turns, and bounded for any
 _PAUSES = (0.1, 0.5, 2.0)
 
 
-def check_output_path(output_path: object) -> str:
-    """
-    Return the location if every worker resolves it alike and its store replaces files atomically.
-
-    :raises ValueError: naming the value and the remedy.
-    """
-    if isinstance(output_path, str):
-        if ".." in output_path.split("/"):
-            raise ValueError(
-                f"output_path must not contain '..', by which a template's value could lead anywhere: {output_path!r}"
-            )
-        if _local_path(output_path) is not None:
-            return output_path
-        parts = urlsplit(output_path)
-        conn_id, _, bucket = parts.netloc.rpartition("@")
-        if ":" in conn_id:
-            raise ValueError(
-                "output_path must not hold a password: put it into an Airflow connection, and the connection's id "
-                "before the @, or into output_conn_id"
-            )
-        if bucket.endswith(".core.windows.net"):
-            raise ValueError(
-                f"output_path must be like abfs://container/folder, the account in the Airflow connection; "
-                f"the part of {output_path!r} before the @ would be taken for a connection's id"
-            )
-        if parts.scheme in OBJECT_STORES and bucket and "::" not in output_path:
-            return output_path
-        if parts.scheme and parts.scheme not in (*OBJECT_STORES, *_LOCAL_SCHEMES):
-            raise ValueError(
-                f"output_path must be in a store whose files can be replaced at once, a local one or one of "
-                f"{', '.join(OBJECT_STORES[:-1])}; {output_path!r} is not"
-            )
-    raise ValueError(
-        f"output_path must be a URL such as s3://bucket/folder or an absolute path, not {output_path!r}: "
-        "a relative path differs from worker to worker"
-    )
-
-
-def location_argument(text: str) -> str:
-    """Return the location that an argument of a command names. A relative path is in the current folder."""
-    return text if urlsplit(text).scheme else str(Path(text).resolve())
-
-
-def split_object_path(output_path: str) -> tuple[str, str]:
-    """
-    Return the folder of an object, and its name in it.
-
-    :param output_path: see :func:`check_output_path`.
-    :raises ValueError: if the location names no object.
-    """
-    scheme = "" if output_path.startswith("/") else f"{output_path.partition('://')[0]}://"
-    folder, slash, name = output_path.removeprefix(scheme).rpartition("/")
-    if not (slash and name):
-        raise ValueError(f"output_path must name a file when partitioned=False, not the folder {output_path!r}")
-    return f"{scheme}{folder}/", name
-
-
 def open_storage(location: str, conn_id: str | None = None) -> Storage:
     """
-    Return the storage at ``location``, see :func:`check_output_path`.
+    Return the storage at ``location``, see :func:`~reducto_provider.export.locations.check_output_path`.
 
     :param conn_id: the Airflow connection for an object store; ``s3://conn_id@bucket`` takes precedence.
     :raises ValueError: if the location can't be used, or a package for the object store is missing or too old.
     """
     check_output_path(location)
-    path = _local_path(location)
+    path = local_path(location)
     return ObjectStorage(location, conn_id) if path is None else LocalStorage(path)
 
 
@@ -259,7 +200,7 @@ class ObjectStorage(Storage):
             except AirflowNotFoundException as error:
                 raise ValueError(f"there is no Airflow connection {conn_id!r}, which {location} needs") from error
         try:
-            root = ObjectStoragePath(_with_single_slashes(location), conn_id=conn_id)
+            root = ObjectStoragePath(with_single_slashes(location), conn_id=conn_id)
             self._fs: AbstractFileSystem = root.fs
         except (ImportError, ValueError) as error:
             extra = _EXTRAS.get(urlsplit(location).scheme)
@@ -386,20 +327,3 @@ def _listed_md5(info: Mapping[str, Any]) -> str:
 
 def _encoded(path: str) -> str:
     return quote(os.fsencode(path), safe="/:=@")
-
-
-def _with_single_slashes(location: str) -> str:
-    """
-    Return a location with repeated slashes collapsed, as local paths do. A template rendered to nothing leaves them.
-
-    s3fs can write keys that begin with a slash, but does not list them under these names.
-    """
-    scheme, _, path = location.partition("://")
-    return f"{scheme}://{'/'.join(filter(None, path.split('/')))}"
-
-
-def _local_path(location: str) -> Path | None:
-    """Return a location's absolute local path, None if it is not local."""
-    for scheme in _LOCAL_SCHEMES:
-        location = location.removeprefix(f"{scheme}://")
-    return Path(f"/{location.lstrip('/')}") if location.startswith("/") else None

@@ -20,9 +20,10 @@ from typing import Literal
 
 import msgspec
 
+from reducto_provider.export.locations import location_argument
 from reducto_provider.export.manifest import DATASET_FILE, holds_table, parse_manifest_name
 from reducto_provider.export.sink import storage_errors
-from reducto_provider.export.storage import Storage, location_argument, open_storage
+from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
 

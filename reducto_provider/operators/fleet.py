@@ -31,8 +31,8 @@ from reducto_provider.export.fleet import (
     split_query,
 )
 from reducto_provider.export.focus import FOCUS_FORMATS
+from reducto_provider.export.locations import check_output_path
 from reducto_provider.export.sink import MAX_REQUESTS, OutdatedReportError
-from reducto_provider.export.storage import check_output_path
 from reducto_provider.hooks import event_loop
 from reducto_provider.operators.base import DEFAULT_MAX_XCOM_BYTES, BaseUsageExportOperator, run_key
 from reducto_provider.usage.checks import check_whole_number

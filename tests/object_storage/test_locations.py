@@ -13,7 +13,8 @@ from pyarrow.fs import FileSystem
 
 from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.formats import check_format
-from reducto_provider.export.storage import Storage, check_output_path, open_storage
+from reducto_provider.export.locations import check_output_path
+from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.export.verify import Verification, verify_dataset
 from tests.airflow_sdk import ObjectStoragePath
 from tests.object_storage import answers

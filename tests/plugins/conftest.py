@@ -13,8 +13,8 @@ import pytest
 import time_machine
 
 from reducto_provider.export.dataset import UsageDataset
+from reducto_provider.export.exported_days import ExportedDay, ExportedDays
 from reducto_provider.export.formats import check_format
-from reducto_provider.export.reader import ExportedDay, ExportedDays
 from reducto_provider.export.storage import open_storage
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import time_machine
 
+from reducto_provider.export.reader import UsageReader
 from reducto_provider.plugins.usage_page.__main__ import main
 from tests.plugins.html import Page
 
@@ -40,3 +41,26 @@ class TestMain:
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(said)
         assert not (tmp_path / "usage.html").exists()
+
+    @pytest.mark.parametrize("name", ["none/usage.html", "."])
+    def test_a_file_that_can_t_be_written(self, publish, tmp_path, capsys, name):
+        location = publish({date(2026, 11, 3): {"a": 1}})
+        assert main([location, "-o", str(tmp_path / name)]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: [Errno")
+        assert str(tmp_path) in line
+
+    def test_a_folder_whose_name_is_no_text(self, publish, tmp_path):
+        location = publish({date(2026, 11, 3): {"a": 1}}, folder="caf\udce9")
+        assert main([location, "-o", str(tmp_path / "usage.html")]) == 0
+        assert "caf\\udce9" in Page((tmp_path / "usage.html").read_text()).text
+
+    def test_a_format_that_can_t_be_read_hides_no_total(self, publish, tmp_path, monkeypatch):
+        def no_package(*_):
+            raise ImportError("pyarrow is not installed")
+
+        location = publish({date(2026, 11, 3): {"a": 1}})
+        monkeypatch.setattr(UsageReader, "rows", no_package)
+        assert main([location, "-o", str(tmp_path / "usage.html")]) == 0
+        text = Page((tmp_path / "usage.html").read_text()).text
+        assert "Not read: pyarrow is not installed" in text

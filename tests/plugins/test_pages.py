@@ -78,6 +78,15 @@ def test_an_organization_s_page_is_harmless_and_complete(source):
         break
 
 
+def test_no_group_reverses_the_figures_after_it(publish):
+    location = publish({date(2026, 11, 3): {"\N{RIGHT-TO-LEFT OVERRIDE}evil": 97.9, "b": 2.1}})
+    info, usage, choices = PageSource(PageDataset(name="a", path=location)).organization("org_acme", None, None, TODAY)
+    page = Page(organization_page(info, usage, choices=choices, links=Links(dataset=0)))
+    described = "Largest group: \N{FIRST STRONG ISOLATE}evil\N{POP DIRECTIONAL ISOLATE} with 97.9\N{NO-BREAK SPACE}%."
+    assert described in page.text
+    assert [each for _, each in page.elements if described in (each.get("aria-label") or "")]
+
+
 def test_a_message_is_harmless():
     page = Page(message_page(*HOSTILE[:2], remedy=HOSTILE[4], code=HOSTILE[1])).check_harmless()
     assert HOSTILE[1] in page.text
@@ -162,8 +171,9 @@ class TestStates:
         assert "No projection: " in text
 
     def test_no_credits(self, publish):
-        text = self.overview(publish({date(2026, 11, 3): {"a": None}}))
+        text = self.overview(publish({date(2026, 11, 20): {"a": None}}))
         assert 'The service sent no credits for some days: set "metric": "requests"' in text
+        assert "never exported" not in text.lower()  # a grey bar in the sparkline is a day without figures
 
     def test_a_budget_that_will_be_exceeded(self, publish):
         usage = {TODAY - timedelta(days=back): {"a": 1} for back in range(1, 60)}

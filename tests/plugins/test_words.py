@@ -61,6 +61,11 @@ def test_groups(name, count, text):
     assert words.group(name, "api_key", count) == text
 
 
+@pytest.mark.parametrize("name", ["key", "\u202ekey", "k\u2069\u202ee\u2066y\u202b", "\u2067key\u2069"])
+def test_a_name_reverses_nothing_around_it(name):
+    assert words.isolated(name) == "\N{FIRST STRONG ISOLATE}key\N{POP DIRECTIONAL ISOLATE}"
+
+
 def test_a_column_has_the_same_decimal_places():
     assert words.column([Decimal("1234.5"), None, 7, Decimal("0.125")]) == [
         "1,234.500",

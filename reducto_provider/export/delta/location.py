@@ -13,8 +13,9 @@ from uuid import uuid4
 
 from reducto_provider.export.delta.journal import FOLDER
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT
+from reducto_provider.export.locations import check_output_path
 from reducto_provider.export.sink import storage_errors
-from reducto_provider.export.storage import ObjectStorage, Storage, check_output_path, open_storage
+from reducto_provider.export.storage import ObjectStorage, Storage, open_storage
 
 DELTA_STORES: Final = ("s3", "s3a", "abfs", "abfss")
 """Schemes of object stores that hold Delta tables: each can create an object only if it does not exist."""

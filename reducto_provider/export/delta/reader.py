@@ -13,13 +13,12 @@ from reducto_provider.export.delta.commits import Days
 from reducto_provider.export.delta.journal import FOLDER, NOTHING_RECORDED, Day, Journal, Year
 from reducto_provider.export.delta.location import table_location
 from reducto_provider.export.delta.table import UsageDeltaTable
+from reducto_provider.export.exported_days import ExportedDay, ExportedDays
 from reducto_provider.export.formats import FORMATS, TABLE_FORMAT, Format
 from reducto_provider.export.manifest import json_file
 from reducto_provider.export.reader import (
     MAX_CONCURRENT_READS,
     MAX_READS,
-    ExportedDay,
-    ExportedDays,
     RowCache,
     UsageReader,
     UsageReadError,

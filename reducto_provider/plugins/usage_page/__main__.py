@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import get_args
 
-from reducto_provider.export.storage import location_argument
+from reducto_provider.export.locations import location_argument
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage
 from reducto_provider.plugins.usage_page.overview import sort_summaries
 from reducto_provider.plugins.usage_page.pages import file_page
@@ -46,7 +46,7 @@ def render_file(dataset: PageDataset, day: date) -> str:
 def _usage(source: PageSource, org_id: str, day: date) -> OrganizationUsage | str:
     try:
         return source.organization(org_id, None, None, day)[1]
-    except (NotExportedError, TooManyRowsError, ValueError, OSError) as error:
+    except (NotExportedError, TooManyRowsError, ValueError, OSError, ImportError) as error:
         return without_credentials(str(error))
 
 
@@ -69,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             budgets=dict(map(_budget, options.budget)),
         )
         page = render_file(dataset, today())
+        # Names of folders may hold bytes that are no text.
+        options.output.write_text(page, encoding="utf-8", errors="backslashreplace")
     except (ValueError, OSError) as error:
         print(f"error: {without_credentials(str(error))}", file=sys.stderr)
         return 1
-    options.output.write_text(page, encoding="utf-8")
     print(options.output)
     return 0
 

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from decimal import Decimal, localcontext
 from typing import Final, Literal
 
-from reducto_provider.export.reader import ExportedDay, ExportedDays
+from reducto_provider.export.exported_days import ExportedDay, ExportedDays
 from reducto_provider.plugins.usage_page.overview import amount_of
 from reducto_provider.usage.days import DayRange, month_of
 from reducto_provider.usage.report import EXACT, Metric, UsageRow, sum_amounts

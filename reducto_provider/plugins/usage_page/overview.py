@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from decimal import Decimal, localcontext
 from typing import Final, Self
 
-from reducto_provider.export.reader import ExportedDay, ExportedDays
+from reducto_provider.export.exported_days import ExportedDay, ExportedDays
 from reducto_provider.usage.days import DayRange, month_of
 from reducto_provider.usage.projection import MAX_WEEKS, first_day_of_history, project
 from reducto_provider.usage.report import EXACT, Metric, UsageReport, UsageRow, sum_amounts

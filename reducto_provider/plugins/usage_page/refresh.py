@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from reducto_provider.export.threads import map_in_threads
 from reducto_provider.plugins.usage_page.overview import OrganizationSummary, sort_summaries
 
 if TYPE_CHECKING:
@@ -113,13 +112,13 @@ class Refresh:
                 self._info, self._unread = self._source.info(reader), set(org_ids)
             is_local = reader.max_concurrent_reads == 1
             count = _LOCAL_READERS if is_local else _INDEX_READERS
-            _for_each(org_ids, lambda org_id: self._read_index(reader, org_id), count)
+            map_in_threads(lambda org_id: self._read_index(reader, org_id), org_ids, count)
             self._indexes_read.set()
             with self._lock:
                 # Those first that are not shown at all, and then as they are shown.
                 in_order = [*sorted(self._unread), *(each.org_id for each in sort_summaries(self._unproven.values()))]
             count = _LOCAL_READERS if is_local else _READERS
-            _for_each(in_order, lambda org_id: self._read(reader, org_id), count)
+            map_in_threads(lambda org_id: self._read(reader, org_id), in_order, count)
         except Exception as error:  # noqa: BLE001  # raised by overview()
             with self._lock:
                 self._error = error
@@ -142,24 +141,3 @@ class Refresh:
             self._unproven.pop(org_id, None)
             if summary is not None:
                 self._proven[org_id] = summary
-
-
-def _for_each(org_ids: Iterable[str], work: Callable[[str], None], count: int) -> None:
-    """Call ``work`` for all organizations, in several threads. It raises nothing."""
-    waiting: SimpleQueue[str] = SimpleQueue()
-    for org_id in org_ids:
-        waiting.put(org_id)
-
-    def run() -> None:
-        while True:
-            try:
-                org_id = waiting.get_nowait()
-            except Empty:
-                return
-            work(org_id)
-
-    threads = [threading.Thread(target=run, name="reducto-usage-page", daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from reducto_provider.export.storage import check_output_path
+from reducto_provider.export.locations import check_output_path
 from reducto_provider.usage.checks import check_choice, check_number, check_single_name, excerpt
 from reducto_provider.usage.report import CREDITS_UNIT, Metric
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-from reducto_provider.export.reader import ExportedDays, RowCache, UsageReader, open_reader
+from reducto_provider.export.exported_days import ExportedDays
+from reducto_provider.export.reader import RowCache, UsageReader, open_reader
 from reducto_provider.export.sink import short
 from reducto_provider.plugins.usage_page.organization import OrganizationUsage, months_needed, organization_usage
 from reducto_provider.plugins.usage_page.overview import OrganizationSummary, days_needed, summarize

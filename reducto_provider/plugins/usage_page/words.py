@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal
@@ -20,6 +21,7 @@ _MONTHS: Final = (
     *("August", "September", "October", "November", "December"),
 )
 _ONE_DECIMAL: Final = Decimal("0.1")
+_DIRECTIONS: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def number(value: Decimal | int | None) -> str:
@@ -141,6 +143,11 @@ def group(name: str | None, group_by: str, count: int = 1) -> str:
     return name if name.strip() else '""'
 
 
+def isolated(text: str) -> str:
+    """Return text that can't reverse the figures around it, whatever its direction and the controls in it."""
+    return f"\N{FIRST STRONG ISOLATE}{_DIRECTIONS.sub('', text)}\N{POP DIRECTIONAL ISOLATE}"
+
+
 def dimension(group_by: str) -> str:
     """Return the name of a dimension."""
     return {"api_key": "API key"}.get(group_by, group_by.replace("_", " "))
@@ -191,7 +198,7 @@ def describe_chart(usage: OrganizationUsage) -> str:
     if usage.groups:
         highest = max(usage.days, key=charts.day_total)
         largest: Group = usage.groups[0]
-        name = group(largest.name, usage.group_by, largest.count)
+        name = isolated(group(largest.name, usage.group_by, largest.count))
         text += (
             f" Highest day: {day(highest.day)} with {number(charts.day_total(highest))}."
             f" Largest group: {name} with {percent(largest.share)}."

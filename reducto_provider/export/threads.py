@@ -1,0 +1,54 @@
+"""Read several files of an object store at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def map_in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item], count: int) -> list[_Result]:
+    """
+    Return the results for all items, in order, computed by up to ``count`` threads.
+
+    The threads are daemons, unlike those of an executor, which Python waits for when it exits: a store that hangs holds
+    up no exit.
+
+    :raises Exception: an error of ``function``. Items that were not begun before are left out.
+    """
+    if count == 1 or len(items) <= 1:
+        return [function(item) for item in items]
+    waiting: SimpleQueue[tuple[int, _Item]] = SimpleQueue()
+    for numbered in enumerate(items):
+        waiting.put(numbered)
+    results: dict[int, _Result] = {}
+    errors: list[BaseException] = []
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.is_set():
+            try:
+                place, item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                results[place] = function(item)
+            except BaseException as error:  # noqa: BLE001  # raised where the results are awaited
+                errors.append(error)
+                is_over.set()
+
+    threads = [threading.Thread(target=work, name="reducto-read", daemon=True) for _ in range(min(count, len(items)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:  # also if the caller is interrupted
+        is_over.set()
+    if errors:
+        raise errors[0]
+    return [results[place] for place in range(len(items))]
