@@ -162,6 +162,15 @@ class TestStates:
         location = publish({date(2026, 11, 3): {"a": 1}}, filters={"products": ("a", "b")})
         assert "This dataset has filters: only usage with products a, b is in these figures." in self.overview(location)
 
+    def test_a_budget_of_an_organization_that_is_not_there(self, publish):
+        location = publish({date(2026, 11, 3): {"a": 1}})
+        said = "1 budget is for organizations that have not been exported here: org_acm<e>."
+        budgets = {"org_acme": 5, "org_acm<e>": 7}
+        assert said in self.overview(location, budgets=budgets)
+        dataset = PageDataset(name="a", path=location, budgets=budgets)
+        assert said in " ".join(Page(render_file(dataset, TODAY)).text.split())
+        assert "have not been exported" not in self.overview(location, budgets={"org_acme": 5})
+
     def test_gaps_and_days_that_are_not_final(self, publish):
         publish({date(2026, 11, 3): {"a": 1}})
         location = publish({date(2026, 11, 20): {"a": 1}}, at="2026-11-20T23:00:00Z")

@@ -61,6 +61,11 @@ def test_groups(name, count, text):
     assert words.group(name, "api_key", count) == text
 
 
+def test_names():
+    assert words.names(["a", "b"]) == "a, b"
+    assert words.names([str(number) for number in range(1012)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
+
+
 @pytest.mark.parametrize("name", ["key", "\u202ekey", "k\u2069\u202ee\u2066y\u202b", "\u2067key\u2069"])
 def test_a_name_reverses_nothing_around_it(name):
     assert words.isolated(name) == "\N{FIRST STRONG ISOLATE}key\N{POP DIRECTIONAL ISOLATE}"

@@ -37,10 +37,11 @@ def render_file(dataset: PageDataset, day: date) -> str:
     """
     source = PageSource(dataset)
     reader = source.open()
-    found = [source.summary(reader, org_id, day) for org_id in reader.org_ids()]
+    org_ids = reader.org_ids()
+    found = [source.summary(reader, org_id, day) for org_id in org_ids]
     summaries = sort_summaries(summary for summary in found if summary is not None)
     usages = [_usage(source, summary.org_id, day) for summary in summaries]
-    return file_page(source.info(reader), summaries, usages, today=day)
+    return file_page(source.info(reader, org_ids), summaries, usages, today=day)
 
 
 def _usage(source: PageSource, org_id: str, day: date) -> OrganizationUsage | str:

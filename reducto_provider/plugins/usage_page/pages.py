@@ -76,12 +76,14 @@ class DatasetInfo:
     What the pages say of a dataset.
 
     :param filters: of its exports: usage that they leave out is in no figure.
+    :param unused_budgets: the organizations that have a budget, but no export here. Only the overview says so.
     """
 
     name: str
     location: str
     filters: dict[str, Sequence[str]]
     read_at: datetime
+    unused_budgets: Sequence[str] = ()
 
 
 def overview_page(

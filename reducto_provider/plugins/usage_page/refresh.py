@@ -109,7 +109,7 @@ class Refresh:
             reader = self._source.open(_READS_PER_READER)
             org_ids = reader.org_ids()
             with self._lock:
-                self._info, self._unread = self._source.info(reader), set(org_ids)
+                self._info, self._unread = self._source.info(reader, org_ids), set(org_ids)
             is_local = reader.max_concurrent_reads == 1
             count = _LOCAL_READERS if is_local else _INDEX_READERS
             map_in_threads(lambda org_id: self._read_index(reader, org_id), org_ids, count)

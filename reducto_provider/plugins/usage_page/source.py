@@ -139,13 +139,19 @@ class PageSource:
         """
         return open_reader(self._dataset.path, self._dataset.conn_id, self._cache, max_concurrent_reads)
 
-    def info(self, reader: UsageReader) -> DatasetInfo:
-        """Return what the pages say of the dataset."""
+    def info(self, reader: UsageReader, org_ids: Iterable[str] | None = None) -> DatasetInfo:
+        """
+        Return what the pages say of the dataset.
+
+        :param org_ids: all organizations that it has; None if that does not matter.
+        """
+        budgets = self._dataset.budgets.keys()
         return DatasetInfo(
             name=self._dataset.name,
             location=reader.location,
             filters=dict(reader.filters),
             read_at=datetime.now(UTC),
+            unused_budgets=() if org_ids is None else sorted(budgets - set(org_ids)),
         )
 
     def summary(self, reader: UsageReader, org_id: str, today: date) -> OrganizationSummary | None:

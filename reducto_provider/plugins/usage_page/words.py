@@ -143,6 +143,12 @@ def group(name: str | None, group_by: str, count: int = 1) -> str:
     return name if name.strip() else '""'
 
 
+def names(values: Sequence[str], limit: int = 10) -> str:
+    """Return names, at most ``limit`` of them."""
+    more = f" and {number(len(values) - limit)} more" if len(values) > limit else ""
+    return f"{', '.join(values[:limit])}{more}"
+
+
 def isolated(text: str) -> str:
     """Return text that can't reverse the figures around it, whatever its direction and the controls in it."""
     return f"\N{FIRST STRONG ISOLATE}{_DIRECTIONS.sub('', text)}\N{POP DIRECTIONAL ISOLATE}"
