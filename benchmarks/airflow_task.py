@@ -15,6 +15,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.measuring import PROJECT, Rounds, Sample, check_equal
+from benchmarks.section import Result, Section, Size, seconds
 from simulator import Simulator
 from tests.real_airflow.dagtest import DagRunner
 
@@ -66,6 +67,57 @@ from airflow.sdk import DAG
 with DAG("nothing", schedule=None, start_date=datetime(2026, 1, 1)):
     EmptyOperator(task_id="nothing")
 """
+
+
+HOW: Final = """
+`DAG.test` runs a DAG on a real Airflow, in a process that has loaded Airflow, from the parsing of the file to the end
+of the run, against the simulator: a year of one organization by feature, {rows:,} rows, into one Parquet file with
+zstd. Ours is one `ReductoUsageExportOperator` with `partitioned=False`; theirs an `HttpOperator` and a `@task` that
+makes a `pandas.DataFrame` of its XCom and writes it. `DAG.test` runs tasks inline: in real processes theirs would start
+a second worker process. Requests are counted in the simulator's log, XComs in the database. Both files are compared
+with the simulator's figures.
+"""
+
+
+def section(size: Size) -> Section:
+    """Measure one export in Airflow."""
+    rounds = compare(size.rounds)
+    against = "`HttpOperator` and a `@task` that writes the file"
+    what = "one export task end to end in Airflow"
+
+    def count(name: str, what_of_it: str, why: str) -> Result:
+        ours, theirs = rounds.our(name), rounds.their(name)
+        return Result(
+            what=f"{what}: {what_of_it}",
+            against=against,
+            aim="fewer",
+            ours=f"{ours:,.0f}",
+            theirs=f"{theirs:,.0f}",
+            value=ours,
+            limit=theirs - 1,
+            unit=f"{ours / theirs:.3g} times",
+            why=why,
+        )
+
+    return Section(
+        title="One export in Airflow",
+        how=HOW.format(rows=int(rounds.our("rows"))),
+        results=[
+            Result(
+                what=what,
+                against=against,
+                aim="no slower",
+                ours=f"{seconds(rounds.our('wall'))} (CPU: {seconds(rounds.our('cpu'))})",
+                theirs=f"{seconds(rounds.their('wall'))} (CPU: {seconds(rounds.their('cpu'))})",
+                value=rounds.ratio("wall"),
+                limit=1.0,
+                at_least=True,
+                unit="{:.2f} times as fast",
+            ),
+            count("requests", "requests", "Both make one request, which is the minimum."),
+            count("xcom", "bytes of XCom", ""),
+        ],
+    )
 
 
 @contextmanager

@@ -13,16 +13,97 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.answers import Answer, make_answer
-from benchmarks.measuring import Rounds, Sample, check_equal, in_a_process, measured
+from benchmarks.answers import DOCUMENTED, WITH_TENTHS, Answer, make_answer
+from benchmarks.measuring import Rounds, Sample, in_a_process, measured
+from benchmarks.outputs import CHECKS
+from benchmarks.section import Result, Section, Size, faster, mib, times
 from reducto_provider.usage.query import UsageQuery
 
 WARM_UP_ROWS: Final = 500
+
+
+NOISE: Final = ", credits with noise"
+
+HOW: Final = """
+{rows} in {bytes}, as for a thousand API keys in a year, at the prices of the service's documentation. *Credits with
+noise* come from a response in which a quarter of the keys has a price of 0.1, so that the service's sums of binary
+floats are `230.10000000000002` and have to be rounded. Each run is a separate process that has imported everything and
+warmed up on a small response. The measurement starts with the body in memory and ends with the file in place. The ratio
+is of CPU time, since wall-clock time includes other work of the machine. Memory is the peak beyond the resident memory
+before, without the body.
+
+Ours is what an export does: decode into typed rows with decimals, check them against the contract, sort them, write the
+file and replace the old one atomically. Theirs is `pandas.DataFrame(response.json()["data"])`, `pandas.to_datetime` for
+Parquet, and `to_parquet`, `to_json` or `to_csv`: binary floats and no checks. *With decimals and checks* it reads
+numbers as `Decimal`, checks the echo, the days, duplicates and signs with pandas, sorts, and writes dates and decimals
+as such. All files are read back and compared with the exact figures: those with decimals with the exact credits, the
+others with the floats that were sent.
+"""
+
+
+def section(size: Size) -> Section:
+    """Measure answers to files."""
+    answer = make_answer(size.days, size.groups, DOCUMENTED)
+    inexact = make_answer(size.days, size.groups, WITH_TENTHS)
+    rows = f"{len(answer.rows):,} rows"
+    parquet, exact_parquet, lines, csv, decoding = (
+        compare(name, answer, size.rounds) for name in ("parquet", "exact parquet", "jsonl", "csv", "decode")
+    )
+    inexact_parquet, inexact_decoding = (compare(name, inexact, size.rounds) for name in ("parquet", "decode"))
+    typed = "each row becomes an object, its date and decimal two more, and each rule of the contract is checked"
+    what = f"answer to checked rows to Parquet, {rows}"
+    bare, exact = "`requests`, `pandas` `to_parquet`", "the same with decimals and checks"
+
+    def memory(against: str, rounds: Rounds) -> Result:
+        return Result(
+            what=f"{what}: peak memory",
+            against=against,
+            aim="at most half",
+            ours=f"{mib(rounds.our('added'))} (process: {mib(rounds.our('peak'))})",
+            theirs=f"{mib(rounds.their('added'))} (process: {mib(rounds.their('peak'))})",
+            value=1 / rounds.ratio("added"),
+            limit=0.5,
+            why=f"What takes the room: {typed}.",
+        )
+
+    def decoded(what: str, rounds: Rounds, why: str) -> Result:
+        return Result(
+            what=f"decoding and checking alone, {rows}{what}",
+            against="`orjson.loads`: no types, no checks",
+            aim="at most 1.3 times its time",
+            ours=times(rounds, rounds.our),
+            theirs=times(rounds, rounds.their),
+            value=1 / rounds.ratio("cpu"),
+            limit=1.3,
+            why=why,
+        )
+
+    return Section(
+        title="Answers to rows and files",
+        how=HOW.format(rows=rows, bytes=mib(len(answer.body))),
+        results=[
+            faster(what, bare, parquet, 2.5, f"Theirs has binary floats and checks nothing; here {typed}."),
+            memory(bare, parquet),
+            faster(f"{what}{NOISE}", bare, inexact_parquet, 2.5, "Besides that, decimals have to be rounded."),
+            faster(what, exact, exact_parquet, 2.5, f"There as here, {typed}."),
+            memory(exact, exact_parquet),
+            faster(
+                f"answer to JSON lines, {rows}",
+                "`json`, `pandas` `to_json`",
+                lines,
+                4,
+                f"More than half of it is the decoding and checking, where {typed}; the rest is one more object for "
+                "each line, its text, and putting that on the disk.",
+            ),
+            faster(f"answer to CSV, {rows}", "`json`, `pandas` `to_csv`", csv, 2, f"As for Parquet, {typed}."),
+            decoded("", decoding, f"The floor has neither types nor checks; here {typed}."),
+            decoded(NOISE, inexact_decoding, "Besides that, decimals have to be rounded."),
+        ],
+    )
 
 
 def export(body: bytes, query: UsageQuery, folder: Path, name: str) -> None:
@@ -155,108 +236,6 @@ def keep_rows(result: Any, folder: Path) -> None:
     else:
         rows = [(row.date, row.group, row.credits, row.request_count) for row in result.rows]
     (folder / "rows").write_bytes(pickle.dumps(rows))
-
-
-# -- the expected output
-
-
-def exactly(answer: Answer) -> list[tuple[date, str, Decimal, int]]:
-    """Return the rows as ours has them: dates, and exact credits."""
-    return [row[:4] for row in answer.rows]
-
-
-def as_sent(answer: Answer) -> list[tuple[str, str, float, int]]:
-    """Return the rows as the service sent them, with binary floats."""
-    return [(row.date.isoformat(), row.group, row.sent, row.request_count) for row in answer.rows]
-
-
-def check_exact_parquet(folder: Path, answer: Answer) -> None:
-    check_equal(_parquet_rows(folder, "date32[day]", "decimal128(38, 9)"), exactly(answer), "exact Parquet")
-
-
-def check_their_parquet(folder: Path, answer: Answer) -> None:
-    rows = [(moment.date().isoformat(), *rest) for moment, *rest in _parquet_rows(folder, "timestamp", "double")]
-    check_equal(rows, as_sent(answer), "pandas' Parquet")
-
-
-def check_our_lines(folder: Path, answer: Answer) -> None:
-    rows = [
-        (date.fromisoformat(row["date"]), row["group"], row["credits"], row["request_count"])
-        for row in _lines(folder, Decimal)
-    ]
-    check_equal(rows, exactly(answer), "our JSON lines")
-
-
-def check_their_lines(folder: Path, answer: Answer) -> None:
-    rows = [
-        (row["date"], row["group"], round(row["credits"], 9), row["request_count"]) for row in _lines(folder, float)
-    ]
-    # to_json writes ten decimal places, which is pandas' default.
-    expected = [(day, group, round(credits, 9), count) for day, group, credits, count in as_sent(answer)]
-    check_equal(rows, expected, "pandas' JSON lines")
-
-
-def check_our_csv(folder: Path, answer: Answer) -> None:
-    rows = [
-        (date.fromisoformat(day), group, Decimal(credits), int(count)) for day, group, credits, count in _csv(folder)
-    ]
-    check_equal(rows, exactly(answer), "our CSV")
-
-
-def check_their_csv(folder: Path, answer: Answer) -> None:
-    rows = [(day, group, float(credits), int(count)) for day, group, credits, count in _csv(folder)]
-    check_equal(rows, as_sent(answer), "pandas' CSV")
-
-
-def check_our_rows(folder: Path, answer: Answer) -> None:
-    check_equal(pickle.loads((folder / "rows").read_bytes()), exactly(answer), "our rows")  # noqa: S301
-
-
-def check_their_rows(folder: Path, answer: Answer) -> None:
-    check_equal(pickle.loads((folder / "rows").read_bytes()), as_sent(answer), "orjson's rows")  # noqa: S301
-
-
-CHECKS: Final[dict[str, tuple[Callable[[Path, Answer], None], Callable[[Path, Answer], None]]]] = {
-    "parquet": (check_exact_parquet, check_their_parquet),
-    "exact parquet": (check_exact_parquet, check_exact_parquet),
-    "jsonl": (check_our_lines, check_their_lines),
-    "csv": (check_our_csv, check_their_csv),
-    "decode": (check_our_rows, check_their_rows),
-}
-
-
-def _files(folder: Path, extension: str) -> list[Path]:
-    """Return the file, or those of the days in order."""
-    return sorted(folder.glob(f"**/usage.{extension}"))
-
-
-def _parquet_rows(folder: Path, date_type: str, credits_type: str) -> list[tuple[Any, ...]]:
-    import pyarrow.parquet as pq
-
-    rows: list[tuple[Any, ...]] = []
-    for file in _files(folder, "parquet"):
-        table = pq.read_table(file, partitioning=None)
-        types = [str(field.type) for field in table.schema]
-        check_equal(table.schema.names, ["date", "group", "credits", "request_count"], "the columns")
-        check_equal([types[0].startswith(date_type), types[2]], [True, credits_type], f"the types, which are {types}")
-        rows += zip(*(column.to_pylist() for column in table.columns), strict=True)
-    return rows
-
-
-def _lines(folder: Path, number: Callable[[str], Any]) -> list[dict[str, Any]]:
-    lines = (line for file in _files(folder, "jsonl") for line in file.read_text().splitlines())
-    return [json.loads(line, parse_float=number) for line in lines]
-
-
-def _csv(folder: Path) -> list[list[str]]:
-    import csv
-
-    rows: list[list[str]] = []
-    for file in _files(folder, "csv"):
-        header, *of_file = csv.reader(file.read_text().splitlines())
-        check_equal(header, ["date", "group", "credits", "request_count"], "the header")
-        rows += of_file
-    return rows
 
 
 if __name__ == "__main__":

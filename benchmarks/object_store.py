@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.answers import ORG, make_answer
 from benchmarks.measuring import Rounds, Sample, check_equal, in_a_process, measured
+from benchmarks.section import Result, Section, Size, seconds
 
 if TYPE_CHECKING:
     from tests.object_storage.s3server import Answer, Call
@@ -25,6 +26,35 @@ if TYPE_CHECKING:
 SECONDS_PER_REQUEST: Final = 0.02
 WRITES_AT_A_TIME: Final = 8
 GROUPS: Final = 10
+
+
+HOW: Final = """
+One response with {days} days is published as JSON lines into an empty bucket: from the check of the dataset to its
+index. The store is moto's S3 server in another process, which waits {each} before it answers a request. Theirs writes
+two objects for each day, of the size of its rows. All files are read back and compared with the exact figures.
+"""
+
+
+def section(size: Size) -> Section:
+    """Measure a first export to an object store."""
+    rounds = compare(size.days, size.rounds)
+    each = f"{SECONDS_PER_REQUEST * 1000:.0f} ms"
+    return Section(
+        title="A first export to S3",
+        how=HOW.format(days=size.days, each=each),
+        results=[
+            Result(
+                what=f"a file and a manifest for each of {size.days} days, {each} a request",
+                against=f"the writes alone, {WRITES_AT_A_TIME} at a time",
+                aim="at most 1.5 times its time",
+                ours=f"{seconds(rounds.our('wall'))} ({rounds.our('requests'):,.0f} requests)",
+                theirs=f"{seconds(rounds.their('wall'))} ({rounds.their('requests'):,.0f} requests)",
+                value=1 / rounds.ratio("wall"),
+                limit=1.5,
+                why="Here the days are encoded and compared as well, and read back by listings.",
+            )
+        ],
+    )
 
 
 def compare(days: int, rounds: int) -> Rounds:

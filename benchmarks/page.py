@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Final, Self
 import msgspec
 
 from benchmarks.measuring import PROJECT
+from benchmarks.section import Measure, Result, Size
 
 PAGE: Final = PROJECT / "docs/benchmarks.md"
 
@@ -37,64 +37,6 @@ them; *CPU* is the time of user and system. When each part was measured, and how
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """
-    A target and the measured value.
-
-    :param ours: our figure as text; likewise ``theirs``.
-    :param value: the value compared with ``limit``, an upper or (``at_least``) a lower bound.
-    :param unit: the format of the value.
-    :param why: the reason why the target is missed, if it is.
-    """
-
-    what: str
-    against: str
-    aim: str
-    ours: str
-    theirs: str
-    value: float
-    limit: float
-    at_least: bool = False
-    unit: str = "{:.2f} times"
-    why: str = ""
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-    @property
-    def verdict(self) -> str:
-        """Return whether the target is met, or by how much of it it is missed."""
-        if self.met:
-            return "met"
-        return f"short by {abs(self.value - self.limit) / self.limit:.0%}" if self.limit else "short"
-
-    @property
-    def measured(self) -> str:
-        return self.unit.format(self.value)
-
-    @property
-    def line(self) -> Line:
-        """Return what is stored of it."""
-        return Line(
-            *(self.what, self.against, self.aim, self.measured, self.ours, self.theirs, self.verdict),
-            met=self.met,
-            why=self.why,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """The results of a benchmark, and how they were measured."""
-
-    title: str
-    how: str
-    results: Sequence[Result]
-    after: str = ""
-    """Further Markdown."""
-
-
 class Line(msgspec.Struct):
     """A row of the table of targets, as it is printed."""
 
@@ -107,6 +49,15 @@ class Line(msgspec.Struct):
     verdict: str
     met: bool
     why: str
+
+    @classmethod
+    def from_result(cls, result: Result) -> Self:
+        """Return what is stored of a result."""
+        return cls(
+            *(result.what, result.against, result.aim, result.measured, result.ours, result.theirs, result.verdict),
+            met=result.met,
+            why=result.why,
+        )
 
 
 class Part(msgspec.Struct):
@@ -126,17 +77,17 @@ class Part(msgspec.Struct):
     environment: str
 
     @classmethod
-    def measure(cls, function: Callable[[], Section], rounds: int) -> Self:
+    def measure(cls, section_of: Measure, size: Size) -> Self:
         """Measure a part now."""
         load, when = os.getloadavg()[0], f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        section = function()
+        section = section_of(size)
         return cls(
             title=section.title,
             how=section.how.strip(),
-            lines=[result.line for result in section.results],
+            lines=[Line.from_result(result) for result in section.results],
             after=section.after.strip(),
             when=when,
-            rounds=rounds,
+            rounds=size.rounds,
             load=round(load, 1),
             environment=environment(),
         )

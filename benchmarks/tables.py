@@ -15,6 +15,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from benchmarks.measuring import Rounds, Sample, check_equal, in_a_process, measured
+from benchmarks.section import Result, Section, Size, faster, seconds
 from reducto_provider.export.delta.upkeep import compact_table
 from reducto_provider.export.formats import check_format
 from reducto_provider.export.sink import open_sink
@@ -38,6 +39,66 @@ QUERY: Final = """
     GROUP BY org_id
     ORDER BY org_id
 """
+
+
+COMMITS: Final = (
+    "Each organization has a file of its exported days beside the table, which is read and written like a manifest. "
+    "Each commit, of up to eight organizations here, also reads the log's end and the table's files that may have "
+    "their rows."
+)
+
+HOW: Final = """
+The month of {organizations:,} organizations is {files:,} Parquet files, or a table, exported likewise and compacted.
+DuckDB sums the credits of each organization in a separate process, which has imported everything: over the files with
+Hive partitions, over the table with `deltalake` and a pyarrow dataset. Opening either is part of the time; both are on
+a local disk and have just been written. The day is published by eight threads, as a fleet does, to an S3 server on this
+machine (moto's, which answers one request after the other), once, since it takes minutes. All credits are compared with
+the exact figures.
+"""
+
+
+def section(size: Size) -> Section:
+    """Measure a Delta table beside files."""
+    queries = compare_queries(size.organizations, size.rounds)
+    fleets = compare_fleets(size.organizations, rounds=1)
+    what = f"a day of {size.organizations:,} organizations written to S3"
+    ours, theirs = fleets.our("requests"), fleets.their("requests")
+    return Section(
+        title="A Delta table and files",
+        how=HOW.format(organizations=size.organizations, files=size.organizations * MONTH.length),
+        results=[
+            faster(
+                f"a month of {size.organizations:,} organizations queried with DuckDB",
+                "the same usage in files",
+                queries,
+                20,
+                "Opening the table takes a fixed time.",
+            ),
+            Result(
+                what=f"{what}: time",
+                against="the same usage in files",
+                aim="no slower",
+                ours=f"{seconds(fleets.our('wall'))} (CPU: {seconds(fleets.our('cpu'))})",
+                theirs=f"{seconds(fleets.their('wall'))} (CPU: {seconds(fleets.their('cpu'))})",
+                value=fleets.ratio("wall"),
+                limit=1.0,
+                at_least=True,
+                unit="{:.2f} times as fast",
+                why=COMMITS,
+            ),
+            Result(
+                what=f"{what}: requests",
+                against="the same usage in files",
+                aim="fewer",
+                ours=f"{ours:,.0f}",
+                theirs=f"{theirs:,.0f}",
+                value=ours,
+                limit=theirs - 1,
+                unit=f"{ours / theirs:.2f} times",
+                why=COMMITS,
+            ),
+        ],
+    )
 
 
 def usage(count: int, days: DayRange) -> Iterator[tuple[UsageReport, UsageQuery]]:

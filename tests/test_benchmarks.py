@@ -19,12 +19,14 @@ from benchmarks import (  # noqa: E402
     imports,
     object_store,
     open_connection,
+    operator_run,
     tables,
     task_imports,
 )
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
 from benchmarks.measuring import Rounds, WrongOutputError, check_equal, in_a_process  # noqa: E402
-from benchmarks.page import Result, Section  # noqa: E402
+from benchmarks.outputs import CHECKS  # noqa: E402
+from benchmarks.section import Result, Section  # noqa: E402
 
 NAMES = list(answer_to_file.SIDES)
 
@@ -51,7 +53,7 @@ def test_a_wrong_output_fails(tmp_path, name, side, wrong):
     result = answer_to_file.SIDES[name][side](answer.body, answer.query, tmp_path, name)
     if name == "decode":
         answer_to_file.keep_rows(result, tmp_path)
-    check = answer_to_file.CHECKS[name][side]
+    check = CHECKS[name][side]
     check(tmp_path, answer)
 
     first, *rest = answer.rows
@@ -114,7 +116,7 @@ def test_a_fleets_second_export_is_measured_and_right(monkeypatch):
     assert sample["writes"] == 4, "the day's file and manifest, the index, the reported changes"
     assert sample["requests"] <= 2 * 5 + 8
 
-    monkeypatch.setattr(changed_fleet, "check_organizations", lambda place, *_: growth.check_files(place, {}))
+    monkeypatch.setattr(changed_fleet, "check_organizations", lambda place, *_: operator_run.check_files(place, {}))
     with pytest.raises(WrongOutputError, match="the files at"):
         changed_fleet.take(2)
 
@@ -127,7 +129,8 @@ def test_growth_is_measured_and_right(axis, monkeypatch):
     assert sample["cpu"] > 0
     assert (sample["requests"] > 0) == axis.endswith(growth.IN_S3)
 
-    monkeypatch.setattr(growth, "check_equal", lambda found, expected, what: check_equal([found], expected, what))
+    for module in (growth, operator_run):
+        monkeypatch.setattr(module, "check_equal", lambda found, expected, what: check_equal([found], expected, what))
     with pytest.raises(WrongOutputError, match=r"file|number of requests"):
         growth.TAKERS[axis](growth.SMALL_SIZES[axis][0])
 
