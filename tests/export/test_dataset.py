@@ -9,7 +9,7 @@ import re
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from threading import Barrier, Thread
+from functools import partial
 from urllib.parse import unquote
 from urllib.request import urlopen
 
@@ -27,6 +27,7 @@ from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from reducto_provider.export.storage import LocalStorage, ObjectStorage
 from tests.airflow_sdk import ObjectStoragePath
 from tests.export.conftest import Place
+from tests.threads import call_together
 
 PLAIN_FORMATS = [name for name in FORMATS if name not in (*FOCUS_FORMATS, TABLE_FORMAT)]
 
@@ -600,17 +601,7 @@ class TestFailure:
         for export in exports:
             publish(folder, export)
             wholes.append(folder.data())
-        together = Barrier(len(exports))
-
-        def run(export):
-            together.wait()
-            publish(folder, export)
-
-        threads = [Thread(target=run, args=(export,)) for export in exports]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        call_together(*(partial(publish, folder, export) for export in exports))
 
         assert all(content in [whole[name] for whole in wholes] for name, content in folder.data().items())
         assert set(folder.data()) == set(wholes[0])

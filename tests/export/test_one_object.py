@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from threading import Barrier, Thread
+from functools import partial
 
 import pytest
 
@@ -14,6 +14,7 @@ from reducto_provider.export.one_object import UsageObject
 from reducto_provider.export.sink import DatasetMismatchError, PublishError
 from tests.airflow_sdk import ObjectStoragePath
 from tests.export.test_dataset import HOSTILE_ORGS, THREE_DAYS
+from tests.threads import call_together
 
 PLAIN_FORMATS = [name for name in FORMATS if name not in (*FOCUS_FORMATS, TABLE_FORMAT)]
 
@@ -135,20 +136,15 @@ def test_another_map_index_of_the_same_run_is_refused(place, make_export, publis
 def test_organizations_that_come_at_the_same_time(place, make_export, publish_one):
     """Mapped over organizations, with an output_path that does not name them."""
     exports = [make_export(*THREE_DAYS, org_id=f"org_{number}") for number in range(6)]
-    together, refused = Barrier(len(exports)), []
+    refused = []
 
     def run(number):
-        together.wait()
         try:
             publish_one(place, exports[number], run=f"dag/run/task/{number}")
         except DatasetMismatchError:
             refused.append(number)
 
-    threads = [Thread(target=run, args=(number,)) for number in range(len(exports))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    call_together(*(partial(run, number) for number in range(len(exports))))
 
     [winner] = {0, 1, 2, 3, 4, 5} - set(refused)
     [org_id] = {json.loads(line)["org_id"] for line in place.files()[NAME].splitlines()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from threading import Barrier, Thread
+from functools import partial
 
 from reducto_provider.export.reported import ReportedChanges, acknowledge
+from tests.threads import call_together
 
 ROOT = "org_id=org_abc123/group_by=product"
 
@@ -26,18 +27,12 @@ def test_tasks_that_acknowledge_at_the_same_time_lose_no_change(place):
     """Of some an acknowledgement may get lost, whose days then have still changed; of others there is none."""
     days = [date(2026, 6, 1) + timedelta(days=offset) for offset in range(24)]
     folder = "metadata/" + ROOT
-    together = Barrier(8)
 
     def run(own):
-        together.wait()
         for day in own:
             acknowledge(place.storage, {folder: {day: f"{day.day:016x}"}})
 
-    threads = [Thread(target=run, args=(days[number::8],)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    call_together(*(partial(run, days[number::8]) for number in range(8)))
 
     found = ReportedChanges(place.storage, folder).read(days)
     assert found.items() <= {day: f"{day.day:016x}" for day in days}.items()

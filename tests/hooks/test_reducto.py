@@ -52,6 +52,7 @@ from tests.hooks.queries import (
     figures,
     truth,
 )
+from tests.threads import call_together
 
 # What is requested
 
@@ -281,22 +282,12 @@ def test_requests_per_second_when_a_key_is_rotated_under_many(
 
 
 def test_requests_per_second_among_threads() -> None:
-    pace, waiting = reducto._Pace(), threading.Barrier(8)
-    waits: list[float] = []
-
-    def reserve() -> None:
-        waiting.wait()
-        waits.append(pace.reserve(4))
-
+    pace = reducto._Pace()
     clock = type("Clock", (), {"monotonic": staticmethod(lambda: 50.0)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reducto, "time", clock)
-        threads = [threading.Thread(target=reserve) for _ in range(8)]
         pace.reserve(4)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        waits = call_together(*[lambda: pace.reserve(4)] * 8)
     assert sorted(waits) == pytest.approx([0.25 * slot for slot in range(1, 9)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -82,16 +83,27 @@ def started() -> Iterator[Callable[..., BaseProcess]]:
 
 
 @pytest.fixture
-def together(started: Callable[..., BaseProcess]) -> Callable[..., None]:
-    """Start writers, let them go at once, and wait for them."""
+def prepared(started: Callable[..., BaseProcess]) -> Callable[..., list[tuple[BaseProcess, Connection]]]:
+    """Start writers that are given a pipe, and wait until they are ready: each begins when it receives something."""
 
-    def run(*each: Any, environment: dict[str, str]) -> None:
+    def prepare(*each: Any, environment: dict[str, str] | None = None) -> list[tuple[BaseProcess, Connection]]:
         waiting = []
         for function, *arguments in each:
             ours, theirs = Pipe()
             waiting.append((started(function, *arguments, theirs, environment=environment), ours))
         for _, ours in waiting:
             ours.recv()
+        return waiting
+
+    return prepare
+
+
+@pytest.fixture
+def together(prepared: Callable[..., list[tuple[BaseProcess, Connection]]]) -> Callable[..., None]:
+    """Start writers, let them go at once, and wait until all have succeeded."""
+
+    def run(*each: Any, environment: dict[str, str] | None = None) -> None:
+        waiting = prepared(*each, environment=environment)
         for _, ours in waiting:
             ours.send("go")
         for writer, _ in waiting:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
 from itertools import count, pairwise, product
-from multiprocessing import Pipe
 from threading import Event, Semaphore, Thread
 from typing import NamedTuple
 
@@ -128,7 +127,7 @@ class TestKilled:
         assert local_files(tmp_path / "usage") == wholes[0]
         assert disagreeing(open_storage(url), [FIRST, SECOND]) == []
 
-    def test_at_every_request_to_s3(self, s3, bucket, storage, wholes, started):
+    def test_at_every_request_to_s3(self, s3, bucket, storage, wholes, prepared):
         url, env = f"s3://lake@{bucket}/usage", {"AIRFLOW_CONN_LAKE": s3.connection()}
         writers.export(url, "jsonl", ANSWERS[:1])
         s3.calls.clear()
@@ -143,13 +142,8 @@ class TestKilled:
                     files[key] = s3.bystander.get_object(Bucket=bucket, Key=f"usage/{key}")["Body"].read()
             return files
 
-        waiting = []
-        for step in range(steps):
-            ours, theirs = Pipe()
-            arguments = (url, "jsonl", [ANSWERS[(step + 1) % 3]], theirs)
-            waiting.append((started(writers.export_on_command, *arguments, environment=env), ours))
-        for _, ours in waiting:
-            ours.recv()
+        calls = [(writers.export_on_command, url, "jsonl", [ANSWERS[(step + 1) % 3]]) for step in range(steps)]
+        waiting = prepared(*calls, environment=env)
         reader = Reader(look, wholes)
         with reader.beside():
             for step, (writer, ours) in enumerate(waiting):
@@ -190,7 +184,7 @@ class TestAtTheSameTime:
     DAYS = tuple(date(2026, 6, day) for day in range(1, 7))
 
     @pytest.mark.parametrize("place", ["local", "s3"])
-    def test_each_day_is_of_one_export_and_so_is_its_manifest(self, tmp_path, place, request, started):
+    def test_each_day_is_of_one_export_and_so_is_its_manifest(self, tmp_path, place, request, together):
         url, env = f"file://{tmp_path}/usage", {}
         if place == "s3":
             s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
@@ -204,19 +198,8 @@ class TestAtTheSameTime:
             for writer, answers in enumerate(given)
         ]
 
-        together = []
-        for answers in given:
-            ours, theirs = Pipe()
-            arguments = (url, "jsonl", answers * 3, theirs)
-            together.append((started(writers.export_on_command, *arguments, environment=env), ours))
-        for _, ours in together:
-            ours.recv()
-        for _, ours in together:
-            ours.send("go")
-        for writer, _ in together:
-            writer.join()
+        together(*[(writers.export_on_command, url, "jsonl", answers * 3) for answers in given], environment=env)
 
-        assert [writer.exitcode for writer, _ in together] == [0, 0], "neither had to give up"
         storage = open_storage(url)
         for day in self.DAYS:
             name = f"data/{ROOT}/dt={day}/usage.jsonl"

@@ -10,7 +10,6 @@ from collections import Counter
 from contextlib import contextmanager
 from datetime import date, timedelta
 from itertools import count
-from multiprocessing import Pipe
 from threading import Event, Thread
 
 import pyarrow as pa
@@ -239,16 +238,14 @@ class TestKilled:
         wrong.append(len(found))
         return None
 
-    def test_at_any_moment_in_a_local_folder(self, tmp_path, started):
+    def test_at_any_moment_in_a_local_folder(self, tmp_path, prepared):
         url, read = f"{tmp_path}/table", lambda: DeltaTable(f"{tmp_path}/table")
         self.export(url, 0)
         chance, outcomes, wrong = random.Random(19), Counter(), []
         with self.reading(read) as seen:
             current = 0
             for number in range(1, 26):
-                ours, theirs = Pipe()
-                writer = started(writers.export_table_on_command, url, [self.ANSWERS[number % 3]], theirs)
-                ours.recv()
+                [(writer, ours)] = prepared((writers.export_table_on_command, url, [self.ANSWERS[number % 3]]))
                 ours.send("go")
                 if number < 23:  # the last three may finish: each answer is seen
                     time.sleep(chance.uniform(0, 0.25))
@@ -265,7 +262,7 @@ class TestKilled:
         self.export(url, 1)
         assert self.seen(read, []) == 1
 
-    def test_at_every_request_to_s3(self, s3, bucket, started):
+    def test_at_every_request_to_s3(self, s3, bucket, prepared):
         url, env = f"s3://lake@{bucket}/table", {"AIRFLOW_CONN_LAKE": s3.connection()}
 
         def read():
@@ -278,9 +275,8 @@ class TestKilled:
         assert steps > 10
         wrong, outcomes, current = [], Counter(), 1
         for step in range(steps):
-            ours, theirs = Pipe()
-            writer = started(writers.export_table_on_command, url, [self.ANSWERS[step % 3]], theirs, environment=env)
-            ours.recv()
+            call = (writers.export_table_on_command, url, [self.ANSWERS[step % 3]])
+            [(writer, ours)] = prepared(call, environment=env)
             requests = count()
 
             def kill(call, serve, step=step, pid=writer.pid, requests=requests):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import date
+from functools import partial
 from hashlib import md5
 
 import pytest
@@ -13,6 +14,7 @@ from reducto_provider.export.formats import check_format
 from reducto_provider.export.storage import open_storage
 from tests.object_storage import answers
 from tests.object_storage.exports import check_export_again_and_restated
+from tests.threads import call_together
 
 pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed: make gcs")
 
@@ -80,7 +82,6 @@ def test_days_that_have_not_changed_are_proven_by_a_listing(bucket, monkeypatch)
 def test_exactly_one_of_two_first_exports_wins(server, bucket):
     days = answers.answer(answers.usage(), "org_acme", date(2026, 5, 1), date(2026, 5, 3))
     both = threading.Barrier(2)
-    outcomes = {}
 
     def export(name):
         storage = open_storage(f"gs://lake@{bucket}/usage")
@@ -92,16 +93,12 @@ def test_exactly_one_of_two_first_exports_wins(server, bucket):
 
         storage.create = create_together
         try:
-            outcomes[name] = UsageDataset(storage, check_format(name), {}).publish(*days)
+            return UsageDataset(storage, check_format(name), {}).publish(*days)
         except Exception as error:
-            outcomes[name] = error
+            return error
 
-    threads = [threading.Thread(target=export, args=(name,)) for name in ("jsonl", "csv")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    formats = ("jsonl", "csv")
+    outcomes = dict(zip(formats, call_together(*(partial(export, name) for name in formats)), strict=True))
     [loser] = [name for name, outcome in outcomes.items() if isinstance(outcome, DatasetMismatchError)]
     [winner] = set(outcomes) - {loser}
     assert len(outcomes[winner]) == 3

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier
 
 import pyarrow.fs
 import pyarrow.parquet
@@ -28,6 +29,7 @@ from reducto_provider.usage.report import UsageRow
 from tests.conftest import PROJECT
 from tests.object_storage import answers, s3server
 from tests.object_storage.s3server import ACCESS_DENIED, EXPIRED_TOKEN, refusal
+from tests.threads import call_together
 
 FIRST, LAST = date(2026, 5, 1), date(2026, 5, 3)
 FORMATS = [
@@ -240,21 +242,14 @@ class TestClaim:
         """Export in two formats at once."""
 
         def export(*formats):
-            outcomes = {}
-
             def run(name):
                 try:
                     dataset = UsageDataset(storage, check_format(name), {})
-                    outcomes[name] = dataset.publish(*answers.answer(answers.usage(), "org_acme", FIRST, LAST))
+                    return dataset.publish(*answers.answer(answers.usage(), "org_acme", FIRST, LAST))
                 except Exception as error:
-                    outcomes[name] = error
+                    return error
 
-            threads = [Thread(target=run, args=(name,)) for name in formats]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            return outcomes
+            return dict(zip(formats, call_together(*(partial(run, name) for name in formats)), strict=True))
 
         return export
 
