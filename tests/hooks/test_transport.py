@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -495,6 +496,26 @@ def test_a_bundle_that_can_t_be_used(
     with pytest.raises(ReductoError):
         ReductoHook().get_usage(QUERY)
     assert listener.requests == []
+
+
+def test_sessions_share_the_certificates_of_a_bundle_until_it_is_replaced(
+    connect: Connect, certificate: Any, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(certificate.bundle.read_bytes())
+    connect(host="https://studio.example", extra={"verify": str(bundle)})
+
+    async def context_of(hook: ReductoHook) -> ssl.SSLContext:
+        async with hook:
+            session = await hook._sessions[asyncio.get_running_loop()].open(hook.settings)
+            context = session.connector._ssl  # type: ignore[union-attr]
+            assert isinstance(context, ssl.SSLContext)
+            return context
+
+    first = asyncio.run(context_of(ReductoHook()))
+    assert asyncio.run(context_of(ReductoHook())) is first
+    bundle.write_bytes(certificate.bundle.read_bytes() * 2)
+    assert asyncio.run(context_of(ReductoHook())) is not first
 
 
 # Hosts
