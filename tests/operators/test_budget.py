@@ -595,8 +595,8 @@ class TestArguments:
         assert result.tasks["work"] == "upstream_failed"
         assert {error.message for error in result.errors} == {
             (
-                "lanes.branch: follow_task_ids_if_within names 'work', which is outside of the mapped task group 'lanes': "
-                "each instance of the group would decide for the same tasks; put them into the group"
+                "lanes.branch: follow_task_ids_if_within names 'work', which is outside of the mapped task group "
+                "'lanes': each instance of the group would decide for the same tasks; put them into the group"
             )
         }
         assert not simulator.requests
