@@ -25,6 +25,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.coverage", "sphin
 nitpicky = True
 # Airflow, requests and others are described elsewhere, and nothing is fetched to build these pages.
 nitpick_ignore = [  # type variables
+    ("py:class", "reducto_provider.export.threads.Item"),
+    ("py:class", "reducto_provider.export.threads.Result"),
     ("py:class", "reducto_provider.hooks.event_loop.Result"),
     ("py:class", "reducto_provider.plugins.usage_page.threads.Result"),
     ("py:class", "reducto_provider.triggers.polls.Result"),

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def map_in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item], count: int) -> list[_Result]:
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> list[Result]:
     """
     Return the results for all items, in order, computed by up to ``count`` threads.
 
@@ -22,10 +22,10 @@ def map_in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item],
     """
     if count == 1 or len(items) <= 1:
         return [function(item) for item in items]
-    waiting: SimpleQueue[tuple[int, _Item]] = SimpleQueue()
+    waiting: SimpleQueue[tuple[int, Item]] = SimpleQueue()
     for numbered in enumerate(items):
         waiting.put(numbered)
-    results: dict[int, _Result] = {}
+    results: dict[int, Result] = {}
     errors: list[BaseException] = []
     is_over = threading.Event()
 
