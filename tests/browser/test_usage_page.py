@@ -166,6 +166,8 @@ def test_the_page(
     Select(page.see("select[name=dataset]")).select_by_value("1")
     page.go("button", "has an export with this output_path succeeded?")
     page.check(f"failed-{theme}-{width}", tmp_path)
+    Select(page.see("select[name=dataset]")).select_by_value("0")
+    page.go("button", "closest to their budgets")
     # The last one is a 503, which the browser reports.
     assert [error for error in errors(browser) if "503" not in error] == []
 

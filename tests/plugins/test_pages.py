@@ -88,8 +88,15 @@ def test_no_group_reverses_the_figures_after_it(publish):
 
 
 def test_a_message_is_harmless():
-    page = Page(message_page(*HOSTILE[:2], remedy=HOSTILE[4], code=HOSTILE[1])).check_harmless()
-    assert HOSTILE[1] in page.text
+    datasets = list(enumerate(HOSTILE))
+    page = Page(message_page(*HOSTILE[:2], remedy=HOSTILE[4], code=HOSTILE[1], datasets=datasets, chosen=1))
+    assert HOSTILE[1] in page.check_harmless().text
+
+
+def test_a_dataset_that_fails_is_no_dead_end():
+    page = Page(message_page("The dataset can't be read", "", datasets=[(0, "Old"), (2, "New")], chosen=0))
+    assert [(e["value"], "selected" in e) for tag, e in page.elements if tag == "option"] == [("0", True), ("2", False)]
+    assert not [tag for tag, _ in Page(message_page("", "", datasets=[(0, "Old")])).elements if tag == "option"]
 
 
 def test_a_file_is_harmless_and_its_links_stay_in_it(source):

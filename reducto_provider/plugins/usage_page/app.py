@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import cache
 from typing import Annotated, Final, TypeVar
@@ -78,7 +78,13 @@ _Content = TypeVar("_Content")
 class _Page(Exception):  # noqa: N818  # an answer instead of the one that was requested
     def __init__(self, status: int, title: str, text: str, remedy: str = "", code: str = "") -> None:
         super().__init__(title)
-        self.response = HTMLResponse(message_page(title, text, remedy=remedy, code=code), status, _HEADERS)
+        self._status = status
+        self._content = {"title": title, "text": text, "remedy": remedy, "code": code}
+
+    def response(self, datasets: Sequence[tuple[int, str]] = (), chosen: int | None = None) -> Response:
+        """Return the answer, with the datasets to choose from."""
+        page = message_page(**self._content, datasets=datasets, chosen=chosen)
+        return HTMLResponse(page, self._status, _HEADERS)
 
 
 class _Dataset:
@@ -182,13 +188,14 @@ _Month = Annotated[date | None, Depends(_month)]
 async def overview(chosen: _Chosen, visible: _Visible, page: int = 1) -> Response:
     """Show the organizations of a dataset."""
     day = today()
+    datasets = [(each.place, each.settings.name) for each in visible]
 
     def render(source: PageSource) -> str:
         found = source.overview(day, OVERVIEW_SECONDS)
         return overview_page(
             found.info,
             found.summaries,
-            datasets=[(each.place, each.settings.name) for each in visible],
+            datasets=datasets,
             page=page,
             unread=found.unread,
             unproven=found.unproven,
@@ -196,7 +203,10 @@ async def overview(chosen: _Chosen, visible: _Visible, page: int = 1) -> Respons
             links=Links(dataset=chosen.place),
         )
 
-    return HTMLResponse(await chosen.read(render), headers=_HEADERS)
+    try:
+        return HTMLResponse(await chosen.read(render), headers=_HEADERS)
+    except _Page as page_of_error:  # it is the way to the other datasets too
+        return page_of_error.response(datasets, chosen.place)
 
 
 async def organization(chosen: _Chosen, month: _Month, org_id: str, group_by: str | None = None) -> Response:
@@ -246,7 +256,7 @@ def create_app() -> FastAPI:
 
     @app.exception_handler(_Page)
     async def show(request: Request, page: _Page) -> Response:
-        return page.response
+        return page.response()
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:

@@ -130,9 +130,21 @@ def organization_page(dataset: DatasetInfo, usage: OrganizationUsage, *, choices
     return _render("organization.html", dataset=dataset, usage=usage, choices=choices, links=links)
 
 
-def message_page(title: str, text: str, *, remedy: str = "", code: str = "") -> str:
-    """Return a page that says what is the matter, and what to do."""
-    return _render("message.html", title=title, text=text, remedy=remedy, code=code)
+def message_page(
+    title: str,
+    text: str,
+    *,
+    remedy: str = "",
+    code: str = "",
+    datasets: Sequence[tuple[int, str]] = (),
+    chosen: int | None = None,
+) -> str:
+    """
+    Return a page that says what is the matter, and what to do.
+
+    :param datasets: the datasets to choose from: places and names.
+    """
+    return _render("message.html", title=title, text=text, remedy=remedy, code=code, datasets=datasets, chosen=chosen)
 
 
 def file_page(
