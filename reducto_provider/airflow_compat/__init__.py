@@ -32,6 +32,12 @@ STARTS_FROM_TRIGGER: Final = AIRFLOW_VERSION >= (3, 3)
 WATCHERS_HAVE_QUEUES: Final = AIRFLOW_VERSION >= (3, 4)
 """Whether the trigger of a watcher can name the queue of its triggerer."""
 
+BRANCHES_SKIP_MAPPED_TASKS: Final = AIRFLOW_VERSION >= (3, 2)
+"""
+Whether a branch skips mapped tasks whose instances are made with the run. Before, the scheduler looks for what the
+branch followed under the index of each instance, finds nothing, and runs them all.
+"""
+
 _EARLIER_LOCATIONS: Final = {
     "AirflowException": ["airflow.exceptions:AirflowException"],
     "AirflowFailException": ["airflow.exceptions:AirflowFailException"],
@@ -315,6 +321,14 @@ def is_from_mapped(operator: BaseOperator) -> bool:
 def mapped_task_group_of(task: Any) -> Any:
     """Return the mapped task group that a task is in, or None. Airflow's method for it is private."""
     return task.get_closest_mapped_task_group()
+
+
+def has_instances_from_the_start(task: Any) -> bool:
+    """Return whether a task's instances are made with the run: it, or its group, is mapped over literals alone."""
+    try:
+        return bool(task.get_parse_time_mapped_ti_count())
+    except Exception:  # noqa: BLE001  # NotMapped and NotFullyPopulated, whose modules differ between versions
+        return False
 
 
 def has_other_delimiters(operator: BaseOperator) -> bool:

@@ -9,8 +9,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from reducto_provider.airflow_compat import (
+    BRANCHES_SKIP_MAPPED_TASKS,
     AirflowSkipException,
     SkippingBranchMixIn,
+    has_instances_from_the_start,
     is_from_mapped,
     mapped_task_group_of,
 )
@@ -246,6 +248,7 @@ class ReductoBudgetBranchOperator(BaseBudgetOperator, SkippingBranchMixIn):
             self.check_arguments()
             if_within = self._followed("follow_task_ids_if_within")
             if_exceeded = self._followed("follow_task_ids_if_exceeded")
+            self._check_that_all_can_be_skipped()
             moment = datetime.now(UTC)
             reserve = parse_threshold(self.reserve, "reserve")
             decision = self._decide(context, self._condition(context, moment), reserve, moment)
@@ -289,3 +292,20 @@ class ReductoBudgetBranchOperator(BaseBudgetOperator, SkippingBranchMixIn):
                     "instance of the group would decide for the same tasks; put them into the group"
                 )
         return ids
+
+    def _check_that_all_can_be_skipped(self) -> None:
+        """
+        Check that Airflow skips each task downstream when the other branch is followed.
+
+        :raises ValueError: for mapped ones that it would run, over the budget as well.
+        """
+        if BRANCHES_SKIP_MAPPED_TASKS:
+            return
+        mapped_group = mapped_task_group_of(self)
+        for task in self.downstream_list:
+            is_of_own_group = mapped_group is not None and mapped_task_group_of(task) is mapped_group
+            if not is_of_own_group and has_instances_from_the_start(task):
+                raise ValueError(
+                    f"{task.task_id!r} is mapped over literals, and before 3.2 Airflow skips no such task after a "
+                    "branch: put a task between that is not mapped, as an EmptyOperator, and follow that"
+                )

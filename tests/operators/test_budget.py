@@ -24,6 +24,7 @@ from reducto_provider.usage.fields import REMEDIES
 from reducto_provider.usage.threshold import UsageThreshold
 from simulator import Organization, html, status
 from tests.airflow_sdk import DAG, AirflowSkipException, TaskDeferred
+from tests.airflows import gone_in, new_in
 
 DOCUMENT = Path(__file__).parents[2] / "docs/budget.md"
 
@@ -835,22 +836,6 @@ with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1)):
         return [100, 101]
 
     ReductoBudgetGateOperator.partial(task_id="each", org_id="over").expand(budget=budgets())
-
-    @task_group
-    def documents(number):
-        work(number)
-
-    for org in ("within", "over"):
-        ReductoBudgetBranchOperator(
-            task_id=f"lane_{org}",
-            budget=100,
-            org_id=org,
-            follow_task_ids_if_within=f"documents_{org}",
-            follow_task_ids_if_exceeded=f"cheaper_{org}",
-        ) >> [
-            documents.override(group_id=f"documents_{org}").expand(number=[1, 2]),
-            cheaper.override(task_id=f"cheaper_{org}")(org),
-        ]
 """
 
 
@@ -871,14 +856,81 @@ def test_each_instance_of_a_mapped_operator_decides_for_itself(run_dag, organiza
         "later.cheaper": ["success", "skipped"],
         "budgets": "success",
         "each": ["skipped", "success"],
-        "lane_within": "success",
-        "documents_within.work": ["success", "success"],
-        "cheaper_within": "skipped",
-        "lane_over": "success",
-        "documents_over.work": ["skipped", "skipped"],
-        "cheaper_over": "success",
     }
     assert [decision["decision"] for decision in result.xcom("gate")] == ["within", "exceeded"]
+
+
+LANES = """
+from datetime import datetime
+from tests.airflow_sdk import DAG, task, task_group
+from reducto_provider.operators.budget import ReductoBudgetBranchOperator
+
+with DAG("lanes", schedule=None, start_date=datetime(2026, 1, 1)):
+
+    @task
+    def work(number):
+        pass
+
+    @task
+    def numbers():
+        return [1, 2]
+
+    @task
+    def cheaper(org):
+        pass
+
+    @task_group
+    def documents(number):
+        work(number)
+
+    for org in ("within", "over"):
+        ReductoBudgetBranchOperator(
+            task_id=f"lane_{{org}}",
+            budget=100,
+            org_id=org,
+            follow_task_ids_if_within=f"documents_{{org}}",
+            follow_task_ids_if_exceeded=f"cheaper_{{org}}",
+        ) >> [
+            documents.override(group_id=f"documents_{{org}}").expand(number={numbers}),
+            cheaper.override(task_id=f"cheaper_{{org}}")(org),
+        ]
+"""
+
+LANES_AFTER_THE_BUDGET = {
+    "lane_within": "success",
+    "documents_within.work": ["success", "success"],
+    "cheaper_within": "skipped",
+    "lane_over": "success",
+    "cheaper_over": "success",
+}
+
+
+@new_in(3, 2, "branches that skip mapped tasks whose instances are there")
+def test_a_branch_skips_a_mapped_group(run_dag, organizations):
+    result = run_dag(LANES.format(numbers="[1, 2]"), connection=organizations, timeout=120).expect()
+
+    assert result.tasks == {**LANES_AFTER_THE_BUDGET, "documents_over.work": ["skipped", "skipped"]}
+
+
+@gone_in(3, 2, "branches that skip no mapped task whose instances are there")
+def test_a_branch_that_could_not_skip_a_mapped_group_is_an_error(run_dag, organizations, simulator):
+    result = run_dag(LANES.format(numbers="[1, 2]"), connection=organizations, timeout=120)
+
+    assert {state for task, state in result.tasks.items() if task.startswith("lane")} == {"failed"}
+    assert not [task for (task, _), state in result.task_states().items() if "work" in task and state == "success"]
+    assert {error.message.partition(": ")[2][:80] for error in result.errors} == {
+        f"'documents_{org}.work' is mapped over literals, and before 3.2 Airflow skips no such task"[:80]
+        for org in ("within", "over")
+    }
+    assert not simulator.requests
+
+
+def test_a_branch_skips_a_group_that_is_mapped_over_the_result_of_a_task(run_dag, organizations):
+    result = run_dag(LANES.format(numbers="numbers()"), connection=organizations, timeout=120).expect()
+
+    tasks = {task: state for task, state in result.tasks.items() if not task.startswith("numbers")}
+    assert tasks.pop("documents_over.work") in ("skipped", ["skipped", "skipped"])
+    assert tasks == LANES_AFTER_THE_BUDGET
 
 
 MAPPED_BRANCH = """
