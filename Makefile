@@ -39,9 +39,9 @@ OLDEST := suite(airflow-2.11.0-day-python-3.11)
 # docs/engines.md promises these versions.
 DUCKDBS := 1.1.0 2.0.1
 
-# Three at a time on two cores: a good part of their time is spent waiting for polls and disks. One that has none left
+# Four at a time on two cores: a good part of their time is spent waiting for polls and disks. One that has none left
 # takes over half of another's, so that none is idle at the end.
-WORKERS := -n 3 --dist worksteal
+WORKERS := -n 4 --dist worksteal
 
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --no-annotate --no-header --quiet
 
@@ -65,7 +65,7 @@ $(READY): $(PINNED) pyproject.toml
 demo: $(READY) ## run the example DAGs on an embedded Airflow, against the simulator or (with a key) the live service
 	@$(BIN)/python -m demo
 
-test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (six minutes)
+test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of each operator and the sensor (five minutes)
 	@$(BIN)/python -m pytest $(WORKERS) \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
