@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
@@ -42,7 +40,7 @@ from reducto_provider.export.stored import StoredDays
 from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport, UsageRow, format_decimal, sum_credits
+from reducto_provider.usage.report import DailyUsage, UsageReport, format_decimal
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
@@ -130,9 +128,9 @@ class UsageDataset(Sink):
         """
         filters = self._identity["filters"]
         stored = StoredDays(self._storage, report.org_id, report.group_by, filters, self._format.extension)
-        rows_of = _rows_by_day(report, self._format)  # before any write: a format can reject a report
+        encodable = _encodable_by_day(report, self._format)  # before any write: a format can reject a report
         # A future day has no usage yet: publishing it as a day without usage would be wrong.
-        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in rows_of]
+        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in report.days]
         claimed = not self._is_described and self._ensure_identity()
         with storage_errors(f"could not read {self._storage.location(stored.folder)}"):
             stored.look(days)
@@ -147,12 +145,11 @@ class UsageDataset(Sink):
                     f"{len(days)} days are published, each file is whole, and the export can be run again)"
                 )
             ):
-                published = self._publish_day(stored, day, *rows_of.get(day, ((), ())), export)
+                published = self._publish_day(stored, day, report.usage_on(day), encodable.get(day, ()), export)
             done += 1
             return published
 
         def settle_day(manifest: Manifest) -> None:
-            _, encodable = rows_of.get(manifest.date, ((), ()))
             with storage_errors(
                 f"could not read back {manifest.date} of {report.org_id} at {self._storage.location()} (the export can "
                 "be run again)"
@@ -161,7 +158,7 @@ class UsageDataset(Sink):
                     self._storage,
                     stored.file(manifest.date),
                     stored.manifest_name(manifest.date),
-                    lambda: self._write(stored, manifest, self._encode(encodable)),
+                    lambda: self._write(stored, manifest, self._encode(encodable.get(manifest.date, ()))),
                 )
 
         published = self._in_turn(publish_day, days)
@@ -233,22 +230,21 @@ class UsageDataset(Sink):
                 raise
 
     def _publish_day(
-        self, stored: StoredDays, day: date, rows: Sequence[UsageRow], encodable: Sequence[Any], export: _Export
+        self, stored: StoredDays, day: date, usage: DailyUsage, encodable: Sequence[Any], export: _Export
     ) -> tuple[Manifest, bool]:
         """Return the day's manifest, and whether it had to be written."""
-        credits = sum_credits(rows)
-        usage: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "date": day,
-            "rows_sha256": self._format.digest(rows, encodable),
-            "row_count": len(rows),
-            "credits": None if credits is None else format_decimal(credits),
-            "request_count": sum([row.request_count for row in rows]),
+            "rows_sha256": self._format.digest(usage.rows, encodable),
+            "row_count": len(usage.rows),
+            "credits": None if usage.credits is None else format_decimal(usage.credits),
+            "request_count": usage.request_count,
         }
         final = day < export.requested_on
         before = None
         with suppress(InvalidManifestError):  # it is written again
             before = stored.manifest(day)
-        is_same = before is not None and all(getattr(before, name) == value for name, value in usage.items())
+        is_same = before is not None and all(getattr(before, name) == value for name, value in facts.items())
         if before and is_same and (before.final or not final) and stored.has_file_of(before):
             return before, False
         content = self._encode(encodable)
@@ -257,11 +253,11 @@ class UsageDataset(Sink):
             bytes=len(content or b""),
             sha256=checksum(content),
             md5=md5_of(content),
-            change=before.change if before and before.rows_sha256 == usage["rows_sha256"] else reported.new_change(),
+            change=before.change if before and before.rows_sha256 == facts["rows_sha256"] else reported.new_change(),
             final=final,
             query=stored.query(str(export.query.start), str(export.query.end)),
             run=export.run,
-            **usage,
+            **facts,
         )
         self._write(stored, manifest, content)
         return manifest, True
@@ -284,14 +280,13 @@ class _Export:
     requested_on: date
 
 
-def _rows_by_day(report: UsageReport, format: Format) -> dict[date, tuple[Sequence[UsageRow], Sequence[Any]]]:
-    """Return the rows of each day, and their encodable form. Reports are sorted by day."""
-    rows, encodable = report.rows, format.rows(report)
-    found: dict[date, tuple[Sequence[UsageRow], Sequence[Any]]] = {}
+def _encodable_by_day(report: UsageReport, format: Format) -> dict[date, Sequence[Any]]:
+    """Return the rows of each day in their encodable form."""
+    rows = format.rows(report)
+    found = {}
     start = 0
-    while start < len(rows):
-        day = rows[start].date
-        end = bisect_right(rows, day, start, key=attrgetter("date"))
-        found[day] = rows[start:end], encodable[start:end]
+    for day, usage in report.days.items():
+        end = start + len(usage.rows)
+        found[day] = rows[start:end]
         start = end
     return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -55,6 +57,23 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unk
     request_count: Annotated[int, msgspec.Meta(ge=0, le=MAX_REQUEST_COUNT)]
 
 
+@dataclass(frozen=True)
+class DailyUsage:
+    """The rows of one day of a report, and their sums."""
+
+    rows: tuple[UsageRow, ...] = ()
+
+    @cached_property
+    def credits(self) -> Decimal | None:
+        """The exact sum of the rows' credits: None if any row has none, 0 without rows."""
+        return sum_credits(self.rows)
+
+    @cached_property
+    def request_count(self) -> int:
+        """The sum of the rows' requests."""
+        return sum([row.request_count for row in self.rows])
+
+
 @dataclass(frozen=True, kw_only=True)
 class UsageReport:
     """
@@ -73,14 +92,30 @@ class UsageReport:
     _computed: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
+    def days(self) -> Mapping[date, DailyUsage]:
+        """The usage of each day that has rows, in order."""
+        days = {}
+        start = 0
+        while start < len(self.rows):
+            day = self.rows[start].date
+            end = bisect_right(self.rows, day, start, key=attrgetter("date"))
+            days[day] = DailyUsage(self.rows[start:end])
+            start = end
+        return days
+
+    def usage_on(self, day: date) -> DailyUsage:
+        """Return the usage of a day, also of one without rows."""
+        return self.days.get(day) or DailyUsage()
+
+    @cached_property
     def credits(self) -> Decimal | None:
         """The exact sum of the rows' credits: None if any row has none, 0 without rows."""
-        return sum_credits(self.rows)
+        return sum_amounts([day.credits for day in self.days.values()])
 
     @cached_property
     def request_count(self) -> int:
         """The sum of the rows' requests."""
-        return sum([row.request_count for row in self.rows])
+        return sum([day.request_count for day in self.days.values()])
 
     def amounts(self, metric: Metric, *, per_group: bool, since: date | None = None) -> dict[str | None, Decimal]:
         """

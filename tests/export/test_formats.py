@@ -8,6 +8,7 @@ import json
 import random
 import re
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ class TestBytes:
     def test_without_rows(self, encode, name, expected):
         assert encode(name, [], KEYS, start="2026-06-18", end="2026-06-18").decode() == expected
 
+    def test_parquet_has_a_dictionary_of_what_is_repeated(self, encode):
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+
+        def columns(keys):
+            group = ParquetFile(pa.BufferReader(encode("parquet", USAGE, keys))).metadata.row_group(0)
+            found = [group.column(number) for number in range(group.num_columns)]
+            return {column.path_in_schema for column in found if column.has_dictionary_page}
+
+        assert columns({}) == {"date", "credits", "request_count"}
+        assert columns(KEYS) == {"org_id", "group_by", "date", "group", "credits", "request_count"}
+
     @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_the_same_rows_in_any_order_give_the_same_bytes(self, encode, name):
         expected = encode(name, USAGE)
@@ -226,7 +239,15 @@ class TestDigest:
 
     def test_stays_the_same_over_versions_of_this_package(self, digest):
         """A different digest would restate every day of every dataset."""
-        assert digest(*USAGE) == "98a0a9d977299afcee8dc0dfb51f18102245bc52965754b7a94ea6088ec191ca"
+        lines = """\
+{"date":"2026-06-17","group":"extract","credits":"80.000000000","requestCount":20}
+{"date":"2026-06-17","group":"parse","credits":"230.100000000","requestCount":75}
+{"date":"2026-06-18","group":null,"credits":"0E-9","requestCount":0}
+{"date":"2026-06-18","group":"","credits":null,"requestCount":1}
+{"date":"2026-06-18","group":"a/\\"\\\\\\n\\u0000\u2028","credits":"0.000001000","requestCount":2}
+{"date":"2026-06-18","group":"caf\u00e9","credits":"1E-9","requestCount":9223372036854775807}
+"""
+        assert digest(*USAGE, ("2026-06-18", 'a/"\\\n\0\u2028', "0.000001", 2)) == sha256(lines.encode()).hexdigest()
 
     @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_is_of_the_rows_whatever_the_format(self, digest, name):

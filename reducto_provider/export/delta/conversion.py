@@ -19,7 +19,7 @@ from reducto_provider.export.formats.parquet import arrow_table
 from reducto_provider.export.manifest import Manifest
 from reducto_provider.export.reported import ReportedChanges
 from reducto_provider.export.storage import Storage
-from reducto_provider.usage.report import UsageRow, format_decimal, sum_credits
+from reducto_provider.usage.report import DailyUsage, UsageRow, format_decimal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,14 +129,13 @@ class Conversion:
         )
 
     def _day(self, day: date) -> Day:
-        manifest, rows = self._days[day].manifest, self._days[day].rows
-        credits = sum_credits(rows)
+        manifest, usage = self._days[day].manifest, DailyUsage(tuple(self._days[day].rows))
         return Day(
             rows_sha256=self._digests[day],
             change=manifest.change,
-            row_count=len(rows),
-            credits=None if credits is None else format_decimal(credits),
-            request_count=sum(row.request_count for row in rows),
+            row_count=len(usage.rows),
+            credits=None if usage.credits is None else format_decimal(usage.credits),
+            request_count=usage.request_count,
             final=manifest.final,
             exported_at=manifest.exported_at,
         )

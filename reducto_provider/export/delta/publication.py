@@ -16,7 +16,7 @@ from reducto_provider.export.reported import new_change
 from reducto_provider.export.storage import Storage
 from reducto_provider.usage.days import DayRange, today
 from reducto_provider.usage.query import UsageQuery
-from reducto_provider.usage.report import UsageReport, UsageRow, format_decimal, sum_credits
+from reducto_provider.usage.report import UsageReport, UsageRow, format_decimal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,11 +47,10 @@ class Publication:
         self._run = run
         self._requested_on = requested_on
         self._format = format
-        self._rows = {day: tuple(rows) for day, rows in groupby(report.rows, key=lambda row: row.date)}
         # A future day has no usage yet: publishing it as a day without usage would be wrong.
-        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in self._rows]
+        days = [day for day in DayRange(report.start, report.end).days() if day <= today() or day in report.days]
         self.days = Days.of(report.org_id, report.group_by, days)
-        self._digests = {day: self._digest(self._rows.get(day, ())) for day in days}
+        self._digests = {day: self._digest(report.usage_on(day).rows) for day in days}
         self._years: dict[int, Year] = {}
         self._recorded: dict[date, Day] = {}
         self._changed: list[date] = []
@@ -122,7 +121,7 @@ class Publication:
         from reducto_provider.export.formats.parquet import arrow_table
 
         keys = {"org_id": self.report.org_id, "group_by": self.report.group_by}
-        return arrow_table([row for day in self._changed for row in self._rows.get(day, ())], keys)
+        return arrow_table([row for day in self._changed for row in self.report.usage_on(day).rows], keys)
 
     def record(self) -> Mapping[date, Day]:
         """Record the exported days, and return them."""
@@ -139,14 +138,13 @@ class Publication:
         return self._recorded
 
     def _day(self, day: date, change: str) -> Day:
-        rows = self._rows.get(day, ())
-        credits = sum_credits(rows)
+        usage = self.report.usage_on(day)
         return Day(
             rows_sha256=self._digests[day],
             change=change,
-            row_count=len(rows),
-            credits=None if credits is None else format_decimal(credits),
-            request_count=sum(row.request_count for row in rows),
+            row_count=len(usage.rows),
+            credits=None if usage.credits is None else format_decimal(usage.credits),
+            request_count=usage.request_count,
             final=day < self._requested_on,
             exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -25,7 +25,7 @@ from reducto_provider.export.reader import (
 )
 from reducto_provider.export.sink import DatasetMismatchError, short, storage_errors
 from reducto_provider.usage.days import DayRange
-from reducto_provider.usage.report import UsageRow, sum_credits
+from reducto_provider.usage.report import DailyUsage, UsageRow
 
 
 class UsageTableReader(UsageReader):
@@ -152,16 +152,16 @@ class UsageTableReader(UsageReader):
         rows_of = table.read_rows([whole_year]).get((org_id, group_by), {})
         found = {}
         for day in {*rows_of, *recorded}:
-            rows = rows_of.get(day, [])
-            sha256 = self._digest(rows)
+            usage = DailyUsage(tuple(rows_of.get(day, ())))
+            sha256 = self._digest(usage.rows)
             if day in recorded and recorded[day].rows_sha256 == sha256:
                 found[day] = _exported(day, recorded[day])
             else:
                 found[day] = ExportedDay(
                     day=day,
-                    row_count=len(rows),
-                    credits=sum_credits(rows),
-                    request_count=sum(row.request_count for row in rows),
+                    row_count=len(usage.rows),
+                    credits=usage.credits,
+                    request_count=usage.request_count,
                     is_final=False,
                     exported_at="",
                     run=None,

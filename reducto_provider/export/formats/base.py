@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import msgspec
+
 from reducto_provider.usage.checks import excerpt, is_whole_number
-from reducto_provider.usage.memo import Memo
 from reducto_provider.usage.report import CREDITS_SCALE, MAX_REQUEST_COUNT, UsageReport, UsageRow, format_decimal
 from reducto_provider.usage.wire import exact_credits
 
@@ -29,6 +29,9 @@ CREDITS_TYPE: Final = f"decimal(38,{CREDITS_SCALE})"
 
 COLUMNS: Final = {"date": "date", "group": "string", "credits": CREDITS_TYPE, "request_count": "bigint"}
 """The columns of files in order, and their types as SQL engines name them."""
+
+
+_JSON: Final = msgspec.json.Encoder()
 
 
 class Format(ABC):
@@ -85,26 +88,20 @@ class Format(ABC):
         Return a digest of the content of these rows, None if there are none.
 
         It does not depend on how the content is written: not on the version of this package or of pyarrow (Parquet
-        names its writer), not on the compression, and not on the last binary digit of a number.
+        names its writer), not on the compression, and not on the last binary digit of a number. It is the SHA-256 of
+        the rows as lines of JSON, with the service's keys and with credits as text with nine decimal places.
 
         :param rows: the result of :meth:`rows` for them.
         """
         if not report_rows:
             return None
         digest = hashlib.sha256(self._terms_content())
-        days = Memo(str)
         for start in range(0, len(rows), ROWS_PER_BATCH):
-            texts = [
-                f"{days[row.date]} {_digest_number(row.credits)} {row.request_count} -"
-                if (group := row.group) is None
-                else f"{days[row.date]} {_digest_number(row.credits)} {row.request_count} {len(group)}:{group}"
-                for row in report_rows[start : start + ROWS_PER_BATCH]
-            ]
+            lines = _JSON.encode_lines(report_rows[start : start + ROWS_PER_BATCH])
             more = self._more_content(rows[start : start + ROWS_PER_BATCH])
-            if more is None:
-                digest.update("".join(texts).encode())
-            else:
-                digest.update(b"".join(text.encode() + given for text, given in zip(texts, more, strict=True)))
+            if more is not None:
+                lines = b"".join(line + given for line, given in zip(lines.splitlines(True), more, strict=True))
+            digest.update(lines)
         return digest.hexdigest()
 
     def _terms_content(self) -> bytes:
@@ -137,11 +134,6 @@ def usage_row(day: date, group: object, credits: Decimal | None, request_count: 
     if not isinstance(group, str | None) or not is_whole_number(request_count, 0, MAX_REQUEST_COUNT):
         raise ValueError(f"a row of {day} has the group {excerpt(group)} and {excerpt(request_count)} requests")
     return UsageRow(day, group, None if credits is None else exact_credits(credits), request_count)
-
-
-@lru_cache(MAX_NUMBERS)
-def _digest_number(credits: Decimal | None) -> str:
-    return number_text(credits, missing="-")
 
 
 def number_text(credits: Decimal | None, *, missing: str) -> str:

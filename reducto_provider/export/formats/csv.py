@@ -102,4 +102,6 @@ def _number(credits: Decimal | None) -> str:
 
 
 def quoted(text: str | None) -> str:
-    return "" if text is None else '"' + text.replace('"', '""') + '"'
+    if text is None:
+        return ""
+    return f'"{text}"' if '"' not in text else '"' + text.replace('"', '""') + '"'

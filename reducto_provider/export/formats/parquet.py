@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from reducto_provider.export.formats.base import COLUMNS, Format, usage_row
@@ -22,7 +22,8 @@ class ParquetFormat(Format):
     compression = "zstd"
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
-        return parquet_bytes(arrow_table(rows, keys))
+        # Without keys it is the file of a day, in which no group is repeated: a dictionary would only make it larger.
+        return parquet_bytes(arrow_table(rows, keys), distinct=() if keys else ("group",))
 
     def decode(self, content: bytes) -> list[UsageRow]:
         return [usage_row(*row) for row in parquet_rows(content, *COLUMNS)]
@@ -51,13 +52,18 @@ def _chunk(rows: Sequence[UsageRow], keys: Mapping[str, str]) -> Any:
     return pa.table(columns)
 
 
-def parquet_bytes(table: Any) -> bytes:
-    """Return a ``pyarrow.Table`` as a Parquet file. The same table gives the same bytes."""
+def parquet_bytes(table: Any, distinct: Collection[str] = ()) -> bytes:
+    """
+    Return a ``pyarrow.Table`` as a Parquet file. The same table gives the same bytes.
+
+    :param distinct: columns that are written without a dictionary of their values.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    repetitive = [name for name in table.column_names if name not in distinct]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=repetitive)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
