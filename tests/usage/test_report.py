@@ -67,3 +67,20 @@ def test_sums_of_the_same_report_do_not_mix(report):
         assert usage.daily_amounts("credits", per_group=False) == {None: {first: 2, since: 10}}
         assert usage.daily_amounts("requests", per_group=False) == {None: {first: 30, since: 160}}
         assert usage.daily_amounts("credits", per_group=True)["extract"] == {since: 7}
+
+
+def test_each_day_has_its_rows_and_sums(report):
+    usage = report(
+        ("parse", "2", 30, "2026-06-01"),
+        ("extract", "3.5", 50, "2026-06-03"),
+        ("parse", "null", 110, "2026-06-04"),
+        ("parse", "7", 1, "2026-06-03"),
+    )
+    first, second, third, fourth = (usage.usage_on(date(2026, 6, day)) for day in range(1, 5))
+
+    assert [str(day) for day in usage.days] == ["2026-06-01", "2026-06-03", "2026-06-04"]
+    assert first.rows + third.rows + fourth.rows == usage.rows
+    assert (first.credits, third.credits, fourth.credits) == (2, Decimal("10.5"), None)
+    assert [each.request_count for each in (first, second, third, fourth)] == [30, 0, 51, 110]
+    assert (second.rows, second.credits) == ((), 0)
+    assert (usage.credits, usage.request_count) == (None, 191)
