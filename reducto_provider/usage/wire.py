@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _DECIMAL128 = Context(prec=38, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
+_quantize = _DECIMAL128.quantize
+
 _CREDITS_TYPES = {Decimal, int, type(None)}
 
 _SLICE_BYTES = 2**16
@@ -43,23 +45,18 @@ def decode_report(body: bytes, query: UsageQuery) -> UsageReport:
 
     :raises UsageContractError: naming the first violation.
     """
-    answer = _decode_good(body) or _decode_any(body)
+    answer, in_order = _decode_good(body) or (_decode_any(body), False)
     _check_echo(answer, query)
     rows = _with_exact_credits(answer.data) if isinstance(answer, _BareAnswer) else answer.data
-    days = _by_day(rows)
-    if days and not (query.start <= days[0][0].date and days[-1][0].date <= query.end):
+    ordered = rows if in_order else _sorted(rows, query)
+    if ordered and not (query.start <= ordered[0].date and ordered[-1].date <= query.end):
         raise _row_error(rows, query)
-    for day in days:
-        groups = {row.group for row in day}
-        if len(groups) < len(day):
-            raise _row_error(rows, query)
-        day.sort(key=row_order if None in groups else attrgetter("group"))
     return UsageReport(
         org_id=answer.org_id,
         start=query.start,
         end=query.end,
         group_by=query.group_by,
-        rows=tuple(chain.from_iterable(days)),
+        rows=tuple(ordered),
         body=body,
     )
 
@@ -154,7 +151,7 @@ _LARGE = 2**20  # bytes of JSON, which may take many times as much memory once d
 _logged_names: set[str] = set()
 
 
-def _decode_good(body: bytes) -> _Answer | None:
+def _decode_good(body: bytes) -> tuple[_Answer, bool] | None:
     """
     Return the response with its credits rounded if it is exactly as documented, else None.
 
@@ -164,10 +161,12 @@ def _decode_good(body: bytes) -> _Answer | None:
     start, end = body.find(b"[") + 1, body.rfind(b"]")
     if not 0 < start <= end:
         return None
+    text = memoryview(body)
     credits = Memo(_read_credits)
     groups: dict[str | None, str | None] = {}
     kept = groups.setdefault
-    day = None
+    day = group = None
+    in_order = True
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
         while start < end:
@@ -175,27 +174,33 @@ def _decode_good(body: bytes) -> _Answer | None:
             row_end = body.find(b"},", start + _SLICE_BYTES, end) + 1 or end
             if row_end - start > _LARGE:  # not a documented row, and of unknown size in memory
                 return None
-            read = credits.function()
-            rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
-            types: set[type] = {type(row.credits) for row in rows}
-            if not types <= _CREDITS_TYPES or (answer.data and not rows):
+            # So few rows rarely have the same credits.
+            read = credits.function() if answer.data or row_end < end else _read_credits
+            rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % text[start:row_end])
+            if answer.data and not rows:
                 return None
-            if int in types:  # a service may write 150.0 as 150
-                for row in rows:
-                    if isinstance(row.credits, int):
+            for row in rows:
+                if type(row.credits) is not Decimal:
+                    if type(row.credits) is int:  # a service may write 150.0 as 150
                         force_setattr(row, "credits", read(row.credits))
-            for row in rows:  # share equal days and groups among rows, to save memory
+                    elif row.credits is not None:
+                        return None
+                # Share equal days and groups among rows, to save memory.
+                last, group = group, kept(row.group, row.group)
+                force_setattr(row, "group", group)
                 if row.date == day:
                     force_setattr(row, "date", day)
+                    if group is None or (last is not None and group <= last):
+                        in_order = False
                 else:
+                    if day is not None and row.date < day:
+                        in_order = False
                     day = row.date
-                group = row.group
-                force_setattr(row, "group", kept(group, group))
             answer.data += rows
             start = row_end + 1
     except (*INVALID_JSON, DecimalException):
         return None
-    return answer
+    return answer, in_order
 
 
 def _decode_any(body: bytes) -> _BareAnswer:
@@ -281,7 +286,8 @@ def _credits(value: object, index: int) -> Decimal | None:
 
 
 def _read_credits(literal: str | int) -> Decimal:
-    return exact_credits(Decimal(literal))
+    credits = _quantize(Decimal(literal), CREDITS_UNIT)
+    return exact_credits(Decimal(literal)) if credits.is_signed() else credits
 
 
 def exact_credits(credits: Decimal) -> Decimal:
@@ -299,12 +305,21 @@ def exact_credits(credits: Decimal) -> Decimal:
     return rounded.copy_abs()
 
 
-def _by_day(rows: list[UsageRow]) -> list[list[UsageRow]]:
-    """Return the rows of each day, in order. Sorting them day by day is faster, and never holds the GIL for long."""
+def _sorted(rows: list[UsageRow], query: UsageQuery) -> list[UsageRow]:
+    """
+    Return rows by day and group. Sorting them day by day is faster, and never holds the GIL for long.
+
+    :raises UsageContractError: if a day has a group twice.
+    """
     days: dict[date, list[UsageRow]] = {}
     for day, some in groupby(rows, attrgetter("date")):  # a day's rows are usually together
         days.setdefault(day, []).extend(some)
-    return [days[day] for day in sorted(days)]
+    for of_day in days.values():
+        groups = {row.group for row in of_day}
+        if len(groups) < len(of_day):
+            raise _row_error(rows, query)
+        of_day.sort(key=row_order if None in groups else attrgetter("group"))
+    return list(chain.from_iterable(days[day] for day in sorted(days)))
 
 
 def _row_error(rows: list[UsageRow], query: UsageQuery) -> UsageContractError:
