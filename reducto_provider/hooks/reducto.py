@@ -253,14 +253,36 @@ class ReductoHook(HttpHook):
     async def _get_usage(self, query: UsageQuery, settings: ReductoSettings) -> UsageReport:
         if settings.org_id and not query.org_id:
             query = replace(query, org_id=settings.org_id)
-        body = await self._get(ENDPOINT, query.params(), settings, str(query))
+        body = await self._get(ENDPOINT, query.params(), settings, what=query)
         if len(body) < _DECODE_ASIDE_BYTES:
             return _decode(body, query, settings)
         return await event_loop.run_aside(_decode, body, query, settings)
 
-    async def _get(self, path: str, parameters: Parameters, settings: ReductoSettings, what: str) -> bytes:
+    async def _get(self, path: str, parameters: Parameters, settings: ReductoSettings, what: object) -> bytes:
         """Return the body of a 200, after up to as many attempts as the connection allows."""
+        failures: list[ReductoError] = []
 
+        async def attempt() -> bytes:
+            if failures:
+                raise failures.pop()
+            if delay := self._pace.reserve(settings.requests_per_second):
+                await asyncio.sleep(delay)
+            return await transport.get(await sessions.open(settings), settings, path, parameters)
+
+        sessions = self._acquire_sessions()
+        if sessions.users == 1 and event_loop.is_running_here():
+            sessions.users += 1  # the hook counts too, so that its synchronous callers share a connection
+            event_loop.close_with(self, sessions.close)
+        try:
+            try:
+                return await attempt()  # tenacity needs as long as half of this, so it begins after a failure
+            except ReductoError as error:
+                failures.append(error)
+            return await self._retrying(settings, what)(attempt)  # the first attempt has failed
+        finally:
+            await self._release_sessions()
+
+    def _retrying(self, settings: ReductoSettings, what: object) -> tenacity.AsyncRetrying:
         async def log_attempt(state: tenacity.RetryCallState) -> None:
             # In a triggerer logging may block for a while, which must not block the event loop.
             await event_loop.run_aside(
@@ -273,25 +295,13 @@ class ReductoHook(HttpHook):
                 what,
             )
 
-        async def attempt() -> bytes:
-            await asyncio.sleep(self._pace.reserve(settings.requests_per_second))
-            return await transport.get(await sessions.open(settings), settings, path, parameters)
-
-        retrying = tenacity.AsyncRetrying(
+        return tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(settings.max_attempts),
             wait=_backoff,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ReductoError) and error.transient),
             before_sleep=log_attempt,
             reraise=True,
         )
-        sessions = self._acquire_sessions()
-        if sessions.users == 1 and event_loop.is_running_here():
-            sessions.users += 1  # the hook counts too, so that its synchronous callers share a connection
-            event_loop.close_with(self, sessions.close)
-        try:
-            return await retrying(attempt)
-        finally:
-            await self._release_sessions()
 
     def _acquire_sessions(self) -> transport.Sessions:
         """Return the sessions of the running event loop, which stay open until each user has released them."""

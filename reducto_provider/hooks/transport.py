@@ -42,6 +42,7 @@ HEADERS: Final = {"User-Agent": f"airflow-provider-reducto/{__version__}", "Acce
 
 _ERROR_BODY_BYTES = 64 * 1024
 _PIECE_BYTES = 256 * 1024
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # within() has the time limit
 _GZIP = 16 + zlib.MAX_WBITS
 _NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 
@@ -183,10 +184,11 @@ class _Body:
         return len(self._content) > self._limit
 
     def add(self, chunk: bytes) -> Iterator[None]:
-        """Add a chunk, decompressed in pieces. Yield after each, so that the event loop is not blocked."""
-        for piece in self._gzip.unpack(chunk) if self._gzip else (chunk,):
+        """Add a chunk, decompressed in pieces. Yield between them, so that the event loop is not blocked."""
+        for number, piece in enumerate(self._gzip.unpack(chunk) if self._gzip else (chunk,)):
+            if number:
+                yield
             self._content += piece
-            yield
             if self.full:
                 return
 
@@ -319,11 +321,11 @@ async def _receive(session: aiohttp.ClientSession, settings: ReductoSettings, ur
     async with session.get(
         yarl.URL(url, encoded=True),
         headers={"Authorization": f"Bearer {settings.key}"},
-        timeout=aiohttp.ClientTimeout(total=None),
+        timeout=_NO_TIMEOUT,
         allow_redirects=False,
     ) as response:
         body = _Body(response.status, response.headers)
-        async for chunk in response.content.iter_any():
+        async for chunk in response.content.iter_any():  # each is all that was received: the next is waited for
             for _ in body.add(chunk):
                 await asyncio.sleep(0)  # lets other tasks and the time limit run
             if body.full:
