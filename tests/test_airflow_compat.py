@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from dataclasses import replace
 from datetime import date, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.timetables import trigger as core_trigger
 from jinja2 import Undefined
+from msgspec.structs import replace
 
 from reducto_provider.airflow_compat import run_from_context
 from reducto_provider.exceptions import ReductoConfigurationError

@@ -8,7 +8,7 @@ that importing this module costs no more than an operator's base class.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -120,7 +120,6 @@ else:
         ]
 
     BaseOperator = __getattr__("BaseOperator")
-    BranchMixIn = __getattr__("BranchMixIn")
 
 CACHED_LOGGER: Final = "_cached_logger"
 """
@@ -292,25 +291,6 @@ class GivenArguments(BaseOperator):
             for name, outlined in written.items():
                 setattr(self, name, restore_literals(outlined, getattr(self, name)))
         self._is_rendered = True
-
-
-class SkippingBranchMixIn(BranchMixIn):
-    """
-    Airflow's branch mixin, which skips in a mapped task group as well.
-
-    There Airflow leaves it to the scheduler to skip. From 3.2 on its scheduler looks for what a branch followed under
-    the index of a branch that is not mapped, finds nothing, and runs all branches. The instances are there by then:
-    those of a mapped task group are made together.
-    """
-
-    if AIRFLOW_VERSION >= (3, 2):
-
-        @staticmethod
-        def _set_state_to_skipped(tasks: Sequence[str | tuple[str, int]], map_index: int | None) -> None:
-            from airflow.sdk.exceptions import DownstreamTasksSkipped
-
-            if tasks:
-                raise DownstreamTasksSkipped(tasks=tasks)  # type: ignore[no-untyped-call]
 
 
 def is_from_mapped(operator: BaseOperator) -> bool:

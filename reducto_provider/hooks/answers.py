@@ -28,7 +28,7 @@ from reducto_provider.usage.checks import INVALID_JSON
 Parameters = Iterable[tuple[str, str]]
 
 _REASON_FIELDS = ("error", "message", "detail", "errors", "msg", "title", "error_description", "description", "reason")
-_TITLE = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
+_TITLE = r"<title[^>]*>([^<]+)"
 
 
 class Answer(NamedTuple):
@@ -99,7 +99,7 @@ def _describe_gateway(answer: Answer, settings: ReductoSettings) -> str:
             "the connection, or the environment's"
         )
     page = "an HTML page"
-    if title := _TITLE.search(answer.body.decode(errors="replace")):
+    if title := re.search(_TITLE, answer.body.decode(errors="replace"), re.IGNORECASE):
         page += f" ({printable(title[1], settings)})"
     if "Location" in answer.headers:
         page += f" and a redirect to {_target(answer, settings)}"

@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 import tenacity
 from airflow.providers.http.hooks.http import HttpHook
-from asgiref.sync import sync_to_async
 
 from reducto_provider.airflow_compat import AirflowNotFoundException, get_async_connection, get_async_extra_dejson
 from reducto_provider.exceptions import (
@@ -25,8 +24,7 @@ from reducto_provider.exceptions import (
     ReductoResponseError,
 )
 from reducto_provider.hooks import event_loop, transport
-from reducto_provider.hooks.answers import Parameters, is_html, raise_for_status
-from reducto_provider.hooks.session import KeyedSession, answer_of
+from reducto_provider.hooks.answers import Answer, Parameters, is_html, raise_for_status
 from reducto_provider.hooks.settings import ReductoSettings
 from reducto_provider.usage.days import today
 from reducto_provider.usage.query import UsageQuery
@@ -146,6 +144,8 @@ class ReductoHook(HttpHook):
             connection = await get_async_connection(self, self.reducto_conn_id)
         except AirflowNotFoundException:
             # Under dag.test() on Airflow 3.3 the async look-up can't see the connections of the database.
+            from asgiref.sync import sync_to_async
+
             connection = await sync_to_async(self.get_connection)(self.reducto_conn_id)
         return ReductoSettings.from_connection(connection, await get_async_extra_dejson(connection))
 
@@ -200,6 +200,8 @@ class ReductoHook(HttpHook):
         :param headers: additional headers of all its requests.
         :param extra_options: ``stream``, ``verify``, ``cert`` and ``proxies`` of the session.
         """
+        from reducto_provider.hooks.session import KeyedSession
+
         settings = self.settings
         options = extra_options or {}
         self._set_base_url(None)
@@ -223,7 +225,7 @@ class ReductoHook(HttpHook):
         is_ok = HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES
         if is_ok and "html" not in response.headers.get("Content-Type", "").lower():
             return  # the body may be a stream and not read yet
-        answer = answer_of(response)
+        answer = Answer(response.status_code, response.headers, response.content)
         if not is_ok or is_html(answer):
             raise_for_status(answer, self.settings, parse_qsl(urlsplit(response.url).query))
 

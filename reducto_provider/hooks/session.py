@@ -12,7 +12,6 @@ import urllib3
 from requests.auth import AuthBase
 
 from reducto_provider.exceptions import ReductoConfigurationError, ReductoError
-from reducto_provider.hooks.answers import Answer
 from reducto_provider.hooks.settings import ReductoSettings, origin_of
 from reducto_provider.hooks.transport import (
     HEADERS,
@@ -65,11 +64,6 @@ class KeyedSession(requests.Session):
     def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Follow no redirect, even if the caller allows it: it could carry the key to another host."""
         return iter(())
-
-
-def answer_of(response: requests.Response) -> Answer:
-    """Return the answer that a response is, for its error."""
-    return Answer(response.status_code, response.headers, response.content)
 
 
 @dataclass(frozen=True)

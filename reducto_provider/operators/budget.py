@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 from reducto_provider.airflow_compat import (
     BRANCHES_SKIP_MAPPED_TASKS,
     AirflowSkipException,
-    SkippingBranchMixIn,
     has_instances_from_the_start,
     is_from_mapped,
     mapped_task_group_of,
 )
+from reducto_provider.airflow_compat.branch import SkippingBranchMixIn
 from reducto_provider.exceptions import (
     ReductoBudgetExceededError,
     ReductoTriggerEventError,

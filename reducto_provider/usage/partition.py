@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from reducto_provider.usage.days import Zone
     from reducto_provider.usage.run import Run
 
-_DAY_KEY = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ]([0-9:.]+))?")
-_MIDNIGHT = re.compile(r"00:00(:00(\.0+)?)?")  # CronPartitionTimetable's default format of a day; "00" is an hour
-_MONTH_KEY = re.compile(r"\d{4}-\d{2}")
-_COARSE_KEY = re.compile(r"\d{4}|.*[QWqw]\d.*")  # a year, a quarter, a week
+_DAY_KEY = r"(\d{4}-\d{2}-\d{2})(?:[T ]([0-9:.]+))?"
+_MIDNIGHT = r"00:00(:00(\.0+)?)?"  # CronPartitionTimetable's default format of a day; "00" is an hour
+_MONTH_KEY = r"\d{4}-\d{2}"
+_COARSE_KEY = r"\d{4}|.*[QWqw]\d.*"  # a year, a quarter, a week
 
 
 class DayNotOverError(ValueError):
@@ -47,7 +47,7 @@ def partition_of_run(run: Run, timezone: Zone) -> Partition | None:
     moment, schedule = run.partition_date, run.schedule
     zone = schedule.timezone or timezone
     with suppress(ValueError):  # a month that is in no calendar
-        if _MONTH_KEY.fullmatch(key):
+        if re.fullmatch(_MONTH_KEY, key):
             return Partition(month_of(date.fromisoformat(f"{key}-01")), of_hours=False)
     if period := _period_of_key(schedule, key, moment):
         start, end = period
@@ -56,15 +56,15 @@ def partition_of_run(run: Run, timezone: Zone) -> Partition | None:
             return Partition(DayRange(day, day), of_hours=True)
         return Partition(days_between(start, end, _zone_of_keys(schedule, moment)), of_hours=False)
     with suppress(ValueError):  # a day that is in no calendar
-        if match := _DAY_KEY.fullmatch(key):
+        if match := re.fullmatch(_DAY_KEY, key):
             day = date.fromisoformat(match[1])
-            if match[2] is None or _MIDNIGHT.fullmatch(match[2]):
+            if match[2] is None or re.fullmatch(_MIDNIGHT, match[2]):
                 return Partition(DayRange(day, _last_day_of_period(schedule, day, zone)), of_hours=False)
             # The hours of another zone's day lie in two days of this one.
             day = day if moment is None else day_of(moment, timezone)
             return Partition(DayRange(day, day), of_hours=True)
     # The period of a timetable with its own key format is known, even if the key looks like a coarser one.
-    if moment is not None and (schedule.key_format is not None or not _COARSE_KEY.fullmatch(key)):
+    if moment is not None and (schedule.key_format is not None or not re.fullmatch(_COARSE_KEY, key)):
         day = day_of(moment, zone)
         return Partition(DayRange(day, _last_day_of_period(schedule, day, zone)), of_hours=False)
     raise ValueError(
@@ -165,7 +165,7 @@ def _first_early_run(run: Run, today: date, settle_days: int) -> _EarlyRun | Non
         if len(ticks) > 1 and ticks[-1] - ticks[-2] < ABOUT_A_DAY:
             return None
     in_zone_of_keys = [tick.in_timezone(_zone_of_keys(schedule, run.partition_date)) for tick in ticks]
-    months = _MONTH_KEY.fullmatch(key) is not None
+    months = re.fullmatch(_MONTH_KEY, key) is not None
     last_days = [
         month_of(start.date()).last if months else after.date() - timedelta(days=1)
         for start, after in pairwise(in_zone_of_keys)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pendulum
 
 from reducto_provider.usage.days import USAGE_TIMEZONE
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from reducto_provider.usage.days import Zone
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """
     What is known of a timetable, each attribute None where it has none.
 

@@ -153,7 +153,8 @@ _logged_names: set[str] = set()
 
 def _decode_good(body: bytes) -> tuple[_Answer, bool] | None:
     """
-    Return the response with its credits rounded if it is exactly as documented, else None.
+    Return the response with its credits rounded if it is exactly as documented, else None; and whether its rows are in
+    order, which also means that no day has a group twice.
 
     Rows are decoded in slices: a million at once would hold the GIL for too long for an event loop.
     """
@@ -161,11 +162,11 @@ def _decode_good(body: bytes) -> tuple[_Answer, bool] | None:
     start, end = body.find(b"[") + 1, body.rfind(b"]")
     if not 0 < start <= end:
         return None
-    text = memoryview(body)
-    credits = Memo(_read_credits)
+    memo = Memo(_read_credits)
     groups: dict[str | None, str | None] = {}
     kept = groups.setdefault
-    day = group = None
+    day: date | None = None
+    group: str | None = None
     in_order = True
     try:
         answer = _DECODER.decode(body[:start] + body[end:])
@@ -174,17 +175,17 @@ def _decode_good(body: bytes) -> tuple[_Answer, bool] | None:
             row_end = body.find(b"},", start + _SLICE_BYTES, end) + 1 or end
             if row_end - start > _LARGE:  # not a documented row, and of unknown size in memory
                 return None
-            # So few rows rarely have the same credits.
-            read = credits.function() if answer.data or row_end < end else _read_credits
-            rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % text[start:row_end])
+            # In a response of one slice few rows have the same credits.
+            read = memo.function() if answer.data or row_end < end else _read_credits
+            rows = msgspec.json.Decoder(list[UsageRow], float_hook=read).decode(b"[%b]" % body[start:row_end])
             if answer.data and not rows:
                 return None
             for row in rows:
-                if type(row.credits) is not Decimal:
-                    if type(row.credits) is int:  # a service may write 150.0 as 150
-                        force_setattr(row, "credits", read(row.credits))
-                    elif row.credits is not None:
+                amount: object = row.credits
+                if type(amount) is not Decimal and amount is not None:
+                    if type(amount) is not int:
                         return None
+                    force_setattr(row, "credits", read(amount))  # a service may write 150.0 as 150
                 # Share equal days and groups among rows, to save memory.
                 last, group = group, kept(row.group, row.group)
                 force_setattr(row, "group", group)
@@ -286,6 +287,7 @@ def _credits(value: object, index: int) -> Decimal | None:
 
 
 def _read_credits(literal: str | int) -> Decimal:
+    """Return the number of a literal as :func:`exact_credits` does, with fewer calls: there may be a million."""
     credits = _quantize(Decimal(literal), CREDITS_UNIT)
     return exact_credits(Decimal(literal)) if credits.is_signed() else credits
 

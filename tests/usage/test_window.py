@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pendulum
@@ -10,6 +9,7 @@ import pytest
 import time_machine
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from reducto_provider.sensors.threshold import ReductoUsageThresholdSensor
 from reducto_provider.usage.fields import QUERY_FIELDS
