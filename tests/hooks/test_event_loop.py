@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -336,6 +337,21 @@ def test_an_error_that_nobody_takes_leaves_no_complaint(caplog: pytest.LogCaptur
     run(name())
     gc.collect()
     assert caplog.text == ""
+
+
+def test_a_call_is_freed_without_the_garbage_collector() -> None:
+    async def this_call() -> weakref.ref[Any]:
+        call = event_loop._current_call()
+        assert call is not None
+        return weakref.ref(call)
+
+    gc.disable()
+    try:
+        call = run(this_call())
+        run(name())  # the loop has left the first call behind
+        assert call() is None
+    finally:
+        gc.enable()
 
 
 # What may hang

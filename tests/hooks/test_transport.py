@@ -101,6 +101,14 @@ def test_gzip_that_is_broken(listen: Callable[..., Any], connect: Connect, how: 
     assert len(listener.requests) == 2
 
 
+@pytest.mark.parametrize(("pieces", "turns"), [(1, 0), (2, 1), (5, 4)])
+def test_the_event_loop_has_a_turn_between_the_pieces_of_a_chunk(pieces: int, turns: int) -> None:
+    body = transport._Body(200, {"Content-Encoding": "gzip"})
+    content = bytes(pieces * transport._PIECE_BYTES - 1)
+    assert len(list(body.add(gzip.compress(content)))) == turns
+    assert body.content() == content
+
+
 # What comes before the body
 
 
