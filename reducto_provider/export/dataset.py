@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -271,8 +270,7 @@ class UsageDataset(Sink):
         write_with_manifest(self._storage, stored.file(day), content, stored.manifest_name(day), json_file(manifest))
 
 
-@dataclass(frozen=True)
-class _Export:
+class _Export(msgspec.Struct, frozen=True):
     """What the manifests of an export have in common."""
 
     query: UsageQuery

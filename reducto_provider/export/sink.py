@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
 
 from reducto_provider.export.locations import check_output_path
 
@@ -41,8 +42,7 @@ MAX_REQUESTS: Final = 5
 """How often an export requests a report whose days others keep replacing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedFile:
+class PublishedFile(msgspec.Struct, frozen=True, kw_only=True):
     """
     The published state of one day, or of the object of an unpartitioned export.
 

@@ -57,8 +57,7 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unk
     request_count: Annotated[int, msgspec.Meta(ge=0, le=MAX_REQUEST_COUNT)]
 
 
-@dataclass(frozen=True)
-class DailyUsage:
+class DailyUsage(msgspec.Struct, frozen=True, dict=True):
     """The rows of one day of a report, and their sums."""
 
     rows: tuple[UsageRow, ...] = ()
