@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -182,13 +182,17 @@ class BaseStreamTrigger(BaseUsageTrigger, BaseEventTrigger):
         """Return all that a poll depends on."""
         return self._stream_key()
 
-    async def _polls(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
-        """Yield the polls of the stream, preceded by one outside of it with ``poll_immediately``."""
+    def _polls(self, shared_stream: AsyncIterator[Poll]) -> AbstractAsyncContextManager[AsyncIterator[Poll]]:
+        """Return the polls of the stream, preceded by one outside of it with ``poll_immediately``, as a context."""
         if self.poll_immediately:
-            polls = await self._poll_now()
-            interval = self._interval(0, polls)
-            for poll in polls:
-                yield replace(poll, next_in=interval)
+            return aclosing(self._polls_after_one_now(shared_stream))
+        return nullcontext(shared_stream)  # thousands wait without a generator of their own
+
+    async def _polls_after_one_now(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[Poll, None]:
+        polls = await self._poll_now()
+        interval = self._interval(0, polls)
+        for poll in polls:
+            yield replace(poll, next_in=interval)
         async for poll in shared_stream:
             yield poll
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -163,7 +162,7 @@ class ReductoUsageLevelTrigger(BaseStreamTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Poll]) -> AsyncGenerator[TriggerEvent, None]:
         """Yield an event for each level that is newly exceeded in a poll."""
-        async with aclosing(self._polls(shared_stream)) as polls:
+        async with self._polls(shared_stream) as polls:
             async for poll in polls:
                 try:
                     exceeded = await self._newly_exceeded(poll)

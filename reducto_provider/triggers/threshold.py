@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable
-from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import TriggerEvent
@@ -143,9 +145,15 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
         self._early_event = None if window is None else error_event(ReductoPollError(_UNRENDERED))
         self._reading: Reading | None = None
         """Of the last poll, if that did not fail."""
+        for name in ("reducto_conn_id", "metric", *QUERY_FIELDS):
+            if type(value := getattr(self, name)) is str:
+                setattr(self, name, sys.intern(value))  # decoded anew for each of the triggers with the same query
         check_not_empty(
             {name: getattr(self, name) for name in (*QUERY_FIELDS, "threshold", "window", "reducto_conn_id")}
         )
+
+    # With more than thirty attributes in it, an instance's dict shares no keys with others, and takes 1.5 KiB.
+    __slots__ = tuple(inspect.signature(__init__).parameters)[1:]
 
     @classmethod
     def waiting_for(cls, threshold: UsageThreshold, **options: Any) -> ReductoUsageThresholdTrigger:
@@ -216,7 +224,7 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
             return
         condition = self._condition()
         failed_polls = self._failed_polls()
-        async with aclosing(self._polls(shared_stream)) as polls:
+        async with self._polls(shared_stream) as polls:
             while True:
                 try:
                     async with asyncio.timeout(self._seconds_left()):
@@ -231,7 +239,7 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
 
     def _condition(self) -> UsageThreshold:
         return UsageThreshold(
-            query=parse_query(**{name: getattr(self, name) for name in QUERY_FIELDS}),
+            query=_share(parse_query(**{name: getattr(self, name) for name in QUERY_FIELDS})),
             metric=self.metric,
             threshold=Decimal(self.threshold),
             per_group=self.per_group,
@@ -290,6 +298,12 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
             return "no further poll, the timeout is over"
         until = "" if self.deadline is None else f", until {utc_minute(self.deadline)}"
         return f"next poll in {poll.next_in:g} s{until}"
+
+
+@lru_cache(maxsize=1024)
+def _share(query: UsageQuery) -> UsageQuery:
+    """Return one object for all triggers with an equal query."""
+    return query
 
 
 def error_event(error: ReductoError) -> dict[str, Any]:

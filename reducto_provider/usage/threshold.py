@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
-from functools import cached_property
 from heapq import nlargest
 from typing import Any, Final, Literal, get_args
 
@@ -148,7 +147,7 @@ class _JsonReading(msgspec.Struct):
     time: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UsageThreshold:
     """
     The condition that ``metric``, over the days of ``query``, exceeds ``threshold``.
@@ -211,11 +210,11 @@ class UsageThreshold:
             settle_days=settle_days,
         )
 
-    @cached_property
+    @property
     def window(self) -> DayRange:
         return DayRange(self.query.start, self.query.end)
 
-    @cached_property
+    @property
     def query_with_history(self) -> UsageQuery:
         """The query of the window, and if ``projected`` of the weeks before that a projection is made from."""
         if not self.projected:

@@ -56,6 +56,15 @@ def test_nothing_is_lost_on_the_way_through_the_database():
     assert (condition.query.org_id, condition.query.group_by) == ("org_a", "api_key")
 
 
+def test_thousands_that_wait_take_little_memory():
+    decoded = [json.loads(json.dumps(trigger(threshold=str(number)).serialize()[1])) for number in range(2)]
+    first, second = (ReductoUsageThresholdTrigger(**arguments) for arguments in decoded)
+
+    assert not vars(first).keys() & decoded[0].keys(), "a dict of so many attributes shares no keys with others"
+    assert first.org_id is second.org_id
+    assert first._condition().query is second._condition().query
+
+
 @pytest.mark.parametrize(
     "same",
     [{"threshold": "99"}, {"metric": "credits"}, {"deadline": 5.0}, {"max_wait": 9.0}, {"max_failure_time": 9.0}],
