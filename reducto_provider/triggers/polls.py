@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -43,6 +45,8 @@ Result = TypeVar("Result")
 
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() // 1 - 1
 _ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event loop
+_FEW_ROWS = 200  # up to here, reading a report takes less time than a turn of the event loop
+_READERS_PER_TURN = 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Poll:
     turns: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
     """Thousands may read it. One after the other, they yield to other tasks in between, and only the first of them sums
     a large report up."""
+    readers: Iterator[int] = field(default_factory=partial(itertools.count, 1), repr=False, compare=False)
+    """Counts them: if the report is small, only some of them yield, since most of their time would be spent on that."""
 
     async def read(self, condition: UsageThreshold) -> Reading | None:
         """
@@ -77,7 +83,9 @@ class Poll:
         :raises Exception: the error of the poll.
         """
         async with self.turns:
-            await asyncio.sleep(0)
+            is_small = self.report is None or len(self.report.rows) <= _FEW_ROWS
+            if next(self.readers) % (_READERS_PER_TURN if is_small else 1) == 0:
+                await asyncio.sleep(0)
             if self.error is not None:
                 raise self.error.with_traceback(self.traceback)
             if self.report is None:
@@ -138,6 +146,8 @@ class FailedPolls:
     :param since: when the first of them failed, in seconds since the epoch: it may have been in another process.
     """
 
+    __slots__ = ("_max_failure_time", "_silent_fail", "count", "since")
+
     def __init__(
         self, max_failure_time: float, *, silent_fail: bool = False, count: int = 0, since: float | None = None
     ) -> None:
@@ -177,6 +187,8 @@ class LineThrottle:
     A thousand sensors that wait for a night would otherwise log half a million lines, nearly all of which repeat the
     one before. The memory is that of the process: after a restart the first poll has its line.
     """
+
+    __slots__ = ("_lines",)
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, tuple[Hashable, float]] = {}

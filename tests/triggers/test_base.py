@@ -250,6 +250,29 @@ def test_while_many_project_the_same_answer():
     never_blocks(scenario)
 
 
+@pytest.mark.parametrize(("rows", "turns"), [(1, 1), (1_000, 30)], ids=["small", "large"])
+def test_only_some_readers_of_a_small_answer_wait_for_a_turn(rows, turns):
+    day = date(2026, 6, 1)
+    query = UsageQuery(start=day, end=day)
+    condition = UsageThreshold(query=query, metric="credits", threshold=Decimal(1))
+    report = UsageReport(
+        org_id="org_acme", start=day, end=day, group_by="product", rows=(UsageRow(day, "key", Decimal(1), 1),) * rows
+    )
+    poll = Poll(datetime(2026, 6, 1, 12, tzinfo=UTC), query, report)
+
+    async def turns_of_the_loop():
+        count = 0
+        for _ in range(30):
+            reading = asyncio.ensure_future(poll.read(condition))
+            await asyncio.sleep(0)
+            while not reading.done():
+                count += 1
+                await asyncio.sleep(0)
+        return count
+
+    assert asyncio.run(turns_of_the_loop()) == turns
+
+
 def test_while_another_answer_is_summed_up_that_is_large():
     day, query = date(2026, 6, 1), UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 1))
     rows = (UsageRow(day, "key", Decimal("1.5"), 1),) * 3_000_000
