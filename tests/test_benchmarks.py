@@ -22,6 +22,7 @@ from benchmarks import (  # noqa: E402
     operator_run,
     tables,
     task_imports,
+    waiting,
 )
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
 from benchmarks.measuring import Rounds, WrongOutputError, check_equal, in_a_process  # noqa: E402
@@ -172,6 +173,13 @@ def test_rounds_take_turns():
     rounds = Rounds(3, lambda: turns.append("o") or {"cpu": 2.0}, lambda: turns.append("t") or {"cpu": 5.0})
     assert "".join(turns) == "ottoot"
     assert rounds.ratio("cpu") == 2.5
+
+
+def test_of_waits_the_least_cpu_time_and_memory_count():
+    first = {"cpu": 3.0, "idle cpu": 2.0, "memory": 7.0, "memory of as many more": 4.0, "longest stall": 0.1}
+    second = {"cpu": 2.0, "idle cpu": 0.5, "memory": 6.0, "memory of as many more": 5.0, "longest stall": 0.2}
+    best = {"cpu": 3.0, "idle cpu": 2.0, "memory": 6.0, "memory of as many more": 4.0, "longest stall": 0.2}
+    assert waiting.least([first, second]) == waiting.least([second, first]) == best
 
 
 def result(value, **options):
