@@ -32,8 +32,6 @@ _DECIMAL128 = Context(prec=38, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation
 
 _quantize = _DECIMAL128.quantize
 
-_CREDITS_TYPES = {Decimal, int, type(None)}
-
 _SLICE_BYTES = 2**16
 
 
@@ -153,8 +151,8 @@ _logged_names: set[str] = set()
 
 def _decode_good(body: bytes) -> tuple[_Answer, bool] | None:
     """
-    Return the response with its credits rounded if it is exactly as documented, else None; and whether its rows are in
-    order, which also means that no day has a group twice.
+    Return the response with its credits rounded, and whether its rows are strictly in order: then no day has a group
+    twice. Return None unless it is exactly as documented.
 
     Rows are decoded in slices: a million at once would hold the GIL for too long for an event loop.
     """
@@ -199,6 +197,8 @@ def _decode_good(body: bytes) -> tuple[_Answer, bool] | None:
                     day = row.date
             answer.data += rows
             start = row_end + 1
+            if start == end:  # after a comma without a row
+                return None
     except (*INVALID_JSON, DecimalException):
         return None
     return answer, in_order
@@ -314,13 +314,13 @@ def _sorted(rows: list[UsageRow], query: UsageQuery) -> list[UsageRow]:
     :raises UsageContractError: if a day has a group twice.
     """
     days: dict[date, list[UsageRow]] = {}
-    for day, some in groupby(rows, attrgetter("date")):  # a day's rows are usually together
-        days.setdefault(day, []).extend(some)
-    for of_day in days.values():
-        groups = {row.group for row in of_day}
-        if len(groups) < len(of_day):
+    for day, together in groupby(rows, attrgetter("date")):
+        days.setdefault(day, []).extend(together)
+    for rows_of_day in days.values():
+        groups = {row.group for row in rows_of_day}
+        if len(groups) < len(rows_of_day):
             raise _row_error(rows, query)
-        of_day.sort(key=row_order if None in groups else attrgetter("group"))
+        rows_of_day.sort(key=row_order if None in groups else attrgetter("group"))
     return list(chain.from_iterable(days[day] for day in sorted(days)))
 
 

@@ -145,12 +145,13 @@ class TestLargeAnswers:
             with pytest.raises(UsageContractError):
                 decode_report(answer, query())
 
-    def test_nothing_follows_the_last_comma(self, query, body, rows, monkeypatch):
+    @pytest.mark.parametrize("comma", [",", ", ", " ,\n"])
+    def test_nothing_follows_the_last_comma(self, query, body, rows, monkeypatch, comma):
         monkeypatch.setattr(wire, "_SLICE_BYTES", 1)  # so that each row is decoded for itself
 
         assert len(decode_report(body(*rows[:3]), query()).rows) == 3
         with pytest.raises(UsageContractError, match="trailing comma"):
-            decode_report(body(data=f"[{', '.join(rows[:3])}, ]"), query())
+            decode_report(body(data=f"[{', '.join(rows[:3])}{comma}]"), query())
 
     @pytest.mark.parametrize("index", [0, 1, 2_500, ROWS - 1])
     @pytest.mark.parametrize(
