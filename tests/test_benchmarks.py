@@ -175,7 +175,7 @@ def test_rounds_take_turns():
     assert rounds.ratio("cpu") == 2.5
 
 
-def test_of_waits_the_least_cpu_time_and_memory_count():
+def test_the_least_cpu_time_and_memory_of_waits_count():
     first = {"cpu": 3.0, "idle cpu": 2.0, "memory": 7.0, "memory of as many more": 4.0, "longest stall": 0.1}
     second = {"cpu": 2.0, "idle cpu": 0.5, "memory": 6.0, "memory of as many more": 5.0, "longest stall": 0.2}
     best = {"cpu": 3.0, "idle cpu": 2.0, "memory": 6.0, "memory of as many more": 4.0, "longest stall": 0.2}

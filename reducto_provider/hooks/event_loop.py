@@ -166,7 +166,8 @@ class _Call(Generic[Result]):
         if not self._begun:
             self._begun = True
             self._task = self.loop.create_task(self._coroutine, context=self._context)
-            del self._context, self._coroutine  # the former refers to this call, which would be left to the collector
+            # The context refers to this call: the garbage collector would have to break the cycle.
+            del self._context, self._coroutine
             self._task.add_done_callback(self._end)
             if self._cancelled:
                 self._task.cancel(_CANCELLED)

@@ -325,7 +325,7 @@ async def _receive(session: aiohttp.ClientSession, settings: ReductoSettings, ur
         allow_redirects=False,
     ) as response:
         body = _Body(response.status, response.headers)
-        async for chunk in response.content.iter_any():  # each is all that was received: the next is waited for
+        async for chunk in response.content.iter_any():  # all that was received: the loop has a turn before the next
             for _ in body.add(chunk):
                 await asyncio.sleep(0)  # lets other tasks and the time limit run
             if body.full:

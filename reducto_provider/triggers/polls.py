@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() // 1 - 1
 _ASIDE_ROWS = 10_000  # from here on, summing a report up would hold up an event loop
 _FEW_ROWS = 200  # up to here, reading a report takes less time than a turn of the event loop
-_READERS_PER_TURN = 20
+_READERS_PER_TURN = 20  # of so few rows: together they take less than a millisecond
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class Poll:
     next_in: float = 0.0
     """Seconds until the next poll."""
     turns: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
-    """Thousands may read it. One after the other, they yield to other tasks in between, and only the first of them sums
-    a large report up."""
+    """Thousands may read it, one after the other: other tasks have turns in between, and only the first reader sums a
+    large report up."""
     readers: Iterator[int] = field(default_factory=partial(itertools.count, 1), repr=False, compare=False)
-    """Counts them: if the report is small, only some of them yield, since most of their time would be spent on that."""
+    """Numbers the readers of a small report or of an error: only some wait for a turn, which takes longer than to
+    read."""
 
     async def read(self, condition: UsageThreshold) -> Reading | None:
         """
@@ -84,7 +85,7 @@ class Poll:
         """
         async with self.turns:
             is_small = self.report is None or len(self.report.rows) <= _FEW_ROWS
-            if next(self.readers) % (_READERS_PER_TURN if is_small else 1) == 0:
+            if not is_small or next(self.readers) % _READERS_PER_TURN == 0:
                 await asyncio.sleep(0)
             if self.error is not None:
                 raise self.error.with_traceback(self.traceback)

@@ -152,7 +152,8 @@ class ReductoUsageThresholdTrigger(BaseStreamTrigger):
             {name: getattr(self, name) for name in (*QUERY_FIELDS, "threshold", "window", "reducto_conn_id")}
         )
 
-    # With more than thirty attributes in it, an instance's dict shares no keys with others, and takes 1.5 KiB.
+    # The arguments, here since they are those of the method above. With more than thirty attributes in it, an
+    # instance's dict shares no keys with others, and takes 1.5 KiB.
     __slots__ = tuple(inspect.signature(__init__).parameters)[1:]
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
@@ -44,8 +44,8 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unk
     """
     The usage of one UTC day by one value of the report's dimension.
 
-    ``group`` is kept as it was sent, including None and empty text. ``credits`` are exact to nine decimal places, or
-    None if the service sent none, which does not mean 0.
+    ``group`` is kept as it was sent, including None and empty text. ``credits`` are exact and have nine decimal places,
+    or are None if the service sent none, which does not mean 0.
     """
 
     date: date
@@ -93,14 +93,7 @@ class UsageReport:
     @cached_property
     def days(self) -> Mapping[date, DailyUsage]:
         """The usage of each day that has rows, in order."""
-        days = {}
-        start = 0
-        while start < len(self.rows):
-            day = self.rows[start].date
-            end = bisect_right(self.rows, day, start, key=attrgetter("date"))
-            days[day] = DailyUsage(self.rows[start:end])
-            start = end
-        return days
+        return {day: DailyUsage(tuple(rows)) for day, rows in rows_by_day(self.rows)}
 
     def usage_on(self, day: date) -> DailyUsage:
         """Return the usage of a day, also of one without rows."""
@@ -169,6 +162,16 @@ class UsageReport:
                     "pricing: use metric='requests' instead"
                 )
             yield row.date, row.group if per_group else None, amount
+
+
+def rows_by_day(rows: Sequence[UsageRow]) -> Iterator[tuple[date, Sequence[UsageRow]]]:
+    """Yield each day and its rows, from rows that are sorted by day."""
+    start = 0
+    while start < len(rows):
+        day = rows[start].date
+        end = bisect_right(rows, day, start, key=attrgetter("date"))
+        yield day, rows[start:end]
+        start = end
 
 
 def sum_credits(rows: Iterable[UsageRow]) -> Decimal | None:

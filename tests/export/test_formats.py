@@ -7,7 +7,7 @@ import io
 import json
 import random
 import re
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -287,6 +287,12 @@ class TestDigest:
         sums = [("2026-06-17", "parse", credits, 1) for credits in ("230.1", "230.10000000000002", "2.301e2")]
         for name in PLAIN_FORMATS:
             assert len({digest(row, output=name) for row in sums}) == 1
+
+    def test_the_callers_decimal_context_has_no_say(self, digest):
+        with localcontext(prec=3, capitals=0):
+            in_context = digest(*USAGE)
+
+        assert in_context == digest(*USAGE)
 
     def test_keys_that_are_not_known_are_content_of_json_alone(self, digest):
         row = ("2026-06-17", "parse", "1", 1)

@@ -7,7 +7,7 @@ exporting a month, and 60 MiB. Arrays that are built from their buffers take no 
 
 from __future__ import annotations
 
-import struct
+from array import array
 from collections.abc import Sequence
 from datetime import date
 from decimal import Context, Decimal
@@ -31,20 +31,23 @@ def strings(values: Sequence[str | None]) -> Any:
     texts = ["" if value is None else value for value in values]
     content = "".join(texts)
     lengths = map(len, texts) if content.isascii() else (len(text.encode()) for text in texts)
-    ends = _packed("i", list(accumulate(lengths, initial=0)))
-    return _array(pa.string(), values, ends, pa.py_buffer(content.encode()))
+    ends = array("i", list(accumulate(lengths, initial=0)))  # not from an iterator, which takes twice as long
+    return _array(pa.string(), values, pa.py_buffer(ends), pa.py_buffer(content.encode()))
 
 
 def dates(values: Sequence[date | None]) -> Any:
     """Return an array of days."""
     days: dict[date | None, int] = {day: 0 if day is None else day.toordinal() - _EPOCH for day in set(values)}
-    numbers = list(days.values()) * len(values) if len(days) == 1 else [days[value] for value in values]
-    return _array(pa.date32(), values, _packed("i", numbers))
+    if len(days) == 1:  # as in the file of a day
+        numbers = array("i", days.values()) * len(values)
+    else:
+        numbers = array("i", [days[value] for value in values])
+    return _array(pa.date32(), values, pa.py_buffer(numbers))
 
 
 def integers(values: Sequence[int | None]) -> Any:
     """Return an array of integers of 64 bits."""
-    return _array(pa.int64(), values, _packed("q", [value or 0 for value in values]))
+    return _array(pa.int64(), values, pa.py_buffer(array("q", [value or 0 for value in values])))
 
 
 def decimals(values: Sequence[Decimal | None], scale: int) -> Any:
@@ -64,11 +67,6 @@ def _decimal_bytes(value: Decimal | None, scale: int) -> bytes:
     if whole != scaled or abs(whole) >= _DECIMAL_END:
         raise ValueError(f"{value} does not fit into decimal128(38, {scale})")
     return whole.to_bytes(_DECIMAL_BYTES, "little", signed=True)
-
-
-def _packed(code: str, numbers: Sequence[int]) -> Any:
-    """Return a buffer of numbers, of a type of the ``struct`` module, which is twice as fast as an ``array``."""
-    return pa.py_buffer(struct.pack(f"{len(numbers)}{code}", *numbers))
 
 
 def _array(kind: Any, values: Sequence[Any], *buffers: Any) -> Any:

@@ -6,14 +6,21 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import date
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
 from reducto_provider.usage.checks import excerpt, is_whole_number
-from reducto_provider.usage.report import CREDITS_SCALE, MAX_REQUEST_COUNT, UsageReport, UsageRow, format_decimal
+from reducto_provider.usage.report import (
+    CREDITS_SCALE,
+    EXACT,
+    MAX_REQUEST_COUNT,
+    UsageReport,
+    UsageRow,
+    format_decimal,
+)
 from reducto_provider.usage.wire import exact_credits
 
 if TYPE_CHECKING:
@@ -89,7 +96,8 @@ class Format(ABC):
 
         It does not depend on how the content is written: not on the version of this package or of pyarrow (Parquet
         names its writer), not on the compression, and not on the last binary digit of a number. It is the SHA-256 of
-        the rows as lines of JSON, with the service's keys and with credits as text with nine decimal places.
+        the rows as lines of JSON, with the service's keys, and with credits as text as :class:`~decimal.Decimal` has
+        them: nine decimal places, with an exponent below a millionth.
 
         :param rows: the result of :meth:`rows` for them.
         """
@@ -97,7 +105,8 @@ class Format(ABC):
             return None
         digest = hashlib.sha256(self._terms_content())
         for start in range(0, len(rows), ROWS_PER_BATCH):
-            lines = _JSON.encode_lines(report_rows[start : start + ROWS_PER_BATCH])
+            with localcontext(EXACT):  # the caller's may write decimals otherwise
+                lines = _JSON.encode_lines(report_rows[start : start + ROWS_PER_BATCH])
             more = self._more_content(rows[start : start + ROWS_PER_BATCH])
             if more is not None:
                 lines = b"".join(line + given for line, given in zip(lines.splitlines(True), more, strict=True))

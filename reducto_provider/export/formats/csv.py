@@ -8,12 +8,10 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from io import BytesIO
-from itertools import groupby
-from operator import attrgetter
 
 from reducto_provider.export.formats.base import COLUMNS, MAX_NUMBERS, Format, number_text, usage_row
 from reducto_provider.usage.checks import excerpt
-from reducto_provider.usage.report import UsageRow
+from reducto_provider.usage.report import UsageRow, rows_by_day
 
 
 class CsvFormat(Format):
@@ -29,7 +27,7 @@ class CsvFormat(Format):
         prefix = "".join(f"{quoted(value)}," for value in keys.values())
         content = BytesIO()
         content.write((",".join((*keys, *COLUMNS)) + "\n").encode())
-        for day, day_rows in groupby(rows, attrgetter("date")):
+        for day, day_rows in rows_by_day(rows):
             start = f"{prefix}{day},"
             lines = [f"{start}{quoted(row.group)},{_number(row.credits)},{row.request_count}\n" for row in day_rows]
             content.write("".join(lines).encode())
@@ -104,4 +102,4 @@ def _number(credits: Decimal | None) -> str:
 def quoted(text: str | None) -> str:
     if text is None:
         return ""
-    return f'"{text}"' if '"' not in text else '"' + text.replace('"', '""') + '"'
+    return f'"{text}"' if '"' not in text else '"' + text.replace('"', '""') + '"'  # mostly the first, which is quicker

@@ -56,7 +56,7 @@ def parquet_bytes(table: Any, distinct: Collection[str] = ()) -> bytes:
     """
     Return a ``pyarrow.Table`` as a Parquet file. The same table gives the same bytes.
 
-    :param distinct: columns that are written without a dictionary of their values.
+    :param distinct: columns whose values are not repeated. They are written without a dictionary.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
