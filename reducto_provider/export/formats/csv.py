@@ -40,7 +40,7 @@ class CsvFormat(Format):
         ]
 
 
-_FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^",\n]*))(,|\n)')
+_FIELD = r'(?:"((?:[^"]|"")*)"|([^",\n]*))(,|\n)'
 
 
 def csv_rows(content: bytes, *columns: str) -> Iterator[tuple[str | None, ...]]:
@@ -64,10 +64,11 @@ def csv_rows(content: bytes, *columns: str) -> Iterator[tuple[str | None, ...]]:
 
 
 def _lines(text: str) -> Iterator[list[str | None]]:
+    pattern = re.compile(_FIELD)  # here, since most processes read no file
     line: list[str | None] = []
     position = 0
     while position < len(text):
-        if (field := _FIELD.match(text, position)) is None:
+        if (field := pattern.match(text, position)) is None:
             raise ValueError(f"character {position} begins no field")
         quoted_text, bare, end = field.groups()
         line.append((bare or None) if quoted_text is None else quoted_text.replace('""', '"'))
