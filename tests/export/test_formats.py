@@ -129,13 +129,13 @@ class TestBytes:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
-        def columns(keys):
-            group = ParquetFile(pa.BufferReader(encode("parquet", USAGE, keys))).metadata.row_group(0)
+        def columns(usage, keys):
+            group = ParquetFile(pa.BufferReader(encode("parquet", usage, keys))).metadata.row_group(0)
             found = [group.column(number) for number in range(group.num_columns)]
             return {column.path_in_schema for column in found if column.has_dictionary_page}
 
-        assert columns({}) == {"date", "credits", "request_count"}
-        assert columns(KEYS) == {"org_id", "group_by", "date", "group", "credits", "request_count"}
+        assert columns(USAGE[:2], KEYS) == {"org_id", "group_by", "date", "credits", "request_count"}
+        assert columns(USAGE, {}) == {"date", "group", "credits", "request_count"}
 
     @pytest.mark.parametrize("name", PLAIN_FORMATS)
     def test_the_same_rows_in_any_order_give_the_same_bytes(self, encode, name):

@@ -7,14 +7,14 @@ exporting a month, and 60 MiB. Arrays that are built from their buffers take no 
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Context, Decimal
 from functools import lru_cache
 from itertools import accumulate, repeat
 from types import NoneType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 
@@ -28,26 +28,28 @@ _DECIMAL_END: Final = 10**38
 
 def strings(values: Sequence[str | None]) -> Any:
     """Return an array of text."""
-    texts = ["" if value is None else value for value in values]
+    validity = _validity(values)
+    texts = cast("Sequence[str]", values) if validity is None else [value or "" for value in values]
     content = "".join(texts)
     lengths = map(len, texts) if content.isascii() else (len(text.encode()) for text in texts)
-    ends = array("i", list(accumulate(lengths, initial=0)))  # not from an iterator, which takes twice as long
-    return _array(pa.string(), values, pa.py_buffer(ends), pa.py_buffer(content.encode()))
+    ends = _packed("i", accumulate(lengths, initial=0))
+    return pa.Array.from_buffers(pa.string(), len(values), [validity, ends, pa.py_buffer(content.encode())])
 
 
 def dates(values: Sequence[date | None]) -> Any:
     """Return an array of days."""
-    days: dict[date | None, int] = {day: 0 if day is None else day.toordinal() - _EPOCH for day in set(values)}
-    if len(days) == 1:  # as in the file of a day
-        numbers = array("i", days.values()) * len(values)
-    else:
-        numbers = array("i", [days[value] for value in values])
-    return _array(pa.date32(), values, pa.py_buffer(numbers))
+    days = {
+        day: (0 if day is None else day.toordinal() - _EPOCH).to_bytes(4, "little", signed=True) for day in set(values)
+    }
+    content = b"".join(map(days.__getitem__, values))
+    return pa.Array.from_buffers(pa.date32(), len(values), [_validity(values), pa.py_buffer(content)])
 
 
 def integers(values: Sequence[int | None]) -> Any:
     """Return an array of integers of 64 bits."""
-    return _array(pa.int64(), values, pa.py_buffer(array("q", [value or 0 for value in values])))
+    validity = _validity(values)
+    numbers = cast("Sequence[int]", values) if validity is None else [value or 0 for value in values]
+    return pa.Array.from_buffers(pa.int64(), len(values), [validity, _packed("q", numbers)])
 
 
 def decimals(values: Sequence[Decimal | None], scale: int) -> Any:
@@ -57,7 +59,7 @@ def decimals(values: Sequence[Decimal | None], scale: int) -> Any:
     :raises ValueError: for a number that has more digits, or more decimal places than ``scale``.
     """
     content = b"".join(map(_decimal_bytes, values, repeat(scale)))
-    return _array(pa.decimal128(38, scale), values, pa.py_buffer(content))
+    return pa.Array.from_buffers(pa.decimal128(38, scale), len(values), [_validity(values), pa.py_buffer(content)])
 
 
 @lru_cache(MAX_NUMBERS)
@@ -69,8 +71,10 @@ def _decimal_bytes(value: Decimal | None, scale: int) -> bytes:
     return whole.to_bytes(_DECIMAL_BYTES, "little", signed=True)
 
 
-def _array(kind: Any, values: Sequence[Any], *buffers: Any) -> Any:
-    return pa.Array.from_buffers(kind, len(values), [_validity(values), *buffers])
+def _packed(code: str, numbers: Iterable[int]) -> Any:
+    """Return a buffer of numbers of a type of the ``struct`` module, little-endian."""
+    packed = tuple(numbers)
+    return pa.py_buffer(struct.pack(f"<{len(packed)}{code}", *packed))
 
 
 def _validity(values: Sequence[Any]) -> Any:

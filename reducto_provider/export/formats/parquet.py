@@ -22,8 +22,9 @@ class ParquetFormat(Format):
     compression = "zstd"
 
     def encode(self, rows: Sequence[UsageRow], keys: Mapping[str, str]) -> bytes:
-        # Without keys it is the file of a day, in which no group is repeated: a dictionary would only make it larger.
-        return parquet_bytes(arrow_table(rows, keys), distinct=() if keys else ("group",))
+        # On a day no group is repeated: a dictionary would only make the file larger.
+        is_of_a_day = bool(rows) and rows[0].date == rows[-1].date
+        return parquet_bytes(arrow_table(rows, keys), distinct=("group",) if is_of_a_day else ())
 
     def decode(self, content: bytes) -> list[UsageRow]:
         return [usage_row(*row) for row in parquet_rows(content, *COLUMNS)]
