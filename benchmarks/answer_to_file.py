@@ -91,9 +91,9 @@ def section(size: Size) -> Section:
                 bare,
                 parquet,
                 2.5,
-                f"Theirs has binary floats and checks nothing; here {typed}. Columns are built from buffers, which takes "
-                "130 ms where `pyarrow.array` takes 75: but that imports `pandas`, which in a fresh process takes 320 to "
-                "440, as the next section measures.",
+                f"Theirs has binary floats and checks nothing; here {typed}. Columns are built from buffers, which "
+                "takes 130 ms where `pyarrow.array` takes 75: but that imports `pandas`, which takes 320 to 440 in a "
+                "fresh process, as is measured in the next lines.",
             ),
             memory(bare, parquet),
             faster(f"{what}{NOISE}", bare, inexact_parquet, 2.5, "Besides that, decimals have to be rounded."),
