@@ -9,12 +9,11 @@ from __future__ import annotations
 from calendar import monthrange
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import pendulum
 
-if TYPE_CHECKING:
-    Zone: TypeAlias = str | pendulum.Timezone | pendulum.FixedTimezone
+Zone: TypeAlias = str | pendulum.Timezone | pendulum.FixedTimezone
 
 USAGE_TIMEZONE: Final = "UTC"
 """The time zone whose days usage is counted by. The service documents none: this package assumes UTC."""

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pendulum
 
-from reducto_provider.usage.days import USAGE_TIMEZONE
+from reducto_provider.usage.days import USAGE_TIMEZONE, Zone
 
 if TYPE_CHECKING:
     from croniter import croniter
-
-    from reducto_provider.usage.days import Zone
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
