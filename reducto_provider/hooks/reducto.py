@@ -282,7 +282,7 @@ class ReductoHook(HttpHook):
                 if not error.transient or settings.max_attempts == 1:
                     raise
                 failures.append(error)
-            # Tenacity is left out of requests that succeed, since it takes half as long as all else of this method.
+            # Requests that succeed go without tenacity, which takes 30 µs of CPU time.
             return await self._retrying(settings, what)(attempt)  # its first attempt is the one that has failed
         finally:
             await self._release_sessions()
