@@ -19,6 +19,7 @@ from benchmarks import (
     object_store,
     open_connection,
     tables,
+    unchanged_days,
     waiting,
 )
 from benchmarks.measuring import WrongOutputError
@@ -31,6 +32,7 @@ PARTS: Final[dict[str, Measure]] = {
     "airflow": airflow_task.section,
     "fleet": fleet.section,
     "storing": object_store.section,
+    "unchanged": unchanged_days.section,
     "changes": changed_fleet.section,
     "delta": tables.section,
     "waiting": waiting.section,

@@ -77,6 +77,8 @@ def main(arguments: dict[str, Any]) -> None:
             pass
     if "organizations" in result:
         sample["changed days"] = sum(each["changed_day_count"] for each in result["organizations"])
+    else:
+        sample["changed days"] = sum(each["changed"] for each in result["files"])
     print("\n" + json.dumps(sample))
 
 

@@ -22,6 +22,7 @@ from benchmarks import (  # noqa: E402
     operator_run,
     tables,
     task_imports,
+    unchanged_days,
     waiting,
 )
 from benchmarks.answers import DOCUMENTED, WITH_TENTHS, make_answer  # noqa: E402
@@ -120,6 +121,17 @@ def test_a_fleets_second_export_is_measured_and_right(monkeypatch):
     monkeypatch.setattr(changed_fleet, "check_organizations", lambda place, *_: operator_run.check_files(place, {}))
     with pytest.raises(WrongOutputError, match="the files at"):
         changed_fleet.take(2)
+
+
+def test_days_exported_again_are_counted_and_right(monkeypatch):
+    pytest.importorskip("s3fs")
+    unchanged, changed = unchanged_days.take(2)
+    assert (unchanged["requests"], unchanged["writes"]) == (5, 0)
+    assert (changed["requests"], changed["writes"]) == (13, 4)
+
+    monkeypatch.setattr(unchanged_days, "check_organizations", lambda place, *_: operator_run.check_files(place, {}))
+    with pytest.raises(WrongOutputError, match="the files at"):
+        unchanged_days.take(2)
 
 
 @pytest.mark.parametrize("axis", growth.TAKERS)
