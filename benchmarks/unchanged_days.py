@@ -79,7 +79,7 @@ def take(days: int) -> tuple[Sample, Sample]:
     :raises WrongOutputError: if a file does not have the simulator's figures, or other days changed.
     """
     fleet = organizations(1)
-    [name] = [each.id for each in fleet]
+    name = fleet[0].id
     exported = (LAST - timedelta(days=days - 1), LAST)
     with Simulator(fleet) as simulator, bucket() as place:
 

@@ -104,13 +104,13 @@ class Format(ABC):
         if not report_rows:
             return None
         digest = hashlib.sha256(self._terms_content())
-        for start in range(0, len(rows), ROWS_PER_BATCH):
-            with localcontext(EXACT):  # the caller's may write decimals otherwise
+        with localcontext(EXACT):  # the caller's may write decimals otherwise
+            for start in range(0, len(rows), ROWS_PER_BATCH):
                 lines = _JSON.encode_lines(report_rows[start : start + ROWS_PER_BATCH])
-            more = self._more_content(rows[start : start + ROWS_PER_BATCH])
-            if more is not None:
-                lines = b"".join(line + given for line, given in zip(lines.splitlines(True), more, strict=True))
-            digest.update(lines)
+                more = self._more_content(rows[start : start + ROWS_PER_BATCH])
+                if more is not None:
+                    lines = b"".join(line + given for line, given in zip(lines.splitlines(True), more, strict=True))
+                digest.update(lines)
         return digest.hexdigest()
 
     def _terms_content(self) -> bytes:
