@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.airflows import AIRFLOW
+from tests.airflows import AIRFLOW, DELTA
 
 PROJECT = Path(__file__).parents[1]
 SOURCES = sorted([*PROJECT.glob("reducto_provider/**/*.py"), *PROJECT.glob("dags/*.py")])
@@ -295,3 +295,75 @@ def test_the_provider_info_costs_no_import(loaded_alone):
     packages = loaded_alone["provider_info"].get()
     assert "reducto_provider" in packages
     assert {"airflow", "msgspec", "pendulum"} & set(packages) == set()
+
+
+WATCH_STRUCTS = f"""
+import threading
+
+{IMPORT_ALL}
+looked_at = []
+
+def note(frame, event, argument):
+    if event == "call" and frame.f_code.co_name == "get_class_annotations":  # msgspec's, once for each type
+        looked_at.append(frame.f_locals["obj"].__name__)
+
+threading.setprofile(note)
+sys.setprofile(note)
+"""
+DECODE_LATE = """
+import msgspec
+
+class Late(msgspec.Struct):
+    name: str
+
+msgspec.json.decode(b'{"name": "x"}', type=Late)
+result = looked_at
+"""
+EXPORT_AND_READ = """
+import tempfile
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from reducto_provider.export.formats import FORMATS
+from reducto_provider.export.reader import read_usage
+from reducto_provider.export.sink import open_sink
+from reducto_provider.export.storage import open_storage
+from reducto_provider.export.verify import verify_dataset
+from reducto_provider.usage.query import UsageQuery
+from reducto_provider.usage.threshold import Reading, UsageThreshold
+from reducto_provider.usage.wire import decode_report
+
+query = UsageQuery(start=date(2026, 6, 1), end=date(2026, 6, 2), org_id="org_a")
+row = b'{{"date": "2026-06-0%d", "group": "parse", "credits": 1.5, "requestCount": 1}}'
+body = b'{{"orgId": "org_a", "startDate": "2026-06-01", "endDate": "2026-06-02", "groupBy": "product", "data": [%b]}}'
+report = decode_report(body % b",".join(row % day for day in (1, 2)), query)
+threshold = UsageThreshold(query=query, metric="credits", threshold=Decimal(2))
+read = threshold.read(report, datetime(2026, 6, 3, tzinfo=UTC))
+assert Reading.from_json(read.as_json()) == read
+folder = tempfile.mkdtemp()
+for partitioned in {partitioned}:
+    for time in range(3):
+        path = folder if partitioned else folder + "/usage.json"
+        sink = open_sink(path, None, FORMATS[{format!r}], query.filters(), partitioned=partitioned)
+        sink.check(query, "run")
+        changes = {{file.day: file.change for file in sink.publish(report, query, "run")}}
+        sink.acknowledge({{("org_a", "product"): changes.items()}})
+    if partitioned:
+        assert read_usage(folder, org_id="org_a", start=query.start, end=query.end) == list(report.rows)
+        verify_dataset(open_storage(folder))
+result = looked_at
+"""
+
+
+@pytest.fixture(scope="module")
+def structs(in_forks):
+    """The types that msgspec looks at after all modules have been imported."""
+    files = EXPORT_AND_READ.format(format="json", partitioned=(True, False))
+    table = EXPORT_AND_READ.format(format="delta", partitioned=(True,))
+    return in_forks(WATCH_STRUCTS, {"late": DECODE_LATE, "files": files, "table": table})
+
+
+@pytest.mark.parametrize("output", ["files", pytest.param("table", marks=DELTA)])
+def test_types_of_json_are_known_once_imported(structs, output):
+    """If two threads are the first to decode a type, msgspec 0.21.1 uses what is unfinished, and the process dies."""
+    assert structs["late"].get() == ["Late"]
+    assert structs[output].get() == []

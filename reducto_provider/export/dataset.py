@@ -49,6 +49,7 @@ Result = TypeVar("Result")
 
 LAYOUT_VERSION: Final = 1
 _MAX_NAMED = 10
+_IDENTITY = msgspec.json.Decoder(dict[str, Any])
 
 
 class UsageDataset(Sink):
@@ -98,7 +99,7 @@ class UsageDataset(Sink):
             self._is_described = False
             return
         try:
-            found = msgspec.json.decode(content, type=dict[str, Any])
+            found = _IDENTITY.decode(content)
         except INVALID_JSON as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(DATASET_FILE)} can't be decoded, so the dataset's format and filters are "

@@ -27,6 +27,7 @@ MAX_MESSAGE_LENGTH: Final = 500
 
 _MAX_NAMED = 10
 _ENTRY_FIELDS = {"org_id", "reducto_conn_id"}
+_JSON = msgspec.json.Decoder()
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _as_list(name: str, value: object) -> Sequence[Any]:
     given = value
     if isinstance(value, str):
         try:
-            value = msgspec.json.decode(value)
+            value = _JSON.decode(value)
         except INVALID_JSON:
             raise ValueError(
                 f"{name} must be a list or its JSON text, not {_cut(repr(given), 80)}: render a list with "

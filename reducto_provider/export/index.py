@@ -88,6 +88,9 @@ class IndexedDay(msgspec.Struct, kw_only=True):
         )
 
 
+_DAY = msgspec.json.Decoder(IndexedDay)
+
+
 class Index:
     """
     The index of the manifests in a folder: a JSON object with a line per day.
@@ -120,7 +123,7 @@ class Index:
         """Return what the index holds of a day, None if it is not there or can't be decoded."""
         found = self._days.get(day)
         with suppress(*INVALID_JSON):
-            return None if found is None else msgspec.json.decode(found, type=IndexedDay)
+            return None if found is None else _DAY.decode(found)
         return None
 
     def update(self, manifests: Iterable[Manifest]) -> None:

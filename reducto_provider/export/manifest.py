@@ -78,6 +78,9 @@ class Manifest(msgspec.Struct, kw_only=True):
             raise ValueError("credits must be a decimal number without sign or exponent")
 
 
+_MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 class InvalidManifestError(ValueError):
     """A manifest can't be decoded, or is of another day."""
 
@@ -89,7 +92,7 @@ def decode_manifest(content: bytes) -> Manifest:
     :raises InvalidManifestError: if the content is not one.
     """
     try:
-        return msgspec.json.decode(content, type=Manifest)
+        return _MANIFEST.decode(content)
     except INVALID_JSON as error:
         raise InvalidManifestError(f"it is not a manifest: {error}") from error
 
@@ -127,12 +130,15 @@ def settle(storage: Storage, file: str, manifest: str, write_again: Callable[[],
 def _agree(storage: Storage, file: str, manifest: str) -> bool:
     description = storage.read(manifest)
     with suppress(*INVALID_JSON):
-        return msgspec.json.decode(description or b"", type=_Described).sha256 == checksum(storage.read(file))
+        return _DESCRIBED.decode(description or b"").sha256 == checksum(storage.read(file))
     return False
 
 
 class _Described(msgspec.Struct):
     sha256: str | None
+
+
+_DESCRIBED = msgspec.json.Decoder(_Described)
 
 
 def partition_of(org_id: str, group_by: str) -> str:

@@ -46,6 +46,9 @@ class _Manifest(msgspec.Struct, kw_only=True):
     change: Change | None = None
 
 
+_MANIFEST = msgspec.json.Decoder(_Manifest)
+
+
 class UsageObject(Sink):
     """
     The usage of one organization by one dimension as one object, with both as columns.
@@ -154,7 +157,7 @@ class UsageObject(Sink):
     def _read(self) -> _Manifest | None:
         content = self._storage.read(self._manifest)
         try:
-            return None if content is None else msgspec.json.decode(content, type=_Manifest)
+            return None if content is None else _MANIFEST.decode(content)
         except INVALID_JSON as error:
             raise DatasetMismatchError(
                 f"{self._storage.location(self._manifest)} can't be decoded, so the contents of {self._name} "

@@ -28,6 +28,7 @@ from reducto_provider.export.sink import short, storage_errors
 from reducto_provider.export.storage import Storage, open_storage
 from reducto_provider.export.stored import StoredDays
 from reducto_provider.export.threads import map_in_threads
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import DIMENSIONS, UsageQuery
 from reducto_provider.usage.report import UsageRow
@@ -84,6 +85,9 @@ class _Identity(msgspec.Struct):
     filters: dict[str, list[str]]
 
 
+_IDENTITY = msgspec.json.Decoder(_Identity)
+
+
 class UsageReader:
     """
     A reader of the dataset at one location. Every method may be called in several threads at once.
@@ -117,8 +121,8 @@ class UsageReader:
                 f"there is no {DATASET_FILE} at {storage.location()}: has an export with this output_path succeeded?"
             )
         try:
-            identity = msgspec.json.decode(content, type=_Identity)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            identity = _IDENTITY.decode(content)
+        except INVALID_JSON as error:
             raise UsageReadError(f"{storage.location(DATASET_FILE)} can't be decoded: {error}") from error
         return self._format_of(identity), identity.filters
 

@@ -67,6 +67,9 @@ class _Manifest(msgspec.Struct):
     sha256: str | None
 
 
+_MANIFEST = msgspec.json.Decoder(_Manifest)
+
+
 def verify_dataset(storage: Storage) -> Verification:
     """
     Check every file of the dataset and every manifest.
@@ -90,7 +93,7 @@ def verify_dataset(storage: Storage) -> Verification:
         manifests.setdefault(folder, []).append(day)
         content = storage.read(name)
         try:
-            manifest = msgspec.json.decode(content or b"", type=_Manifest)
+            manifest = _MANIFEST.decode(content or b"")
         except INVALID_JSON as error:
             problems.append(Problem("unreadable", name, str(error)))
             continue

@@ -29,6 +29,7 @@ Parameters = Iterable[tuple[str, str]]
 
 _REASON_FIELDS = ("error", "message", "detail", "errors", "msg", "title", "error_description", "description", "reason")
 _TITLE = r"<title[^>]*>([^<]+)"
+_JSON = msgspec.json.Decoder()
 
 
 class Answer(NamedTuple):
@@ -121,7 +122,7 @@ def _error_detail(answer: Answer, settings: ReductoSettings) -> str:
     """Return the reason that the service gives, in any form, without secrets and never the whole body."""
     text = ""
     try:
-        text = "; ".join(dict.fromkeys(_reasons_in(msgspec.json.decode(answer.body))))
+        text = "; ".join(dict.fromkeys(_reasons_in(_JSON.decode(answer.body))))
     except INVALID_JSON:
         if answer.headers.get("Content-Type", "text/").startswith("text/"):
             text = answer.body.decode(errors="replace")

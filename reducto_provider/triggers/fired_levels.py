@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.report import EXACT
 from reducto_provider.usage.threshold import Reading
 
@@ -21,6 +22,8 @@ MAX_GROUPS: Final = 100
 
 # One more than are ever watched at the same time, with the longest settle_days.
 _MAX_WINDOWS: Final = {"month": 4, "week": 7, "day": 33}
+
+_LEVELS: Final = msgspec.json.Decoder(dict[str, list[int | float]])
 
 
 class FiredLevels:
@@ -110,8 +113,8 @@ class FiredLevels:
         if stored is None:
             return {}
         try:
-            return msgspec.convert(stored, dict[str, list[int | float]])
-        except msgspec.ValidationError as error:  # another program wrote it: rather fire a level again than never
+            return _LEVELS.decode(msgspec.json.encode(stored))
+        except (*INVALID_JSON, TypeError) as error:  # another program wrote it: rather fire a level again than never
             await trigger._alog("warning", "Fired levels stored as %s are invalid, and fire again: %s", key, error)
             return {}
 

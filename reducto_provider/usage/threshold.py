@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from reducto_provider.usage.checks import check_number
+from reducto_provider.usage.checks import INVALID_JSON, check_number
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.fields import QUERY_FIELDS, check_both_days, is_run_days, parse_query
 from reducto_provider.usage.projection import MIN_COMPLETE_DAYS, first_day_of_history, project
@@ -95,8 +95,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         :raises ValueError: for any other content.
         """
         try:
-            sent = msgspec.convert(content, _JsonReading)
-        except msgspec.ValidationError as error:  # a ValueError from msgspec 0.21 on
+            sent = _READING.decode(msgspec.json.encode(content))
+        except (*INVALID_JSON, TypeError) as error:
             raise ValueError(str(error)) from error
         value, used, threshold = (Decimal(str(number)) for number in (sent.value, sent.used, sent.threshold))
         if not (value.is_finite() and used.is_finite() and threshold.is_finite() and sent.time.tzinfo):
@@ -145,6 +145,9 @@ class _JsonReading(msgspec.Struct):
     group_by: str
     group: str | None
     time: datetime
+
+
+_READING = msgspec.json.Decoder(_JsonReading)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ import msgspec
 
 from reducto_provider import __version__
 from reducto_provider.export.storage import Storage
+from reducto_provider.usage.checks import INVALID_JSON
 
 # What others may commit without a change of any row.
 _KEEPS_ROWS = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CREATE TABLE", "ADD CONSTRAINT"}
@@ -99,7 +100,7 @@ class Commit:
         ``DeltaTable.history`` does the same, but keeps all other Python threads waiting for the store.
         """
         content = storage.read(f"_delta_log/{version:020}.json") or b""
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        with suppress(*INVALID_JSON):
             for action in _ACTIONS.decode_lines(content):
                 if action.commit_info:
                     return cls(version, _replaced_by(action.commit_info))
@@ -146,13 +147,15 @@ class OtherCommits:
 
 _ACTIONS = msgspec.json.Decoder(_Action)
 
+_RECORD = msgspec.json.Decoder(CommitRecord)
+
 
 def _replaced_by(entry: Mapping[str, Any]) -> tuple[Days, ...] | None:
     if entry.get("operation") in _KEEPS_ROWS:
         return ()
     try:
-        record = msgspec.json.decode(entry.get("userMetadata") or "", type=CommitRecord)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        record = _RECORD.decode(entry.get("userMetadata") or "")
+    except INVALID_JSON:
         return None
     return tuple(export.days for export in record.exports)
 

@@ -33,6 +33,8 @@ class _Checkpoint(msgspec.Struct):
 
 _ACTIONS = msgspec.json.Decoder(_Action)
 
+_CHECKPOINT = msgspec.json.Decoder(_Checkpoint)
+
 
 class _UnknownLogError(Exception):
     """The log does not have the form in which ``deltalake`` writes it."""
@@ -81,7 +83,7 @@ class CommitCounts:
         import pyarrow.parquet as pq
 
         try:
-            checkpoint = msgspec.json.decode(hint, type=_Checkpoint)
+            checkpoint = _CHECKPOINT.decode(hint)
             content = self._storage.read(f"_delta_log/{checkpoint.version:020}.checkpoint.parquet")
             if checkpoint.parts or content is None:
                 raise _UnknownLogError

@@ -16,13 +16,14 @@ from msgspec import structs
 from reducto_provider.export.manifest import Count, partition_of
 from reducto_provider.export.reported import Change, new_change
 from reducto_provider.export.storage import Storage
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.report import CREDITS_SCALE
 
 FOLDER: Final = "_reducto"
 """Hidden by its name: engines skip it, and vacuum leaves it alone."""
 
 _MAX_WRITES = 10
-_YEAR = re.compile(r"(\d{4})\.json", re.ASCII)
+_FILE_NAME = re.compile(r"(\d{4})\.json", re.ASCII)
 
 # Printing some of the numbers that no export writes would exhaust memory.
 PlainNumber = Annotated[str, msgspec.Meta(pattern=rf"(?a)^\d{{1,60}}(\.\d{{1,{CREDITS_SCALE}}})?\Z")]
@@ -65,6 +66,8 @@ class Year(msgspec.Struct, frozen=True):
         return self.days if (self.table, self.commit) == (table, commit) else {}
 
 
+_YEAR = msgspec.json.Decoder(Year)
+
 NOTHING_RECORDED: Final = Year("", 0, {})
 
 
@@ -82,13 +85,13 @@ class Journal:
     def years(self) -> list[int]:
         """Return the years of which days are recorded, in order."""
         names = (name.removeprefix(f"{self.folder}/") for name in self._storage.names(self.folder))
-        return [int(match[1]) for name in names if (match := _YEAR.fullmatch(name))]
+        return [int(match[1]) for name in names if (match := _FILE_NAME.fullmatch(name))]
 
     def read(self, year: int) -> Year:
         """Return what is known of a year. A file that can't be decoded is ignored, and replaced by the next export."""
         content = self._storage.read(self._name(year))
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
-            return NOTHING_RECORDED if content is None else msgspec.json.decode(content, type=Year)
+        with suppress(*INVALID_JSON):
+            return NOTHING_RECORDED if content is None else _YEAR.decode(content)
         return NOTHING_RECORDED
 
     def record(self, year: int, table: str, commit: int, days: Mapping[date, Day], *, committed: bool) -> None:

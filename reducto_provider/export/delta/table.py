@@ -16,6 +16,7 @@ from reducto_provider.export.delta.commits import CommitRecord, Days, ExportReco
 from reducto_provider.export.formats import COLUMNS
 from reducto_provider.export.formats.base import ROWS_PER_BATCH
 from reducto_provider.export.sink import DatasetMismatchError, Filters, short
+from reducto_provider.usage.checks import INVALID_JSON
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.report import CREDITS_SCALE, UsageRow
 from reducto_provider.usage.wire import row_order
@@ -36,6 +37,8 @@ _DELTA_TYPES = {"bigint": "long"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _BACKTRACE = re.compile(r"\n\s+0: .*", re.DOTALL)
 _PINNED = ("reducto.layout_version", "reducto.filters")
+_FILTERS = msgspec.json.Decoder(dict[str, list[str]])
+_JSON = msgspec.json.Decoder()
 
 # By default, Delta forgets the versions of a table after thirty days.
 _RETENTION = "interval 3650 days"
@@ -207,9 +210,9 @@ class UsageDeltaTable:
         :raises DatasetMismatchError: if the table is not one of usage that this version of the package reads.
         """
         version, filters = (self._pinned().get(name) for name in _PINNED)
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        with suppress(*INVALID_JSON):
             if version == str(LAYOUT_VERSION):
-                return msgspec.json.decode(filters or "", type=dict[str, list[str]])
+                return _FILTERS.decode(filters or "")
         raise DatasetMismatchError(
             f"the Delta table at {self._location} has layout {short(repr(version))} and filters "
             f"{short(repr(filters))}, which this version of the package can't read"
@@ -313,7 +316,7 @@ class UsageDeltaTable:
         :raises DatasetMismatchError: if the table is not one of usage.
         """
         metadata = self._table.metadata()
-        fields = msgspec.json.decode(self._table.schema().to_json())["fields"]
+        fields = _JSON.decode(self._table.schema().to_json())["fields"]
         found = {str(field["name"]): field["type"] for field in fields}
         expected = {name: _DELTA_TYPES.get(kind, kind) for name, kind in TABLE_COLUMNS.items()}
         pinned = {name: value for name, value in metadata.configuration.items() if name in _PINNED}
@@ -361,8 +364,8 @@ def _pins(filters: Filters) -> dict[str, str]:
 
 def _decoded(pin: str | None) -> str:
     """Return a pinned value as it is written in Python, like the arguments of an export."""
-    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
-        return repr(msgspec.json.decode(pin or ""))
+    with suppress(*INVALID_JSON):
+        return repr(_JSON.decode(pin or ""))
     return repr(pin)
 
 
