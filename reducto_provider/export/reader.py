@@ -196,6 +196,10 @@ class UsageReader:
             rows are returned, unless the reader still has a version of the table with the old ones.
         :raises UsageReadError: naming the file that is missing or damaged.
         """
+        try:
+            self.format.load()
+        except ImportError as error:
+            raise UsageReadError(str(error)) from error
         per_day = self._map(lambda day: self._rows_of_day(org_id, group_by, day), list(exported))
         return [row for rows in per_day for row in rows]
 

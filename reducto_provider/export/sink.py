@@ -209,7 +209,7 @@ def open_sink(
     :raises ValueError: if the location can't be used.
     :raises ImportError: naming the extra to install, if a package for the format or the store is missing.
     """
-    format.check_installed()
+    format.load()
     sink = choose_sink(format.name, partitioned=partitioned)
     return sink.open(sink.check_location(output_path), conn_id, format, filters)
 

@@ -1,9 +1,11 @@
-"""Read several files of an object store at a time."""
+"""Read several files of an object store at a time, and import what other threads then use."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -52,3 +54,33 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], co
     if errors:
         raise errors[0]
     return [results[place] for place in range(len(items))]
+
+
+def import_pyarrow() -> None:
+    """
+    Import pyarrow in a thread that lasts as long as the process, unless it has been imported.
+
+    If the thread that has imported pyarrow 25.0.0 ends, the next one that uses it crashes the process
+    (apache/arrow#50471). A web server's threads end.
+
+    :raises ImportError: if it is not installed.
+    """
+    if "pyarrow" in sys.modules or threading.current_thread() is threading.main_thread():
+        import_module("pyarrow")
+        return
+    is_over = threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            import_module("pyarrow")
+        except BaseException as error:  # noqa: BLE001  # raised where it is awaited
+            errors.append(error)
+        is_over.set()
+        if not errors:
+            threading.Event().wait()
+
+    threading.Thread(target=work, name="reducto-pyarrow", daemon=True).start()
+    is_over.wait()
+    if errors:
+        raise errors[0]

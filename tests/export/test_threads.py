@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from reducto_provider.export.formats import check_format
+from reducto_provider.export.sink import open_sink
 from reducto_provider.export.threads import map_in_threads
+from tests.airflows import DELTA
 
 HANGING = """
 import threading
@@ -25,6 +29,32 @@ threading.Thread(target=map_in_threads, args=(work, range(9), 3), daemon=True).s
 for _ in range(3):
     hanging.acquire()
 print("the end")
+"""
+
+READ_IN_THREADS = """
+import json, sys, threading
+from datetime import date
+from reducto_provider.export.reader import read_usage
+
+importers = []
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "pyarrow.lib":  # which loads what crashes
+            importers.append(threading.current_thread())
+
+sys.meta_path.insert(0, Watch())
+rows = []
+
+def read():
+    rows.append(len(read_usage(sys.argv[1], org_id="org_abc123", start=date(2026, 6, 17), end=date(2026, 6, 18))))
+
+for _ in range(3):
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join()
+ended = [each.name for each in importers if not each.is_alive()]
+print(json.dumps({"rows": rows, "imports": len(importers), "ended": ended}))
 """
 
 
@@ -55,9 +85,52 @@ def test_after_an_error_nothing_else_is_begun(count):
     assert len(begun) <= count
 
 
-def test_what_hangs_holds_up_no_exit():
+def run(*arguments):
+    """Run code in a new process, and return its output."""
     project = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", HANGING], cwd=project, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", *arguments], cwd=project, capture_output=True, text=True, check=False, timeout=120
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_what_hangs_holds_up_no_exit():
+    assert run(HANGING) == "the end\n"
+
+
+@pytest.mark.parametrize(
+    ("output_format", "compression"),
+    [("parquet", None), ("jsonl", "zstd"), pytest.param("delta", None, marks=DELTA)],
+)
+def test_pyarrow_is_imported_by_a_thread_that_lasts(make_export, tmp_path, output_format, compression):
+    """Else pyarrow 25.0.0 crashes the process that reads usage in a web server's threads, which end."""
+    export = make_export(("2026-06-17", "parse", "1.5", 1), ("2026-06-18", "parse", "2", 2))
+    sink = open_sink(str(tmp_path / "usage"), None, check_format(output_format, compression), export.query.filters())
+    sink.check()
+    sink.publish(export.report, export.query)
+
+    found = json.loads(run(READ_IN_THREADS, str(tmp_path / "usage")).splitlines()[-1])
+    assert found == {"rows": [2, 2, 2], "imports": 1, "ended": []}
+
+
+def test_without_pyarrow_its_import_is_an_error_of_the_thread_that_needs_it():
+    code = """
+import sys, threading
+from reducto_provider.export.threads import import_pyarrow
+
+sys.path_importer_cache.clear()
+sys.path[:] = [path for path in sys.path if "site-packages" not in path]
+
+def need():
+    try:
+        import_pyarrow()
+    except ImportError as error:
+        print(error)
+
+needs = threading.Thread(target=need)
+needs.start()
+needs.join()
+print(threading.active_count())
+"""
+    assert run(code) == "No module named 'pyarrow'\n1\n"

@@ -107,7 +107,7 @@ def table_location(output_path: object, conn_id: str | None) -> TableLocation:
     :raises ValueError: see :func:`check_table_location`.
     :raises ImportError: naming the extra to install, if ``deltalake`` or the store's package is missing or too old.
     """
-    FORMATS[TABLE_FORMAT].check_installed()
+    FORMATS[TABLE_FORMAT].load()
     path = check_table_location(output_path)
     storage = open_storage(path, conn_id)
     location = storage.location()

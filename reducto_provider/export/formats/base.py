@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
+from reducto_provider.export.threads import import_pyarrow
 from reducto_provider.usage.checks import excerpt, is_whole_number
 from reducto_provider.usage.report import (
     CREDITS_SCALE,
@@ -67,16 +68,19 @@ class Format(ABC):
         """
         return self
 
-    def check_installed(self) -> None:
+    def load(self) -> None:
         """
-        Check, before a request is spent, that the package which the format needs is installed.
+        Import the package that the format needs: before a request is spent, and before several threads use it.
 
         :raises ImportError: naming the extra to install.
         """
-        if self.compression == "zstd" and find_spec("pyarrow") is None:
-            raise ImportError(
-                f"output_format={self.name!r} with zstd needs pyarrow: pip install 'airflow-provider-reducto[parquet]'"
-            )
+        if self.compression == "zstd":
+            if find_spec("pyarrow") is None:
+                raise ImportError(
+                    f"output_format={self.name!r} with zstd needs pyarrow: "
+                    "pip install 'airflow-provider-reducto[parquet]'"
+                )
+            import_pyarrow()
 
     def rows(self, report: UsageReport) -> Sequence[Any]:
         """

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from reducto_provider.export.formats.parquet import ParquetFormat
+from reducto_provider.export.threads import import_pyarrow
 
 MIN_DELTALAKE = "1.6.6"
 """Older ones may be installed without the extra: the Amazon provider brings 1.5.0 to an Airflow 3.1.8 of its day."""
@@ -17,7 +18,7 @@ class DeltaFormat(ParquetFormat):
 
     name = "delta"
 
-    def check_installed(self) -> None:
+    def load(self) -> None:
         if find_spec("deltalake") is None or find_spec("pyarrow") is None:
             raise ImportError(
                 "output_format='delta' needs deltalake and pyarrow: pip install 'airflow-provider-reducto[delta]'"
@@ -27,6 +28,7 @@ class DeltaFormat(ParquetFormat):
                 f"output_format='delta' needs deltalake {MIN_DELTALAKE} or newer, not {installed}: "
                 "pip install 'airflow-provider-reducto[delta]'"
             )
+        import_pyarrow()
 
 
 def numbers(text: str) -> tuple[int, ...]:
