@@ -129,7 +129,7 @@ class DagRunner:
         """Start the process; the first run waits until it is ready.
 
         `env` is for every run, and for what Airflow reads only once, at its import. The modules of `preload` are
-        imported once, instead of in every run; none may start a thread.
+        imported once, instead of in every run; none may start a thread of Python's.
         """
         self.home = home.resolve()
         self._env = airflow_environment(self.home, env)
@@ -231,7 +231,8 @@ class DagRunner:
             if isinstance(error, EOFError | OSError):
                 raise DagTestError(f"Airflow did not start or has died; the log's end:\n{log}") from error
             raise
-        log = tail(folder / "log.txt")
+        # What a signal ends logs where each of its threads was.
+        log = tail(folder / "log.txt", 400 if status < 0 else 40)
         if timed_out:
             raise DagTestTimeoutError(f"killed after {timeout} seconds; the log's end:\n{log}")
         if status:

@@ -11,10 +11,12 @@ in its own folder: `result.json` and `log.txt`.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -181,6 +183,14 @@ def _collect_errors() -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
 
     class Listener:
+        @hookimpl
+        def on_task_instance_running(self) -> None:
+            # A crash is to log where, and to end the run. Airflow 3 has parsed the file, and for that taken the signal:
+            # its handler returns to the very instruction that crashes, for ever.
+            faulthandler.disable()
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            faulthandler.enable()
+
         @hookimpl
         def on_task_instance_failed(self, previous_state: Any, task_instance: Any, error: Any) -> None:
             seen.append(

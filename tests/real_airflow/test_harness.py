@@ -122,6 +122,11 @@ class TestDagTest:
             dag_runner.run(DAG + f"    def hang(): {daughter}.wait()\n    hang()", timeout=2)
         with pytest.raises(DagTestError, match="died with status 3"):
             dag_runner.run(DAG + "    def die(): import os; os._exit(3)\n    die()")
+        crash = "    def crash(): import os; os.kill(os.getpid(), 11)\n    crash()"
+        with pytest.raises(
+            DagTestError, match=r'(?s)died with status -11.*Segmentation fault.*dag.py", line \d+ in crash'
+        ):
+            dag_runner.run(DAG + crash)
         # The worker is the same and goes on; of the hanging run not even its daughter is left.
         assert dag_runner.run(DAG + "    def t(): pass\n    t()").expect()
         assert "sleep" not in [process.name() for process in processes_in(dag_runner.home)]
