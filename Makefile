@@ -29,10 +29,10 @@ AZURITE_VERSION := 3.37.0
 AZURITE := .cache/azurite-$(AZURITE_VERSION)/node_modules/.bin/azurite-blob
 
 HARNESS := tests/real_airflow/test_harness.py
-# Tests that run Airflow processes or a browser. Those of the second list are sensitive to load, so they run one by one.
-AIRFLOW_TESTS := tests/browser tests/plugins/test_app.py tests/sensors/test_parity.py tests/test_example_dags.py tests/test_queues_processes.py \
-  tests/test_real_processes.py
-AIRFLOW_TESTS_ALONE := tests/test_budget_processes.py tests/test_changes_processes.py tests/test_waiting_processes.py
+# Tests that run Airflow processes or a browser. The last is sensitive to load, so it runs alone.
+AIRFLOW_TESTS := tests/browser tests/plugins/test_app.py tests/sensors/test_parity.py tests/test_budget_processes.py \
+  tests/test_changes_processes.py tests/test_example_dags.py tests/test_queues_processes.py tests/test_real_processes.py
+AIRFLOW_TESTS_ALONE := tests/test_waiting_processes.py
 E2E := tests/e2e
 
 OLDEST := suite(airflow-2.11.0-day-python-3.11)
@@ -69,7 +69,7 @@ test: $(READY) ## run the tests that need no Airflow processes, and a DAG run of
 	@$(BIN)/python -m pytest $(WORKERS) \
 	  $(addprefix --ignore=,$(HARNESS) $(E2E) $(AIRFLOW_TESTS) $(AIRFLOW_TESTS_ALONE)) $(ARGS)
 
-test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (twelve minutes)
+test-airflow: $(READY) $(if $(shell command -v npm),$(AXE)) ## run the tests on Airflow processes, some of which are killed, and in a browser (ten minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope $(AIRFLOW_TESTS) $(ARGS)
 	@$(BIN)/python -m pytest $(AIRFLOW_TESTS_ALONE) $(ARGS)
 
