@@ -38,11 +38,15 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     :raises asyncio.CancelledError: if :func:`cancel` cancelled the coroutine.
     :raises RuntimeError: in the loop's own thread, which can't wait for itself.
     """
-    loop = _get_thread().loop
-    if _running_loop() is loop:
+    try:
+        loop = _get_thread().loop
+        if _running_loop() is loop:
+            raise RuntimeError("run() can't be called in its own event loop: await the coroutine instead")
+        call = _Call(loop, coroutine)
+    except BaseException:  # also an interrupt
         coroutine.close()
-        raise RuntimeError("run() can't be called in its own event loop: await the coroutine instead")
-    return _Call(loop, coroutine).result()
+        raise
+    return call.result()
 
 
 def cancel() -> None:
