@@ -364,6 +364,6 @@ def structs(in_forks):
 
 @pytest.mark.parametrize("output", ["files", pytest.param("table", marks=DELTA)])
 def test_types_of_json_are_known_once_imported(structs, output):
-    """If two threads are the first to decode a type, msgspec 0.21.1 uses what is unfinished, and the process dies."""
+    """If two threads are the first to decode a type, msgspec 0.22.0 uses what is unfinished, and the process dies."""
     assert structs["late"].get() == ["Late"]
     assert structs[output].get() == []
