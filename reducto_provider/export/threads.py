@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Final, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_EXIT_SECONDS: Final = 5.0
+
+_is_exiting = threading.Event()
+
+
+class ReadingThread(threading.Thread):
+    """
+    A thread that reads an object store. When Python exits, it waits for what such a thread has begun, for up to five
+    seconds.
+
+    It is a daemon, unlike the threads of an executor, which Python waits for however long: a store that hangs does not
+    hold up the exit. But a daemon that is within deltalake or pyarrow when Python has ended crashes the process.
+    """
+
+    def __init__(self, target: Callable[[], object], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
+
+
+@atexit.register
+def _wait_for_threads() -> None:
+    _is_exiting.set()
+    deadline = time.monotonic() + _EXIT_SECONDS
+    for thread in threading.enumerate():
+        if isinstance(thread, ReadingThread):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> list[Result]:
     """
     Return the results for all items, in order, computed by up to ``count`` threads.
 
-    The threads are daemons, unlike those of an executor, which Python waits for when it exits: a store that hangs holds
-    up no exit.
-
-    :raises Exception: an error of ``function``. Items that were not begun before are left out.
+    :raises Exception: an error of ``function``, or that Python exits. Items that were not begun before are left out.
     """
+
+    def call(item: Item) -> Result:
+        if _is_exiting.is_set():
+            raise RuntimeError("the process is ending")
+        return function(item)
+
     if count == 1 or len(items) <= 1:
-        return [function(item) for item in items]
+        return [call(item) for item in items]
     waiting: SimpleQueue[tuple[int, Item]] = SimpleQueue()
     for numbered in enumerate(items):
         waiting.put(numbered)
@@ -38,12 +69,12 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], co
             except Empty:
                 return
             try:
-                results[place] = function(item)
+                results[place] = call(item)
             except BaseException as error:  # noqa: BLE001  # raised where the results are awaited
                 errors.append(error)
                 is_over.set()
 
-    threads = [threading.Thread(target=work, name="reducto-read", daemon=True) for _ in range(min(count, len(items)))]
+    threads = [ReadingThread(work, "reducto-read") for _ in range(min(count, len(items)))]
     try:
         for thread in threads:
             thread.start()

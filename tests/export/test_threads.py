@@ -31,6 +31,27 @@ for _ in range(3):
 print("the end")
 """
 
+READING = """
+import threading, time
+from contextlib import suppress
+from reducto_provider.export.threads import ReadingThread, _is_exiting, map_in_threads
+
+begun = threading.Semaphore(0)
+
+def work(item):
+    begun.release()
+    _is_exiting.wait()
+    time.sleep(0.2)
+    print("read\\n", end="", flush=True)
+
+def read():
+    with suppress(RuntimeError):
+        map_in_threads(work, range(9), {count})
+
+ReadingThread(read, "reader").start()
+for _ in range({count}):
+    begun.acquire()
+"""
 READ_IN_THREADS = """
 import json, sys, threading
 from datetime import date
@@ -97,6 +118,11 @@ def run(*arguments):
 
 def test_what_hangs_holds_up_no_exit():
     assert run(HANGING) == "the end\n"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_being_read_is_awaited_when_python_exits_and_nothing_else_is_begun(count):
+    assert run(READING.format(count=count)) == "read\n" * count
 
 
 @pytest.mark.parametrize(

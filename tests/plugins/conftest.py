@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import time_machine
 
-from reducto_provider.export.dataset import UsageDataset
 from reducto_provider.export.exported_days import ExportedDay, ExportedDays
 from reducto_provider.export.formats import check_format
-from reducto_provider.export.storage import open_storage
+from reducto_provider.export.sink import open_sink
 from reducto_provider.usage.days import DayRange
 from reducto_provider.usage.query import UsageQuery
 from reducto_provider.usage.wire import decode_report
@@ -60,6 +59,7 @@ def publish(tmp_path: Path) -> Callable[..., str]:
         folder: str = "usage",
         at: str = "2026-11-21T06:00:00Z",
         filters: Mapping[str, tuple[str, ...]] | None = None,
+        output_format: str = "jsonl",
     ) -> str:
         start, end = days or (min(usage), max(usage))
         query = UsageQuery(start=start, end=end, org_id=org_id, group_by=group_by, **(filters or {}))
@@ -72,8 +72,8 @@ def publish(tmp_path: Path) -> Callable[..., str]:
         report = decode_report(json.dumps({**echo, "data": data}).encode(), query)
         location = f"{tmp_path}/{folder}"
         with time_machine.travel(at, tick=False):
-            dataset = UsageDataset(open_storage(location), check_format("jsonl"), query.filters())
-            dataset.publish(report, query, run="dag/run/task")
+            sink = open_sink(location, None, check_format(output_format), query.filters())
+            sink.publish(report, query, run="dag/run/task")
         return location
 
     return publish

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Final
 
-from reducto_provider.export.threads import map_in_threads
+from reducto_provider.export.threads import ReadingThread, map_in_threads
 from reducto_provider.plugins.usage_page.overview import OrganizationSummary, sort_summaries
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Overview:
 
 
 class Refresh:
-    """One reading of a dataset's overview, by a few threads. They are daemons: a store that hangs holds up no exit."""
+    """One reading of a dataset's overview, by a few threads."""
 
     def __init__(self, source: PageSource, today: date) -> None:
         self.today = today
@@ -63,7 +63,7 @@ class Refresh:
         self._proven: dict[str, OrganizationSummary] = {}
         self._info: DatasetInfo | None = None
         self._error: Exception | None = None
-        threading.Thread(target=self._run, name="reducto-usage-page", daemon=True).start()
+        ReadingThread(self._run, "reducto-usage-page").start()
 
     @property
     def has_ended(self) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
+
+from reducto_provider.export.threads import ReadingThread
 
 Result = TypeVar("Result")
 
@@ -17,7 +18,7 @@ class BusyError(RuntimeError):
 
 class BoundedThreads:
     """
-    At most ``count`` threads at a time. They are daemons, so that a store that hangs holds up no exit.
+    At most ``count`` threads at a time.
 
     The event loop's own pool is not used: work that hangs there would hold up other requests of the server.
     """
@@ -60,7 +61,7 @@ class BoundedThreads:
                 loop.call_soon_threadsafe(settle, result, error)
 
         try:
-            threading.Thread(target=call, name="reducto-usage-page", daemon=True).start()
+            ReadingThread(call, "reducto-usage-page").start()
         except RuntimeError:  # no more threads can be started
             self._free.release()
             raise
