@@ -339,17 +339,17 @@ report = decode_report(body % b",".join(row % day for day in (1, 2)), query)
 threshold = UsageThreshold(query=query, metric="credits", threshold=Decimal(2))
 read = threshold.read(report, datetime(2026, 6, 3, tzinfo=UTC))
 assert Reading.from_json(read.as_json()) == read
-folder = tempfile.mkdtemp()
-for partitioned in {partitioned}:
-    for time in range(3):
-        path = folder if partitioned else folder + "/usage.json"
-        sink = open_sink(path, None, FORMATS[{format!r}], query.filters(), partitioned=partitioned)
-        sink.check(query, "run")
-        changes = {{file.day: file.change for file in sink.publish(report, query, "run")}}
-        sink.acknowledge({{("org_a", "product"): changes.items()}})
-    if partitioned:
-        assert read_usage(folder, org_id="org_a", start=query.start, end=query.end) == list(report.rows)
-        verify_dataset(open_storage(folder))
+with tempfile.TemporaryDirectory() as folder:
+    for partitioned in {partitioned}:
+        for time in range(3):
+            path = folder if partitioned else folder + "/usage.json"
+            sink = open_sink(path, None, FORMATS[{format!r}], query.filters(), partitioned=partitioned)
+            sink.check(query, "run")
+            changes = {{file.day: file.change for file in sink.publish(report, query, "run")}}
+            sink.acknowledge({{("org_a", "product"): changes.items()}})
+        if partitioned:
+            assert read_usage(folder, org_id="org_a", start=query.start, end=query.end) == list(report.rows)
+            verify_dataset(open_storage(folder))
 result = looked_at
 """
 

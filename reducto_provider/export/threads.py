@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Final, TypeVar
@@ -21,8 +22,7 @@ _is_exiting = threading.Event()
 
 class ReadingThread(threading.Thread):
     """
-    A thread that reads an object store. When Python exits, it waits for what such a thread has begun, for up to five
-    seconds.
+    A thread that reads an object store. Python's exit waits for what it has begun, for up to five seconds.
 
     It is a daemon, unlike the threads of an executor, which Python waits for however long: a store that hangs does not
     hold up the exit. But a daemon that is within deltalake or pyarrow when Python has ended crashes the process.
@@ -99,19 +99,15 @@ def import_pyarrow() -> None:
     if "pyarrow" in sys.modules or threading.current_thread() is threading.main_thread():
         import_module("pyarrow")
         return
-    is_over = threading.Event()
-    errors: list[BaseException] = []
+    imported: Future[object] = Future()
 
     def work() -> None:
         try:
-            import_module("pyarrow")
+            imported.set_result(import_module("pyarrow"))
         except BaseException as error:  # noqa: BLE001  # raised where it is awaited
-            errors.append(error)
-        is_over.set()
-        if not errors:
+            imported.set_exception(error)
+        else:
             threading.Event().wait()
 
     threading.Thread(target=work, name="reducto-pyarrow", daemon=True).start()
-    is_over.wait()
-    if errors:
-        raise errors[0]
+    imported.result()

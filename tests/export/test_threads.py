@@ -157,6 +157,7 @@ def need():
 needs = threading.Thread(target=need)
 needs.start()
 needs.join()
-print(threading.active_count())
+lasting = [each for each in threading.enumerate() if each.name == "reducto-pyarrow"]
+print([each.name for each in lasting if each.join(10) or each.is_alive()])
 """
-    assert run(code) == "No module named 'pyarrow'\n1\n"
+    assert run(code) == "No module named 'pyarrow'\n[]\n"

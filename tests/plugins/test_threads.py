@@ -37,6 +37,7 @@ async def serve():
 
     requests = [asyncio.create_task(request()) for _ in range(4)]
     await asyncio.sleep(1)
+    assert not any(each.done() for each in requests), requests
     for each in requests:
         each.cancel()
     await asyncio.gather(*requests, return_exceptions=True)
